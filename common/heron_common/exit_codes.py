@@ -1,0 +1,33 @@
+"""Exit codes of all HERON commands: small, numbered, documented. Only `main` functions exit."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a process says with its exit status."""
+
+    OK = 0
+    FAILURE = 1
+    CONFIGURATION = 2
+    DATA = 3
+    REFUSED = 4
+    UNREACHABLE = 5
+    PROGRAM = 6
+    STORAGE = 7
+    FORCED = 130
+
+
+EXIT_HELP: dict[ExitCode, str] = {
+    ExitCode.OK: "finished, or stopped on request after a drain",
+    ExitCode.FAILURE: "an unexpected error; the log has the traceback",
+    ExitCode.CONFIGURATION: "an option, file or environment variable is wrong; restarting changes nothing",
+    ExitCode.DATA: "the data is missing or not what the run expects; restarting changes nothing",
+    ExitCode.REFUSED: "the server refused this client for good (version, name); restarting changes nothing",
+    ExitCode.UNREACHABLE: "the server could not be reached within --give-up-after-seconds; a restart may help",
+    ExitCode.PROGRAM: "a program cannot be built or run here",
+    ExitCode.STORAGE: "the disk is full or unreadable; the last good checkpoint is intact",
+    ExitCode.FORCED: "a second signal forced the end",
+}
+"""Every code has help; a test compares the two."""

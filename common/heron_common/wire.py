@@ -1,0 +1,252 @@
+"""Domain values to protobuf and back, in pairs `x_to_proto` and `x_from_proto`; the only domain module that knows protobuf."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from heron_common.assignment import (
+    Assignment,
+    BlobReference,
+    DataSpecification,
+    LocalStatistics,
+    Membership,
+    ModelSpec,
+    NextStep,
+    ProgramKind,
+    ProgramReference,
+    UploadAnswer,
+    UploadLoss,
+    UploadPurpose,
+    Wait,
+)
+from heron_common.assignment import Finished as FinishedRun
+from heron_common.directions import DirectionDistribution
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError
+from heron_common.ids import RoundReference
+from heron_common.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan
+from heron_common.tensors import MAX_RANK, DType, TensorSpec
+from heron_common.zeroth_order import FiniteDifference
+from heron_proto.v1 import split_training_pb2 as pb
+
+Member = TypeVar("Member")
+
+
+def _table(members: Any, wire_enum: Any, prefix: str) -> dict[Any, int]:
+    """Return {domain member: wire number}; fails at import if the two enums do not name the same things."""
+    table = {member: wire_enum.Value(f"{prefix}_{member.name}") for member in members}
+    if len(table) != len(wire_enum.keys()) - 1:
+        raise RuntimeError(f"the wire enum with prefix {prefix} and its domain enum name different things")
+    return table
+
+
+_DTYPE = _table(DType, pb.DType, "DTYPE")
+_PROGRAM_KIND = _table(ProgramKind, pb.ProgramKind, "PROGRAM_KIND")
+_PURPOSE = _table(UploadPurpose, pb.UploadPurpose, "UPLOAD_PURPOSE")
+_PLAN_ENUMS: dict[str, dict[Any, int]] = {
+    "objective": _table(Objective, pb.Objective, "OBJECTIVE"),
+    "estimator": _table(Estimator, pb.Estimator, "ESTIMATOR"),
+    "difference": _table(FiniteDifference, pb.FiniteDifference, "FINITE_DIFFERENCE"),
+    "distribution": _table(DirectionDistribution, pb.DirectionDistribution, "DIRECTION_DISTRIBUTION"),
+    "head_training": _table(HeadTraining, pb.HeadTraining, "HEAD_TRAINING"),
+    "optimiser": _table(ClientOptimiser, pb.ClientOptimiser, "CLIENT_OPTIMISER"),
+}
+
+
+def _member(table: dict[Member, int], number: int, what: str) -> Member:
+    for member, value in table.items():
+        if value == number:
+            return member
+    raise RefusedError(ErrorCode.INVALID_TENSOR, f"{what} {number} is not one that this version knows: update the older side")
+
+
+def tensor_spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
+    """Encode a tensor specification."""
+    return pb.TensorSpec(name=spec.name, dtype=_DTYPE[spec.dtype], shape=spec.shape)  # type: ignore[arg-type]
+
+
+def tensor_spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
+    """Decode a tensor specification; refuses unknown dtypes, more than MAX_RANK dimensions and dimensions below 1."""
+    if len(message.shape) > MAX_RANK or any(dimension < 1 for dimension in message.shape):
+        raise RefusedError(ErrorCode.INVALID_TENSOR, f"a shape has at most {MAX_RANK} dimensions of at least 1, but {list(message.shape)[:16]} came")
+    return TensorSpec(message.name, _member(_DTYPE, message.dtype, "dtype"), tuple(message.shape))
+
+
+def tensor_specs_from_proto(messages: Any) -> tuple[TensorSpec, ...]:
+    """Decode several tensor specifications."""
+    return tuple(tensor_spec_from_proto(message) for message in messages)
+
+
+def blob_to_proto(blob: BlobReference) -> pb.Blob:
+    """Encode a blob reference."""
+    return pb.Blob(sha256=blob.sha256, size_bytes=blob.size_bytes)
+
+
+def blob_from_proto(message: pb.Blob) -> BlobReference:
+    """Decode a blob reference."""
+    return BlobReference(message.sha256, message.size_bytes)
+
+
+def round_to_proto(reference: RoundReference) -> pb.RoundReference:
+    """Encode a round reference."""
+    return pb.RoundReference(round_index=reference.round_index, attempt=reference.attempt)
+
+
+def round_from_proto(message: pb.RoundReference) -> RoundReference:
+    """Decode a round reference."""
+    return RoundReference(message.round_index, message.attempt)
+
+
+def plan_to_proto(plan: Plan) -> pb.Plan:
+    """Encode a plan."""
+    values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    return pb.Plan(**{name: _PLAN_ENUMS[name][value] if name in _PLAN_ENUMS else value for name, value in values.items()})
+
+
+def plan_from_proto(message: pb.Plan) -> Plan:
+    """Decode a plan; refuses members of an enum that this version does not know."""
+    values = {f.name: getattr(message, f.name) for f in dataclasses.fields(Plan)}
+    return Plan(**{name: _member(_PLAN_ENUMS[name], value, name) if name in _PLAN_ENUMS else value for name, value in values.items()})
+
+
+def membership_to_proto(membership: Membership) -> pb.JoinResponse:
+    """Encode the answer to a join."""
+    data = membership.data_specification
+    return pb.JoinResponse(
+        run_id=membership.run_id,
+        session=membership.session,
+        run_seed=membership.run_seed,
+        data_specification=pb.DataSpecification(
+            name=data.name,
+            input_shape=data.input_shape,
+            num_classes=data.num_classes,
+            mean=data.mean,
+            standard_deviation=data.standard_deviation,
+        ),
+        model=pb.Model(
+            client_model=[tensor_spec_to_proto(s) for s in membership.model.client_model],
+            auxiliary_head=[tensor_spec_to_proto(s) for s in membership.model.auxiliary_head],
+            cut=tensor_spec_to_proto(membership.model.cut),
+        ),
+        programs=[
+            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch)  # type: ignore[arg-type]
+            for p in membership.programs
+        ],
+        heartbeat_seconds=membership.heartbeat_seconds,
+        num_rounds=membership.num_rounds,
+    )
+
+
+def membership_from_proto(message: pb.JoinResponse) -> Membership:
+    """Decode the answer to a join."""
+    data = message.data_specification
+    return Membership(
+        run_id=message.run_id,
+        session=message.session,
+        run_seed=message.run_seed,
+        data_specification=DataSpecification(data.name, tuple(data.input_shape), data.num_classes, data.mean, data.standard_deviation),
+        model=ModelSpec(
+            client_model=tensor_specs_from_proto(message.model.client_model),
+            auxiliary_head=tensor_specs_from_proto(message.model.auxiliary_head),
+            cut=tensor_spec_from_proto(message.model.cut),
+        ),
+        programs=tuple(
+            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch) for p in message.programs
+        ),
+        heartbeat_seconds=message.heartbeat_seconds,
+        num_rounds=message.num_rounds,
+    )
+
+
+def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
+    """Encode an assignment."""
+    return pb.Assignment(
+        round=round_to_proto(assignment.round),
+        plan=plan_to_proto(assignment.plan),
+        client_model=blob_to_proto(assignment.client_model),
+        auxiliary_head=blob_to_proto(assignment.auxiliary_head) if assignment.auxiliary_head else None,
+        direction_scales=assignment.direction_scales,
+        second_moment=assignment.second_moment,
+    )
+
+
+def assignment_from_proto(message: pb.Assignment) -> Assignment:
+    """Decode an assignment."""
+    return Assignment(
+        round=round_from_proto(message.round),
+        plan=plan_from_proto(message.plan),
+        client_model=blob_from_proto(message.client_model),
+        auxiliary_head=blob_from_proto(message.auxiliary_head) if message.HasField("auxiliary_head") else None,
+        direction_scales=tuple(message.direction_scales),
+        second_moment=message.second_moment,
+    )
+
+
+def next_step_to_proto(step: NextStep, losses: tuple[UploadLoss, ...]) -> pb.NextAssignmentResponse:
+    """Encode what a client should do next."""
+    encoded = [loss_to_proto(loss) for loss in losses]
+    if isinstance(step, Assignment):
+        return pb.NextAssignmentResponse(assignment=assignment_to_proto(step), losses=encoded)
+    if isinstance(step, Wait):
+        return pb.NextAssignmentResponse(wait=pb.Wait(seconds=step.seconds, reason=step.reason), losses=encoded)
+    return pb.NextAssignmentResponse(finished=pb.Finished(reason=step.reason), losses=encoded)
+
+
+def next_step_from_proto(message: pb.NextAssignmentResponse) -> NextStep:
+    """Decode what to do next; an answer of a kind this version does not know is a short wait."""
+    which = message.WhichOneof("next")
+    if which == "assignment":
+        return assignment_from_proto(message.assignment)
+    if which == "finished":
+        return FinishedRun(message.finished.reason)
+    return Wait(message.wait.seconds or 1.0, message.wait.reason)
+
+
+def loss_to_proto(loss: UploadLoss) -> pb.UploadLoss:
+    """Encode the server's loss on an upload."""
+    return pb.UploadLoss(
+        round=round_to_proto(loss.round), local_step=loss.local_step, server_loss=loss.server_loss, server_version=loss.server_version
+    )
+
+
+def losses_from_proto(messages: Any) -> tuple[UploadLoss, ...]:
+    """Decode the server's losses on uploads."""
+    return tuple(UploadLoss(round_from_proto(m.round), m.local_step, m.server_loss, m.server_version) for m in messages)
+
+
+def answer_to_proto(answer: UploadAnswer) -> pb.UploadAnswer:
+    """Encode the answer to an upload."""
+    return pb.UploadAnswer(
+        server_version=answer.server_version, probe_losses=answer.probe_losses, losses=[loss_to_proto(loss) for loss in answer.losses]
+    )
+
+
+def answer_from_proto(message: pb.UploadAnswer) -> UploadAnswer:
+    """Decode the answer to an upload."""
+    return UploadAnswer(message.server_version, tuple(message.probe_losses), losses_from_proto(message.losses))
+
+
+def purpose_to_proto(purpose: UploadPurpose) -> Any:
+    """Encode an upload's purpose."""
+    return _PURPOSE[purpose]
+
+
+def purpose_from_proto(number: int) -> UploadPurpose:
+    """Decode an upload's purpose; refuses unknown ones."""
+    return _member(_PURPOSE, number, "upload purpose")
+
+
+def statistics_to_proto(statistics: LocalStatistics) -> pb.LocalStatistics:
+    """Encode a client's own measurements."""
+    return pb.LocalStatistics(**dataclasses.asdict(statistics))
+
+
+def statistics_from_proto(message: pb.LocalStatistics) -> LocalStatistics:
+    """Decode a client's own measurements."""
+    return LocalStatistics(**{f.name: getattr(message, f.name) for f in dataclasses.fields(LocalStatistics)})
+
+
+def dtypes_to_proto() -> list[Any]:
+    """Return the wire numbers of every dtype that this version understands."""
+    return list(_DTYPE.values())

@@ -1,0 +1,72 @@
+"""The life of a client process on one screen: open, join, train, leave, close."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from random import SystemRandom
+
+from prometheus_client import CollectorRegistry
+
+from heron_common.clock import MonotonicClock
+from heron_common.console import LiveConsole, human_bytes, is_terminal
+from heron_common.data.partition import shard_rows
+from heron_common.data.sources import open_source
+from heron_common.metrics_server import MetricsServer
+from heron_common.process_memory import resident_memory
+from heron_client.config import ClientConfig
+from heron_client.metrics import ClientMetrics
+from heron_client.runtime import self_test
+from heron_client.session import Session, SessionSettings
+from heron_client.state_directory import StateDirectory
+from heron_client.transport import Transport
+
+log = logging.getLogger(__name__)
+
+
+def run_client(config: ClientConfig, stop: threading.Event) -> None:
+    """Run a client until the run is finished or `stop` is set; then everything it opened is closed.
+
+    Raises:
+        HeronError: the data, the configuration, a program or the server stands in the way; see the exit codes.
+
+    """
+    self_test()
+    source = open_source(config.data)
+    source = source.restricted(shard_rows(source.num_examples, config.shard))
+    registry = CollectorRegistry()
+    metrics = ClientMetrics(registry)
+    with ExitStack() as stack:
+        state = StateDirectory(config.state_dir, config.name)
+        stack.callback(state.close)
+        if config.metrics_port is not None:
+            endpoint = MetricsServer(registry, config.metrics_host, config.metrics_port)
+            stack.callback(endpoint.stop)
+            log.info("serving metrics", extra={"address": f"http://{config.metrics_host}:{endpoint.port}/metrics"})
+        transport = Transport(config.server, metrics.count_bytes)
+        stack.callback(transport.close)
+        settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)
+        session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop)
+        watcher = threading.Thread(target=_cancel_when_stopped, args=(stop, transport), name="stop", daemon=True)
+        watcher.start()
+        log.info("starting", extra={"server": config.server, "data": f"{config.data} {config.shard}", "client": config.name})
+        if is_terminal():
+            stack.enter_context(LiveConsole(f"heron-client {config.name}", lambda: _rows(metrics)))
+        session.run()
+
+
+def _cancel_when_stopped(stop: threading.Event, transport: Transport) -> None:
+    stop.wait()
+    transport.cancel()
+
+
+def _rows(metrics: ClientMetrics) -> list[tuple[str, str]]:
+    memory = resident_memory()
+    return [
+        ("phase", metrics.phase_label),
+        ("round, step", f"{metrics.round_label}, {metrics.step_label}"),
+        ("local loss", f"{metrics.local_loss_value:.4f}"),
+        ("bytes up, down", f"{human_bytes(metrics.bytes_by_direction['up'])}, {human_bytes(metrics.bytes_by_direction['down'])}"),
+        ("memory, peak", f"{human_bytes(memory.resident_bytes)}, {human_bytes(memory.peak_bytes)}"),
+    ]

@@ -1,0 +1,65 @@
+"""The `heron-client` command: options in, exit code out. The only place of the client that exits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from heron_common.errors import (
+    ConfigurationError,
+    DataError,
+    HeronError,
+    ProgramError,
+    RefusedError,
+    StorageError,
+    TransportError,
+)
+from heron_common.exit_codes import ExitCode
+from heron_common.log_setup import set_up_logging
+from heron_common.signals import stop_on_signals
+from heron_client.memory import tame_allocator
+
+_EXIT_CODES: tuple[tuple[type[HeronError], ExitCode], ...] = (
+    (ConfigurationError, ExitCode.CONFIGURATION),
+    (DataError, ExitCode.DATA),
+    (ProgramError, ExitCode.PROGRAM),
+    (StorageError, ExitCode.STORAGE),
+    (RefusedError, ExitCode.REFUSED),
+    (TransportError, ExitCode.UNREACHABLE),
+)
+
+
+def exit_code_of(error: HeronError) -> ExitCode:
+    """Return the exit code that an error ends the process with."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.FAILURE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the client and return its exit code."""
+    tame_allocator()
+    # gRPC's own log lines repeat what our errors say in a sentence.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from heron_client.app import run_client
+    from heron_client.config import parse_config
+
+    stop = threading.Event()
+    try:
+        config = parse_config(sys.argv[1:] if arguments is None else arguments, os.environ)
+        set_up_logging(config.log_level)
+        with stop_on_signals(stop):
+            run_client(config, stop)
+    except HeronError as exc:
+        print(f"heron-client: {exc}", file=sys.stderr)
+        return exit_code_of(exc)
+    except Exception:
+        logging.getLogger("heron_client").exception("unexpected error")
+        return ExitCode.FAILURE
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

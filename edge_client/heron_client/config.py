@@ -1,0 +1,168 @@
+"""The client's options: flags, then environment variables `HERON_CLIENT_<OPTION>`, then defaults. All mistakes come at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from heron_common.data.partition import Shard, parse_shard
+from heron_common.data.sources import source_names
+from heron_common.errors import ConfigurationError
+from heron_common.ids import checked_client_name
+from heron_common.version import VERSION
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Everything a client can be told."""
+
+    server: str
+    """host:port of heron-server."""
+    data: str
+    """Data source; raw values, the server says how to normalise them."""
+    shard: Shard
+    """Which part of the source is this client's; the whole by default."""
+    name: str
+    """Unique in the run; host and shard by default, so that devices need no configuration."""
+    state_dir: Path
+    """Identity and program cache; a client keeps its name after a crash because of it."""
+    threads: int
+    """Threads of the runtime; one by default, because a device has other work and small fronts gain nothing from more."""
+    window_bytes: int
+    """Bytes of activations between compute and upload; 4 MiB hides a round trip."""
+    give_up_after_seconds: float
+    """How long an unreachable server is tried; 0, the default, means for ever: servers come back."""
+    metrics_host: str
+    """Interface of the metrics endpoint; loopback by default."""
+    metrics_port: int | None
+    """Port of the metrics endpoint; none by default, because many clients may share a host; 0 takes a free one."""
+    log_level: str
+    """debug, info, warning or error."""
+
+
+_HELP = {
+    "server": "host:port of heron-server",
+    "data": f"data source: {'; '.join(source_names())}",
+    "shard": "INDEX/COUNT, this client's part of the source (default: 0/1, all of it)",
+    "name": "unique name of this client (default: host and shard)",
+    "state-dir": "directory for identity and program cache (default: below the user's state directory, by name)",
+    "threads": "threads of the runtime (default: 1)",
+    "window-bytes": "bytes of activations between compute and upload (default: 4194304)",
+    "give-up-after-seconds": "how long an unreachable server is tried (default: 0, for ever)",
+    "metrics-host": "interface of the metrics endpoint (default: 127.0.0.1)",
+    "metrics-port": "port of the metrics endpoint (default: no endpoint; 0: any free port)",
+    "log-level": "debug, info, warning or error (default: info)",
+}
+
+
+def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> ClientConfig:
+    """Read the options.
+
+    Raises:
+        ConfigurationError: something is missing or wrong; one message names every mistake.
+
+    """
+    parser = argparse.ArgumentParser(
+        prog="heron-client",
+        description="Trains the front of a model on this device by forward passes alone.",
+        epilog="Every option may also be given in the environment: --state-dir as HERON_CLIENT_STATE_DIR, and so on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
+    for option, text in _HELP.items():
+        parser.add_argument(f"--{option}", help=text)
+    given = vars(parser.parse_args(list(arguments)))
+    text = {option: given[option.replace("-", "_")] or environment.get(_variable(option)) for option in _HELP}
+    return _Reader(text).read()
+
+
+def _variable(option: str) -> str:
+    return f"HERON_CLIENT_{option.upper().replace('-', '_')}"
+
+
+class _Reader:
+    """Turns option texts into a configuration and collects what is wrong on the way."""
+
+    def __init__(self, text: dict[str, str | None]) -> None:
+        self._text = text
+        self._mistakes: list[str] = []
+
+    def read(self) -> ClientConfig:
+        server, data = self._required("server"), self._required("data")
+        if server and not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}", server):
+            self._mistakes.append(f"--server is host:port like 10.0.0.5:50051, not {server!r}")
+        shard = self._shard()
+        name = self._name(shard)
+        state_dir = self._text["state-dir"]
+        config = ClientConfig(
+            server=server,
+            data=data,
+            shard=shard,
+            name=name,
+            state_dir=Path(state_dir) if state_dir else default_state_dir(name, os.environ),
+            threads=int(self._number("threads", 1, 1)),
+            window_bytes=int(self._number("window-bytes", 4 << 20, 1 << 20)),
+            give_up_after_seconds=self._number("give-up-after-seconds", 0, 0),
+            metrics_host=self._text["metrics-host"] or "127.0.0.1",
+            metrics_port=int(self._number("metrics-port", 0, 0)) if self._text["metrics-port"] is not None else None,
+            log_level=self._log_level(),
+        )
+        if self._mistakes:
+            raise ConfigurationError("; ".join(self._mistakes))
+        return config
+
+    def _required(self, option: str) -> str:
+        if not self._text[option]:
+            self._mistakes.append(f"--{option} is missing: give {_HELP[option]}")
+        return self._text[option] or ""
+
+    def _shard(self) -> Shard:
+        try:
+            return parse_shard(self._text["shard"] or "0/1")
+        except ConfigurationError as exc:
+            self._mistakes.append(f"--shard: {exc}")
+            return Shard(0, 1)
+
+    def _name(self, shard: Shard) -> str:
+        name = self._text["name"] or default_name(shard)
+        try:
+            return checked_client_name(name)
+        except ConfigurationError as exc:
+            self._mistakes.append(f"--name: {exc}")
+            return "invalid"
+
+    def _number(self, option: str, default: float, least: float) -> float:
+        text = self._text[option]
+        try:
+            value = float(text) if text else default
+        except ValueError:
+            value = -1.0
+        if not least <= value < 1e15:
+            self._mistakes.append(f"--{option} is a number of at least {least:g}, not {text!r}")
+            return default
+        return value
+
+    def _log_level(self) -> str:
+        level = (self._text["log-level"] or "info").lower()
+        if level not in ("debug", "info", "warning", "error"):
+            self._mistakes.append(f"--log-level is debug, info, warning or error, not {level!r}")
+        return level
+
+
+def default_name(shard: Shard) -> str:
+    """Return a name from host and shard, with characters that names may not have replaced."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:60] or "client"
+    return f"{host}-shard-{shard.index}-of-{shard.count}" if shard.count > 1 else host
+
+
+def default_state_dir(name: str, environment: Mapping[str, str]) -> Path:
+    """Return the directory for a client's state by the XDG convention."""
+    base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "heron-client" / name
+
+

@@ -1,0 +1,56 @@
+"""Tells the server that a training client is alive, and tells the training thread when its round is over."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from heron_common.assignment import Assignment, Finished, UploadLoss
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError, TransportError
+from heron_common.ids import RoundReference
+from heron_common.process_memory import resident_memory
+from heron_client.transport import Transport
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Calls the server every `period_seconds` from a thread of its own until stopped."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        training: RoundReference,
+        period_seconds: float,
+        round_over: threading.Event,
+        on_losses: Callable[[tuple[UploadLoss, ...]], None],
+    ) -> None:
+        self._transport = transport
+        self._training = training
+        self._period = period_seconds
+        self._round_over = round_over
+        self._on_losses = on_losses
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating; returns when the thread has ended; safe to repeat."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._period):
+            try:
+                step, losses = self._transport.next_step(self._training, resident_memory().resident_bytes)
+            except TransportError as exc:
+                log.debug("heartbeat not heard", extra={"reason": str(exc)})
+            except RefusedError as exc:
+                if exc.code in (ErrorCode.SESSION_UNKNOWN, ErrorCode.ROUND_OVER):
+                    self._round_over.set()
+            else:
+                self._on_losses(losses)
+                if isinstance(step, Finished) or (isinstance(step, Assignment) and step.round != self._training):
+                    self._round_over.set()

@@ -1,0 +1,121 @@
+"""Exactly one answer for every upload: settle the one before, stream this one, and recompute it from its snapshot when the network fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from heron_common.assignment import UploadAnswer
+from heron_common.error_catalog import CATALOG, ErrorCode
+from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
+from heron_common.retry import BackoffPolicy
+from heron_common.tensors import Float32Array
+from heron_client.uploader import Upload, Uploader, UploadRequest
+
+log = logging.getLogger(__name__)
+
+_PACING = {ErrorCode.TOO_FAR_AHEAD, ErrorCode.SPOOL_FULL, ErrorCode.STREAM_BUSY}
+"""Refusals that only mean "later" are the normal course of things."""
+
+Stream = Callable[[Upload], Float32Array]
+"""Writes one upload, from the beginning, and returns the base losses; the same call writes the same bytes."""
+
+
+class RoundStopped(HeronError):  # noqa: N818 - the round ends elsewhere; nothing went wrong here
+    """The server ended or changed the round while this client was at work on it."""
+
+
+@dataclass(frozen=True)
+class SendOutcome:
+    """Base losses of the streamed pass, and the answer if the plan waits for it."""
+
+    losses: Float32Array
+    answer: UploadAnswer | None
+
+
+@dataclass
+class _Pending:
+    upload: Upload
+    stream: Stream
+
+
+class StepSender:
+    """Sends the uploads of one round, at most one in flight while the next step computes."""
+
+    def __init__(
+        self,
+        uploader: Uploader,
+        stop: threading.Event,
+        round_over: threading.Event,
+        on_answer: Callable[[UploadAnswer], None],
+        random: Random,
+        backoff: BackoffPolicy | None = None,
+    ) -> None:
+        self._uploader = uploader
+        self._stop = stop
+        self._round_over = round_over
+        self._on_answer = on_answer
+        self._random = random
+        self._backoff = backoff or BackoffPolicy()
+        self._pending: _Pending | None = None
+
+    def send(self, request: UploadRequest, stream: Stream) -> SendOutcome:
+        """Settle the upload before, stream this one, and wait for its answer only if it carries probes.
+
+        Raises:
+            Interrupted: this process was asked to stop.
+            RoundStopped: the server ended the round.
+            RefusedError: the server refuses the upload for good.
+
+        """
+        self.settle()
+        self.check()
+        upload = self._uploader.open(request)
+        self._pending = _Pending(upload, stream)
+        losses = stream(upload)
+        return SendOutcome(losses, self.settle() if request.num_probes else None)
+
+    def settle(self) -> UploadAnswer | None:
+        """Wait for the answer to the upload under way, retrying for as long as it takes; None if there is none."""
+        if self._pending is None:
+            return None
+        delays = self._backoff.delays(self._random)
+        while True:
+            try:
+                answer = self._pending.upload.answer()
+            except (TransportError, RefusedError) as exc:
+                self._wait_to_retry(exc, delays)
+                self._pending.upload = self._uploader.open(self._pending.upload.request)
+                self._pending.stream(self._pending.upload)
+            else:
+                self._pending = None
+                self._on_answer(answer)
+                return answer
+
+    def check(self) -> None:
+        """Raise Interrupted or RoundStopped if it is time to."""
+        if self._stop.is_set():
+            raise Interrupted("asked to stop")
+        if self._round_over.is_set():
+            raise RoundStopped("the server ended this round")
+
+    def abort(self) -> None:
+        """Give up the upload under way; safe to repeat."""
+        if self._pending is not None:
+            self._pending.upload.abort()
+            self._pending = None
+
+    def _wait_to_retry(self, error: HeronError, delays: Iterator[float]) -> None:
+        self.check()
+        delay = next(delays)
+        if isinstance(error, RefusedError):
+            if not CATALOG[error.code].retryable:
+                raise error
+            delay = error.retry_after_seconds or delay
+        if not (isinstance(error, RefusedError) and error.code in _PACING):
+            log.warning("upload failed, will be repeated", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
+        self._stop.wait(delay)
+        self.check()

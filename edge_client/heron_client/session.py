@@ -1,0 +1,262 @@
+"""A client's life with a server: NEW, JOINED, TRAINING, LEFT; it comes back after anything but its own stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import TypeVar
+
+import numpy as np
+
+from heron_common.assignment import Assignment, BlobReference, Finished, Membership, ProgramKind, UploadAnswer, UploadLoss, Wait, update_specs
+from heron_common.clock import Clock
+from heron_common.data.check import check_source
+from heron_common.data.sources import DataSource
+from heron_common.error_catalog import CATALOG, ErrorCode
+from heron_common.errors import DataError, Interrupted, ProgramError, RefusedError, TransportError
+from heron_common.process_memory import resident_memory
+from heron_common.retry import BackoffPolicy
+from heron_common.tensors import Float32Array, Int64Array
+from heron_client.heartbeat import Heartbeat
+from heron_client.local_training import LocalContext, LocalRound
+from heron_client.memory import return_freed_memory
+from heron_client.metrics import ClientMetrics
+from heron_client.parameters import LocalParameters
+from heron_client.runtime import Program
+from heron_client.sending import RoundStopped, StepSender
+from heron_client.state_directory import StateDirectory
+from heron_client.transport import Transport
+from heron_client.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ROUND_ENDED = {ErrorCode.ROUND_OVER, ErrorCode.ATTEMPT_ABANDONED, ErrorCode.NOT_IN_COHORT, ErrorCode.CONFLICTING_UPLOAD, ErrorCode.BLOB_UNKNOWN}
+
+
+class SessionState(Enum):
+    """NEW: no session. JOINED: has one and asks for work. TRAINING: at work on a round. LEFT: done, for good."""
+
+    NEW = "new"
+    JOINED = "joined"
+    TRAINING = "training"
+    LEFT = "left"
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What the session needs to know of the configuration."""
+
+    client_name: str
+    threads: int
+    give_up_after_seconds: float
+    window_bytes: int
+
+
+class Session:
+    """Runs until the server says that the run is over or `stop` is set."""
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        transport: Transport,
+        source: DataSource,
+        state: StateDirectory,
+        metrics: ClientMetrics,
+        clock: Clock,
+        random: Random,
+        stop: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._source = source
+        self._state_directory = state
+        self._metrics = metrics
+        self._clock = clock
+        self._random = random
+        self._stop = stop
+        self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
+        self.state = SessionState.NEW
+
+    def run(self) -> None:
+        """Join, train and leave; returns when the run is finished or `stop` is set.
+
+        Raises:
+            RefusedError: the server refuses this client for good.
+            TransportError: the server was out of reach for longer than `give_up_after_seconds`.
+            DataError, ProgramError: data or a program does not fit.
+
+        """
+        context: LocalContext | None = None
+        try:
+            while self.state is not SessionState.LEFT:
+                try:
+                    if context is None or self.state is SessionState.NEW:
+                        context = self._join()
+                    self._work(context)
+                except RefusedError as exc:
+                    if exc.code is not ErrorCode.SESSION_UNKNOWN:
+                        raise
+                    log.warning("the server does not know this session, joining again")
+                    self._metrics.reconnects.inc()
+                    self._enter(SessionState.NEW)
+        except Interrupted:
+            self._leave("stopped by a signal")
+
+    def _enter(self, state: SessionState) -> None:
+        self.state = state
+        self._metrics.phase(state.value)
+
+    def _join(self) -> LocalContext:
+        settings, source = self._settings, self._source
+        identity = self._state_directory.identity_key
+        membership = self._retry(lambda: self._transport.join(settings.client_name, identity, source.num_examples), "join")
+        try:
+            check_source(source, membership.data_specification)
+        except DataError:
+            self._leave("its data does not fit the run")
+            raise
+        self._state_directory.remember_run(membership.run_id)
+        parameters = LocalParameters(membership.model)
+        programs = {p.kind: self._program(membership, parameters, p.kind) for p in membership.programs}
+        self._enter(SessionState.JOINED)
+        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": source.num_examples})
+        self._heartbeat_seconds = membership.heartbeat_seconds
+
+        def read_batch(indices: Int64Array) -> tuple[Float32Array, Int64Array]:
+            x, y = source.batch(indices, membership.data_specification)
+            if not bool(np.isfinite(x).all()):
+                raise DataError(f"samples must be finite, but {source.name!r} holds NaN or infinity: clean the data")
+            return x, y
+
+        return LocalContext(
+            settings.client_name, membership.run_seed, membership.model, parameters, programs, read_batch, source.num_examples, self._clock
+        )
+
+    def _program(self, membership: Membership, parameters: LocalParameters, kind: ProgramKind) -> Program:
+        reference = next(p for p in membership.programs if p.kind is kind)
+        data = self._state_directory.cached_program(reference.blob)
+        if data is None:
+            data = self._retry(lambda: self._transport.fetch(reference.blob, "program"), "fetch a program")
+            self._state_directory.keep_program(reference.blob, data)
+        return Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, self._settings.threads)
+
+    def _work(self, context: LocalContext) -> None:
+        while self.state is SessionState.JOINED:
+            step, losses = self._retry(lambda: self._transport.next_step(None, resident_memory().resident_bytes), "ask for work")
+            self._note_losses(losses)
+            if isinstance(step, Assignment):
+                self._train(context, step)
+            elif isinstance(step, Wait):
+                self._pause(step.seconds)
+            elif isinstance(step, Finished):
+                log.info("the run is finished", extra={"reason": step.reason})
+                self._leave("the run is finished")
+
+    def _train(self, context: LocalContext, assignment: Assignment) -> None:
+        self._enter(SessionState.TRAINING)
+        self._metrics.round_started(assignment)
+        round_over = threading.Event()
+        sender = StepSender(self._uploader, self._stop, round_over, self._on_answer, self._random)
+        heartbeat = Heartbeat(self._transport, assignment.round, self._heartbeat_seconds, round_over, self._note_losses)
+        try:
+            self._load_weights(context, assignment)
+            waited = self._uploader.totals.wait_seconds
+            local_round = LocalRound(context, assignment, sender, self._metrics.step_done)
+            for local_step in range(assignment.plan.local_steps):
+                sender.check()
+                local_round.run_step(local_step)
+            local_round.finish()
+            self._submit(context, assignment, local_round, self._uploader.totals.wait_seconds - waited)
+        except RoundStopped as exc:
+            log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
+        except RefusedError as exc:
+            if exc.code not in _ROUND_ENDED:
+                raise
+            self._metrics.rejections.labels(reason=exc.code.value).inc()
+            log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": exc.sentence})
+        finally:
+            heartbeat.stop()
+            sender.abort()
+            return_freed_memory()
+        self._enter(SessionState.JOINED)
+
+    def _load_weights(self, context: LocalContext, assignment: Assignment) -> None:
+        targets: list[tuple[BlobReference | None, Float32Array, str]] = [
+            (assignment.client_model, context.parameters.front, "front weights"),
+            (assignment.auxiliary_head, context.parameters.head, "head weights"),
+        ]
+        for blob, target, what in targets:
+            if blob is None:
+                continue
+            if blob.size_bytes != target.nbytes:
+                raise ProgramError(f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server")
+            data = self._retry(lambda blob=blob: self._transport.fetch(blob, "weights"), f"fetch {what}")  # type: ignore[misc]
+            np.copyto(target, np.frombuffer(data, "<f4"))
+
+    def _submit(self, context: LocalContext, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
+        plan = assignment.plan
+        specs = update_specs(plan, context.model)
+        weights = [context.parameters.front, context.parameters.head][: len(specs)]
+        memory = resident_memory()
+        statistics = local_round.meter.to_statistics(local_round.second_moment, local_round.step_seconds, waited, memory.peak_bytes)
+        losses = self._retry(lambda: self._transport.submit(assignment.round, plan.local_steps, specs, weights, statistics), "submit the update")
+        self._note_losses(losses)
+        self._metrics.round_done(statistics)
+        log.info(
+            "round done",
+            extra={
+                "round_index": assignment.round.round_index,
+                "local_loss": statistics.mean_local_loss,
+                "wait_seconds": waited,
+                "peak_memory_mb": round(memory.peak_bytes / 1e6, 1),
+            },
+        )
+        if waited > 0.5 * local_round.step_seconds > 0:
+            log.warning("most of the round went into waiting for uploads: raise --upload-interval, or cut where activations are smaller")
+
+    def _on_answer(self, answer: UploadAnswer) -> None:
+        self._metrics.uploads_answered.inc()
+        self._note_losses(answer.losses)
+
+    def _note_losses(self, losses: tuple[UploadLoss, ...]) -> None:
+        if losses:
+            self._metrics.server_loss.set(losses[-1].server_loss)
+
+    def _leave(self, reason: str) -> None:
+        if self.state is not SessionState.LEFT:
+            self._enter(SessionState.LEFT)
+            try:
+                self._transport.leave(reason, resident_memory().peak_bytes)
+            except (TransportError, RefusedError) as exc:
+                log.info("left without the server hearing it", extra={"reason": str(exc)})
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise Interrupted("asked to stop")
+
+    def _retry(self, call: Callable[[], T], what: str) -> T:
+        """Call until it succeeds; backs off on transport failures and retryable refusals, and says so."""
+        started = self._clock.now()
+        delays: Iterator[float] = BackoffPolicy().delays(self._random)
+        while True:
+            if self._stop.is_set():
+                raise Interrupted("asked to stop")
+            try:
+                return call()
+            except (TransportError, RefusedError) as exc:
+                delay = next(delays)
+                if isinstance(exc, RefusedError):
+                    self._metrics.rejections.labels(reason=exc.code.value).inc()
+                    if not CATALOG[exc.code].retryable:
+                        raise
+                    delay = exc.retry_after_seconds or delay
+                elif 0 < self._settings.give_up_after_seconds <= self._clock.now() - started:
+                    raise
+                log.warning(f"could not {what}, trying again", extra={"reason": str(exc), "retry_seconds": round(delay, 2)})
+                self._pause(delay)

@@ -1,0 +1,90 @@
+"""What a client keeps on disk: its identity, the run it knows, programs by digest. One process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from heron_common.assignment import BlobReference
+from heron_common.errors import ConfigurationError, StorageError
+from heron_common.ids import new_token
+
+
+class StateDirectory:
+    """Opened for the life of the process; a second process on the same directory is refused."""
+
+    def __init__(self, path: Path, client_name: str) -> None:
+        """Create or open the directory and lock it.
+
+        Raises:
+            ConfigurationError: another client uses it, or it belongs to a client of another name.
+            StorageError: it cannot be written.
+
+        """
+        self._path = path
+        try:
+            (path / "programs").mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigurationError(f"another heron-client is using {path}: give this one another --name or --state-dir") from exc
+        except OSError as exc:
+            raise StorageError(f"cannot write the state directory {path} ({exc.strerror or exc}): choose another --state-dir") from exc
+        known = self._read()
+        if known.get("name", client_name) != client_name:
+            raise ConfigurationError(f"{path} belongs to client {known['name']!r}, not {client_name!r}: give another --state-dir or the same --name")
+        self.identity_key = known.get("identity_key") or new_token()
+        self._known = {"name": client_name, "identity_key": self.identity_key, "run_id": known.get("run_id", "")}
+        self._write()
+
+    def remember_run(self, run_id: str) -> None:
+        """Keep the id of the run that was joined."""
+        if self._known["run_id"] != run_id:
+            self._known["run_id"] = run_id
+            self._write()
+
+    def cached_program(self, blob: BlobReference) -> bytes | None:
+        """Return a program if it was fetched before and is undamaged."""
+        try:
+            data = self._program_path(blob).read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == blob.sha256 else None
+
+    def keep_program(self, blob: BlobReference, data: bytes) -> None:
+        """Keep a program for next time."""
+        self._replace(self._program_path(blob), data)
+
+    def close(self) -> None:
+        """Release the lock; safe to repeat."""
+        self._lock.close()
+
+    def _program_path(self, blob: BlobReference) -> Path:
+        # The name is computed, never taken from the wire: a digest with a slash in it must not name a path.
+        return self._path / "programs" / f"{int(blob.sha256 or '0', 16):064x}.onnx"
+
+    def _read(self) -> dict[str, str]:
+        try:
+            known = json.loads((self._path / "client.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as exc:
+            raise StorageError(f"{self._path / 'client.json'} is damaged ({exc}): delete it to start with a new identity") from exc
+        return {str(k): str(v) for k, v in known.items()}
+
+    def _write(self) -> None:
+        self._replace(self._path / "client.json", (json.dumps(self._known, indent=2) + "\n").encode())
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as exc:
+            raise StorageError(f"cannot write {path} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc

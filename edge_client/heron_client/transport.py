@@ -1,0 +1,229 @@
+"""All gRPC of the client: domain values in, domain values out; `grpc.RpcError` never leaves this file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+
+from heron_common.assignment import BlobReference, LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss
+from heron_common.chunks import StreamAccount, split_rows
+from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
+from heron_common.errors import HeronError, ProgramError, RefusedError, TransportError
+from heron_common.grpc_options import CALL_DEADLINE_SECONDS, channel_options
+from heron_common.ids import RoundReference
+from heron_common.tensors import Float32Array, TensorSpec
+from heron_common.version import PROTOCOL_VERSION, VERSION
+from heron_common.wire import (
+    answer_from_proto,
+    dtypes_to_proto,
+    losses_from_proto,
+    membership_from_proto,
+    next_step_from_proto,
+    purpose_to_proto,
+    round_to_proto,
+    statistics_to_proto,
+    tensor_spec_to_proto,
+)
+from heron_proto.v1 import split_training_pb2 as pb
+from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
+from heron_client.uploader import Chunk, UploadRequest
+
+CountBytes = Callable[[str, str, int], None]
+"""(direction "up" or "down", kind, bytes)."""
+
+_FATAL_TRANSPORT = {grpc.StatusCode.UNIMPLEMENTED}
+
+
+class Transport:
+    """One channel to one server and the session that lives on it.
+
+    Safe to use from the training, upload and heartbeat threads at once; control calls take turns.
+    """
+
+    def __init__(self, target: str, count_bytes: CountBytes, stream_deadline_seconds: float = 300.0) -> None:
+        self._target = target
+        self._count = count_bytes
+        self._stream_deadline = stream_deadline_seconds
+        self._channel = grpc.insecure_channel(target, options=channel_options())
+        self._stub = SplitTrainingStub(self._channel)  # type: ignore[no-untyped-call]
+        self._control = threading.Lock()
+        self._calls: set[Any] = set()
+        self._session = ""
+        self._run_id = ""
+        self._losses_seen = 0
+
+    def join(self, client_name: str, identity_key: str, num_examples: int) -> Membership:
+        """Introduce this client and keep the session.
+
+        Raises:
+            RefusedError: the server refuses it, for good or for now.
+            TransportError: the server cannot be reached.
+
+        """
+        request = pb.JoinRequest(
+            protocol_version=PROTOCOL_VERSION,
+            client_name=client_name,
+            identity_key=identity_key,
+            num_examples=num_examples,
+            capabilities=pb.Capabilities(
+                client_version=VERSION,
+                runtime_version=f"onnxruntime {onnxruntime.__version__}",
+                wire_dtypes=dtypes_to_proto(),
+                cpu_count=os.cpu_count() or 1,
+            ),
+        )
+        response = self._call(self._stub.Join, request)
+        membership = membership_from_proto(response)
+        self._session, self._run_id, self._losses_seen = membership.session, membership.run_id, 0
+        return membership
+
+    def next_step(self, training: RoundReference | None, resident_memory_bytes: int) -> tuple[NextStep, tuple[UploadLoss, ...]]:
+        """Ask what to do next, or, while training, say that this client is alive; returns at once."""
+        request = pb.NextAssignmentRequest(
+            session=self._session,
+            training=round_to_proto(training) if training else None,
+            losses_seen=self._losses_seen,
+            resident_memory_bytes=resident_memory_bytes,
+        )
+        response = self._call(self._stub.NextAssignment, request)
+        return next_step_from_proto(response), self._received(response.losses)
+
+    def fetch(self, blob: BlobReference, kind: str) -> bytes:
+        """Fetch a blob, going on by offset after a broken stream is retried by the caller; checks size and digest.
+
+        Raises:
+            ProgramError: the bytes are not the ones that the digest names.
+
+        """
+        data = bytearray()
+        request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256)
+        with self._mapped():
+            for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
+                data += part.data
+                self._count("down", kind, len(part.data))
+                if len(data) > blob.size_bytes:
+                    raise ProgramError(f"blob {blob.sha256[:12]} was announced with {blob.size_bytes} bytes, but more came: it is refused")
+        if hashlib.sha256(data).hexdigest() != blob.sha256:
+            raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
+        return bytes(data)
+
+    def upload(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
+        """Send one upload as its chunks become available and return the server's answer."""
+        header = pb.UploadHeader(
+            session=self._session,
+            run_id=self._run_id,
+            round=round_to_proto(request.round),
+            purpose=purpose_to_proto(request.purpose),
+            local_step=request.local_step,
+            num_probes=request.num_probes,
+            tensors=[tensor_spec_to_proto(spec) for spec in request.tensors],
+            total_bytes=sum(spec.size_bytes for spec in request.tensors),
+            losses_seen=self._losses_seen,
+        )
+        kinds = [spec.name for spec in request.tensors]
+        messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds)
+        answer: UploadAnswer | None = None
+        with self._mapped():
+            for response in self._tracked(self._stub.TrainBatch(messages, timeout=self._stream_deadline)):
+                answer = answer_from_proto(response.answer)
+                self._count("down", "losses", response.ByteSize())
+                self._losses_seen += len(answer.losses)
+        if answer is None:
+            raise TransportError("the server closed the upload without an answer")
+        return answer
+
+    def submit(
+        self, reference: RoundReference, steps: int, specs: tuple[TensorSpec, ...], weights: list[Float32Array], statistics: LocalStatistics
+    ) -> tuple[UploadLoss, ...]:
+        """Submit the resulting weights of a round; safe to repeat."""
+        header = pb.UpdateHeader(
+            session=self._session,
+            run_id=self._run_id,
+            round=round_to_proto(reference),
+            steps_completed=steps,
+            encoding=pb.UPDATE_ENCODING_DENSE,
+            tensors=[tensor_spec_to_proto(spec) for spec in specs],
+            total_bytes=sum(spec.size_bytes for spec in specs),
+            statistics=statistics_to_proto(statistics),
+            losses_seen=self._losses_seen,
+        )
+        chunks = (
+            (index, bytes(piece))
+            for index, (spec, array) in enumerate(zip(specs, weights, strict=True))
+            for piece in split_rows(memoryview(np.ascontiguousarray(array)).cast("B"), spec.row_bytes)
+        )
+        messages = self._stream(pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs))
+        with self._mapped():
+            response = self._stub.SubmitUpdate(messages, timeout=self._stream_deadline)
+        return self._received(response.losses)
+
+    def leave(self, reason: str, peak_memory_bytes: int) -> None:
+        """Say goodbye; raises TransportError or RefusedError if the server did not hear it."""
+        self._call(self._stub.Leave, pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes), timeout=5.0)
+
+    def cancel(self) -> None:
+        """Cancel every stream under way; their callers get a TransportError."""
+        for call in list(self._calls):
+            call.cancel()
+
+    def close(self) -> None:
+        """Cancel what is under way and close the channel; safe to repeat."""
+        self.cancel()
+        self._channel.close()
+
+    def _call(self, method: Any, request: Any, timeout: float = CALL_DEADLINE_SECONDS) -> Any:
+        with self._control, self._mapped():
+            response = method(request, timeout=timeout)
+        self._count("up", "control", request.ByteSize())
+        self._count("down", "control", response.ByteSize())
+        return response
+
+    def _stream(self, part: Any, header: Any, chunks: Iterator[Chunk], kinds: list[str]) -> Iterator[Any]:
+        account = StreamAccount()
+        yield header
+        for tensor_index, data in chunks:
+            account.add(data)
+            self._count("up", kinds[tensor_index], len(data))
+            yield part(chunk=pb.TensorChunk(tensor_index=tensor_index, data=data))
+        yield part(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
+
+    def _received(self, messages: Any) -> tuple[UploadLoss, ...]:
+        losses = losses_from_proto(messages)
+        self._losses_seen += len(losses)
+        return losses
+
+    def _tracked(self, call: Any) -> Iterator[Any]:
+        self._calls.add(call)
+        try:
+            yield from call
+        finally:
+            self._calls.discard(call)
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as exc:
+            raise _translate(exc, self._target) from exc
+
+
+def _translate(error: Any, target: str) -> HeronError:
+    """Turn a gRPC failure into ours: the catalog's code if the server sent one, else a transport failure."""
+    metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
+    code = metadata.get(ERROR_CODE_METADATA)
+    if code in set(ErrorCode):
+        pushback = metadata.get(RETRY_PUSHBACK_METADATA)
+        return RefusedError(ErrorCode(code), error.details(), float(pushback) / 1000.0 if pushback else None)
+    status = error.code()
+    if status in _FATAL_TRANSPORT:
+        return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
+    details = (error.details() or "no details").rpartition(": ")[2]
+    return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]})")

@@ -1,0 +1,163 @@
+"""The bounded window between compute and upload: activations leave as they are computed, and compute waits when the uplink is slower."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from heron_common.assignment import UploadAnswer, UploadPurpose
+from heron_common.chunks import MAX_CHUNK_BYTES, split_rows
+from heron_common.clock import Clock
+from heron_common.errors import HeronError, TransportError
+from heron_common.ids import RoundReference
+from heron_common.tensors import TensorSpec
+
+DEFAULT_WINDOW_BYTES = 4 << 20
+"""Four chunks: enough to hide a round trip, little beside the client's fixed memory."""
+
+
+@dataclass(frozen=True)
+class UploadRequest:
+    """What the header of an upload says."""
+
+    round: RoundReference
+    purpose: UploadPurpose
+    local_step: int
+    num_probes: int
+    tensors: tuple[TensorSpec, ...]
+
+
+Chunk = tuple[int, bytes]
+SendUpload = Callable[[UploadRequest, Iterator[Chunk]], UploadAnswer]
+"""Sends header, chunks (tensor index, bytes) and trailer; returns the answer or raises HeronError."""
+
+
+@dataclass
+class UploadTotals:
+    """Seconds that compute waited for the window or for answers, over the life of the process."""
+
+    wait_seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, seconds: float) -> None:
+        """Add to the waits."""
+        with self.lock:
+            self.wait_seconds += seconds
+
+
+class Upload:
+    """One upload under way: rows go in from the computing thread, chunks go out on a thread of its own."""
+
+    def __init__(self, request: UploadRequest, send: SendUpload, window_bytes: int, clock: Clock, totals: UploadTotals) -> None:
+        self.request = request
+        self._window_bytes = window_bytes
+        self._clock = clock
+        self._totals = totals
+        self._condition = threading.Condition()
+        self._queue: deque[Chunk] = deque()
+        self._queued_bytes = 0
+        self._closed = False
+        self._done = False
+        self._answer: UploadAnswer | None = None
+        self._error: HeronError | None = None
+        self._tensor_index = 0
+        self._pending = bytearray()
+        self._thread = threading.Thread(target=self._run, args=(send,), name="upload", daemon=True)
+        self._thread.start()
+
+    def write(self, tensor_index: int, rows: memoryview) -> None:
+        """Queue whole rows of a tensor; blocks while the window is full; does nothing once the stream has failed."""
+        if tensor_index != self._tensor_index:
+            self._flush()
+            self._tensor_index = tensor_index
+        for piece in split_rows(rows, self.request.tensors[tensor_index].row_bytes):
+            if len(self._pending) + len(piece) > MAX_CHUNK_BYTES:
+                self._flush()
+            self._pending += piece
+
+    def finish(self) -> None:
+        """Say that all rows are written; returns at once."""
+        self._flush()
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    def answer(self) -> UploadAnswer:
+        """Wait for the server's answer; the wait counts as upload wait.
+
+        Raises:
+            HeronError: what went wrong, RefusedError and TransportError among them.
+
+        """
+        started = self._clock.now()
+        self._thread.join()
+        self._totals.add(self._clock.now() - started)
+        if self._error is not None:
+            raise self._error
+        if self._answer is None:
+            raise TransportError("the upload ended without an answer")
+        return self._answer
+
+    def abort(self) -> None:
+        """Give the upload up; returns at once, safe to repeat."""
+        with self._condition:
+            self._done = True
+            self._closed = True
+            self._queue.clear()
+            self._condition.notify_all()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        chunk = bytes(self._pending)
+        self._pending.clear()
+        started = self._clock.now()
+        with self._condition:
+            while self._queued_bytes + len(chunk) > self._window_bytes and self._queue and not self._done:
+                self._condition.wait()
+            if not self._done:
+                self._queue.append((self._tensor_index, chunk))
+                self._queued_bytes += len(chunk)
+                self._condition.notify_all()
+        self._totals.add(self._clock.now() - started)
+
+    def _chunks(self) -> Iterator[Chunk]:
+        while True:
+            with self._condition:
+                while not self._queue and not self._closed:
+                    self._condition.wait()
+                if self._done or not self._queue:
+                    return
+                chunk = self._queue.popleft()
+                self._queued_bytes -= len(chunk[1])
+                self._condition.notify_all()
+            yield chunk
+
+    def _run(self, send: SendUpload) -> None:
+        try:
+            self._answer = send(self.request, self._chunks())
+        except HeronError as exc:
+            self._error = exc
+        except Exception as exc:  # a defect must reach the computing thread, not die with this one
+            self._error = TransportError(f"the upload failed unexpectedly: {exc!r}")
+            self._error.__cause__ = exc
+        finally:
+            with self._condition:
+                self._done = True
+                self._condition.notify_all()
+
+
+class Uploader:
+    """Opens uploads one at a time."""
+
+    def __init__(self, send: SendUpload, clock: Clock, window_bytes: int = DEFAULT_WINDOW_BYTES) -> None:
+        self._send = send
+        self._clock = clock
+        self._window_bytes = max(window_bytes, MAX_CHUNK_BYTES)
+        self.totals = UploadTotals()
+
+    def open(self, request: UploadRequest) -> Upload:
+        """Start an upload; the caller settles it before opening the next."""
+        return Upload(request, self._send, self._window_bytes, self._clock, self.totals)

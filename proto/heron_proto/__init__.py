@@ -1,0 +1,1 @@
+"""Proto contracts of HERON: `heron_proto.v1`."""

@@ -1,0 +1,468 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_FLOAT32: _ClassVar[DType]
+    DTYPE_INT64: _ClassVar[DType]
+
+class ProgramKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROGRAM_KIND_UNSPECIFIED: _ClassVar[ProgramKind]
+    PROGRAM_KIND_LOSS: _ClassVar[ProgramKind]
+    PROGRAM_KIND_FRONT: _ClassVar[ProgramKind]
+
+class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OBJECTIVE_UNSPECIFIED: _ClassVar[Objective]
+    OBJECTIVE_NONE: _ClassVar[Objective]
+    OBJECTIVE_AUXILIARY: _ClassVar[Objective]
+    OBJECTIVE_SERVER: _ClassVar[Objective]
+
+class Estimator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ESTIMATOR_UNSPECIFIED: _ClassVar[Estimator]
+    ESTIMATOR_NONE: _ClassVar[Estimator]
+    ESTIMATOR_ZEROTH_ORDER: _ClassVar[Estimator]
+
+class FiniteDifference(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINITE_DIFFERENCE_UNSPECIFIED: _ClassVar[FiniteDifference]
+    FINITE_DIFFERENCE_FORWARD: _ClassVar[FiniteDifference]
+    FINITE_DIFFERENCE_CENTRAL: _ClassVar[FiniteDifference]
+
+class DirectionDistribution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DIRECTION_DISTRIBUTION_UNSPECIFIED: _ClassVar[DirectionDistribution]
+    DIRECTION_DISTRIBUTION_RADEMACHER: _ClassVar[DirectionDistribution]
+    DIRECTION_DISTRIBUTION_GAUSSIAN: _ClassVar[DirectionDistribution]
+    DIRECTION_DISTRIBUTION_SPHERE: _ClassVar[DirectionDistribution]
+
+class ClientOptimiser(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLIENT_OPTIMISER_UNSPECIFIED: _ClassVar[ClientOptimiser]
+    CLIENT_OPTIMISER_SGD: _ClassVar[ClientOptimiser]
+    CLIENT_OPTIMISER_ADAM: _ClassVar[ClientOptimiser]
+    CLIENT_OPTIMISER_SCALAR_ADAPTIVE: _ClassVar[ClientOptimiser]
+
+class HeadTraining(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HEAD_TRAINING_UNSPECIFIED: _ClassVar[HeadTraining]
+    HEAD_TRAINING_NONE: _ClassVar[HeadTraining]
+    HEAD_TRAINING_CLIENT: _ClassVar[HeadTraining]
+    HEAD_TRAINING_SERVER: _ClassVar[HeadTraining]
+
+class UploadPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPLOAD_PURPOSE_UNSPECIFIED: _ClassVar[UploadPurpose]
+    UPLOAD_PURPOSE_TRAIN: _ClassVar[UploadPurpose]
+    UPLOAD_PURPOSE_PROBE: _ClassVar[UploadPurpose]
+
+class UpdateEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPDATE_ENCODING_UNSPECIFIED: _ClassVar[UpdateEncoding]
+    UPDATE_ENCODING_DENSE: _ClassVar[UpdateEncoding]
+DTYPE_UNSPECIFIED: DType
+DTYPE_FLOAT32: DType
+DTYPE_INT64: DType
+PROGRAM_KIND_UNSPECIFIED: ProgramKind
+PROGRAM_KIND_LOSS: ProgramKind
+PROGRAM_KIND_FRONT: ProgramKind
+OBJECTIVE_UNSPECIFIED: Objective
+OBJECTIVE_NONE: Objective
+OBJECTIVE_AUXILIARY: Objective
+OBJECTIVE_SERVER: Objective
+ESTIMATOR_UNSPECIFIED: Estimator
+ESTIMATOR_NONE: Estimator
+ESTIMATOR_ZEROTH_ORDER: Estimator
+FINITE_DIFFERENCE_UNSPECIFIED: FiniteDifference
+FINITE_DIFFERENCE_FORWARD: FiniteDifference
+FINITE_DIFFERENCE_CENTRAL: FiniteDifference
+DIRECTION_DISTRIBUTION_UNSPECIFIED: DirectionDistribution
+DIRECTION_DISTRIBUTION_RADEMACHER: DirectionDistribution
+DIRECTION_DISTRIBUTION_GAUSSIAN: DirectionDistribution
+DIRECTION_DISTRIBUTION_SPHERE: DirectionDistribution
+CLIENT_OPTIMISER_UNSPECIFIED: ClientOptimiser
+CLIENT_OPTIMISER_SGD: ClientOptimiser
+CLIENT_OPTIMISER_ADAM: ClientOptimiser
+CLIENT_OPTIMISER_SCALAR_ADAPTIVE: ClientOptimiser
+HEAD_TRAINING_UNSPECIFIED: HeadTraining
+HEAD_TRAINING_NONE: HeadTraining
+HEAD_TRAINING_CLIENT: HeadTraining
+HEAD_TRAINING_SERVER: HeadTraining
+UPLOAD_PURPOSE_UNSPECIFIED: UploadPurpose
+UPLOAD_PURPOSE_TRAIN: UploadPurpose
+UPLOAD_PURPOSE_PROBE: UploadPurpose
+UPDATE_ENCODING_UNSPECIFIED: UpdateEncoding
+UPDATE_ENCODING_DENSE: UpdateEncoding
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Blob(_message.Message):
+    __slots__ = ("sha256", "size_bytes")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    size_bytes: int
+    def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class TensorChunk(_message.Message):
+    __slots__ = ("tensor_index", "data")
+    TENSOR_INDEX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    tensor_index: int
+    data: bytes
+    def __init__(self, tensor_index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Trailer(_message.Message):
+    __slots__ = ("length_bytes", "sha256")
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    length_bytes: int
+    sha256: bytes
+    def __init__(self, length_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class DataSpecification(_message.Message):
+    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    input_shape: _containers.RepeatedScalarFieldContainer[int]
+    num_classes: int
+    mean: float
+    standard_deviation: float
+    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ...) -> None: ...
+
+class Program(_message.Message):
+    __slots__ = ("kind", "blob", "micro_batch")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    kind: ProgramKind
+    blob: Blob
+    micro_batch: int
+    def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("client_model", "auxiliary_head", "cut")
+    CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    client_model: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    auxiliary_head: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    cut: TensorSpec
+    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor")
+    PRESET_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    SMOOTHING_RADIUS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_TRAINING_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    OPTIMISER_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    preset: str
+    objective: Objective
+    estimator: Estimator
+    difference: FiniteDifference
+    distribution: DirectionDistribution
+    direction_groups: int
+    smoothing_radius: float
+    head_training: HeadTraining
+    local_steps: int
+    upload_interval: int
+    batch_size: int
+    micro_batch: int
+    optimiser: ClientOptimiser
+    learning_rate: float
+    clip_factor: float
+    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("client_version", "runtime_version", "wire_dtypes", "cpu_count")
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPES_FIELD_NUMBER: _ClassVar[int]
+    CPU_COUNT_FIELD_NUMBER: _ClassVar[int]
+    client_version: str
+    runtime_version: str
+    wire_dtypes: _containers.RepeatedScalarFieldContainer[DType]
+    cpu_count: int
+    def __init__(self, client_version: _Optional[str] = ..., runtime_version: _Optional[str] = ..., wire_dtypes: _Optional[_Iterable[_Union[DType, str]]] = ..., cpu_count: _Optional[int] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    client_name: str
+    identity_key: str
+    num_examples: int
+    capabilities: Capabilities
+    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_SEED_FIELD_NUMBER: _ClassVar[int]
+    DATA_SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    session: str
+    run_seed: int
+    data_specification: DataSpecification
+    model: Model
+    programs: _containers.RepeatedCompositeFieldContainer[Program]
+    heartbeat_seconds: float
+    num_rounds: int
+    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ...) -> None: ...
+
+class FetchBlobRequest(_message.Message):
+    __slots__ = ("session", "sha256", "offset_bytes")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    sha256: str
+    offset_bytes: int
+    def __init__(self, session: _Optional[str] = ..., sha256: _Optional[str] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
+
+class FetchBlobResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class RoundReference(_message.Message):
+    __slots__ = ("round_index", "attempt")
+    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    round_index: int
+    attempt: int
+    def __init__(self, round_index: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class NextAssignmentRequest(_message.Message):
+    __slots__ = ("session", "training", "losses_seen", "resident_memory_bytes")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    training: RoundReference
+    losses_seen: int
+    resident_memory_bytes: int
+    def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ..., resident_memory_bytes: _Optional[int] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_SCALES_FIELD_NUMBER: _ClassVar[int]
+    SECOND_MOMENT_FIELD_NUMBER: _ClassVar[int]
+    round: RoundReference
+    plan: Plan
+    client_model: Blob
+    auxiliary_head: Blob
+    direction_scales: _containers.RepeatedScalarFieldContainer[float]
+    second_moment: float
+    def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., client_model: _Optional[_Union[Blob, _Mapping]] = ..., auxiliary_head: _Optional[_Union[Blob, _Mapping]] = ..., direction_scales: _Optional[_Iterable[float]] = ..., second_moment: _Optional[float] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("seconds", "reason")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    reason: str
+    def __init__(self, seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class NextAssignmentResponse(_message.Message):
+    __slots__ = ("assignment", "wait", "finished", "losses")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    assignment: Assignment
+    wait: Wait
+    finished: Finished
+    losses: _containers.RepeatedCompositeFieldContainer[UploadLoss]
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("session", "run_id", "round", "purpose", "local_step", "num_probes", "tensors", "total_bytes", "losses_seen")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROBES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    run_id: str
+    round: RoundReference
+    purpose: UploadPurpose
+    local_step: int
+    num_probes: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    total_bytes: int
+    losses_seen: int
+    def __init__(self, session: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[_Union[RoundReference, _Mapping]] = ..., purpose: _Optional[_Union[UploadPurpose, str]] = ..., local_step: _Optional[int] = ..., num_probes: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., losses_seen: _Optional[int] = ...) -> None: ...
+
+class TrainBatchRequest(_message.Message):
+    __slots__ = ("header", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    chunk: TensorChunk
+    trailer: Trailer
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
+
+class UploadLoss(_message.Message):
+    __slots__ = ("round", "local_step", "server_loss", "server_version")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    SERVER_LOSS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    round: RoundReference
+    local_step: int
+    server_loss: float
+    server_version: int
+    def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., local_step: _Optional[int] = ..., server_loss: _Optional[float] = ..., server_version: _Optional[int] = ...) -> None: ...
+
+class UploadAnswer(_message.Message):
+    __slots__ = ("server_version", "probe_losses", "losses")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBE_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    server_version: int
+    probe_losses: _containers.RepeatedScalarFieldContainer[float]
+    losses: _containers.RepeatedCompositeFieldContainer[UploadLoss]
+    def __init__(self, server_version: _Optional[int] = ..., probe_losses: _Optional[_Iterable[float]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ...) -> None: ...
+
+class TrainBatchResponse(_message.Message):
+    __slots__ = ("answer",)
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    answer: UploadAnswer
+    def __init__(self, answer: _Optional[_Union[UploadAnswer, _Mapping]] = ...) -> None: ...
+
+class LocalStatistics(_message.Message):
+    __slots__ = ("second_moment", "mean_local_loss", "forward_passes", "differences", "difference_mean", "difference_variance", "differences_clipped", "differences_non_finite", "step_seconds", "upload_wait_seconds", "peak_memory_bytes")
+    SECOND_MOMENT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LOCAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_MEAN_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_CLIPPED_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_NON_FINITE_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    second_moment: float
+    mean_local_loss: float
+    forward_passes: int
+    differences: int
+    difference_mean: float
+    difference_variance: float
+    differences_clipped: int
+    differences_non_finite: int
+    step_seconds: float
+    upload_wait_seconds: float
+    peak_memory_bytes: int
+    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("session", "run_id", "round", "steps_completed", "encoding", "tensors", "total_bytes", "statistics", "losses_seen")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STEPS_COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    run_id: str
+    round: RoundReference
+    steps_completed: int
+    encoding: UpdateEncoding
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    total_bytes: int
+    statistics: LocalStatistics
+    losses_seen: int
+    def __init__(self, session: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[_Union[RoundReference, _Mapping]] = ..., steps_completed: _Optional[int] = ..., encoding: _Optional[_Union[UpdateEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., statistics: _Optional[_Union[LocalStatistics, _Mapping]] = ..., losses_seen: _Optional[int] = ...) -> None: ...
+
+class SubmitUpdateRequest(_message.Message):
+    __slots__ = ("header", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    chunk: TensorChunk
+    trailer: Trailer
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
+
+class SubmitUpdateResponse(_message.Message):
+    __slots__ = ("losses",)
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    losses: _containers.RepeatedCompositeFieldContainer[UploadLoss]
+    def __init__(self, losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("session", "reason", "peak_memory_bytes")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    reason: str
+    peak_memory_bytes: int
+    def __init__(self, session: _Optional[str] = ..., reason: _Optional[str] = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
+
+class LeaveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,86 @@
+"""The life of the server on one screen: open, start, serve, drain, stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import ExitStack
+
+from prometheus_client import CollectorRegistry
+
+from heron_common.clock import MonotonicClock
+from heron_common.console import LiveConsole, is_terminal
+from heron_common.errors import CheckpointError, HeronError
+from heron_common.metrics_server import MetricsServer
+from heron_server.assembly import Assembly, assemble
+from heron_server.config import ServerConfig
+from heron_server.console import console_rows
+from heron_server.rounds.state import Phase
+from heron_server.storage.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.2
+"""How often deadlines are looked at; far below any deadline."""
+
+
+def run_server(config: ServerConfig, stop: threading.Event) -> None:
+    """Serve until all rounds are done or `stop` is set; then drain, write the summary and return.
+
+    Raises:
+        HeronError: the configuration, the model, a program or the disk stands in the way; see the exit codes.
+
+    """
+    with ExitStack() as stack:
+        directory = RunDirectory(config.run.run_dir)
+        stack.callback(directory.close)
+        registry = CollectorRegistry()
+        parts = assemble(config, directory, registry, MonotonicClock())
+        endpoint = MetricsServer(registry, config.network.metrics_host, config.network.metrics_port)
+        stack.callback(endpoint.stop)
+        _start(config, parts, directory, endpoint.port, stop)
+        if is_terminal():
+            stack.enter_context(LiveConsole(f"heron-server {config.run.preset}", lambda: console_rows(parts)))
+        _serve(parts, stop)
+        _drain(config, parts, interrupted=stop.is_set())
+    if parts.worker.failure is not None:
+        raise HeronError(f"the trainer died ({parts.worker.failure!r}): its traceback is in the log; --resume goes on from the last checkpoint")
+    if parts.worker.checkpoint_failed:
+        raise CheckpointError("the last checkpoint could not be written: free some space, then --resume from the one before")
+
+
+def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metrics_port: int, stop: threading.Event) -> None:
+    parts.worker.save()
+    parts.network.start()
+    parts.worker.start(parts.worklist, on_end=parts.ended.set)
+    parts.coordinator.start(parts.worker.inputs())
+    address = {"address": f"{config.network.host}:{parts.network.port}", "metrics": f"{config.network.metrics_host}:{metrics_port}", "pid": os.getpid()}
+    directory.write_address(address)
+    log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
+    if not config.network.is_loopback:
+        log.warning("listening beyond loopback without TLS: activations and labels travel in clear")
+
+
+def _serve(parts: Assembly, stop: threading.Event) -> None:
+    """Return when the trainer has ended (all rounds done, or it died) or a stop was asked for."""
+    while not parts.ended.is_set() and not stop.is_set():
+        parts.coordinator.tick()
+        stop.wait(TICK_SECONDS)
+
+
+def _drain(config: ServerConfig, parts: Assembly, interrupted: bool) -> None:
+    """Stop in order: health, admission, the trainer's job, clients' goodbyes, the network, the summary."""
+    grace = config.network.grace_seconds
+    parts.network.announce_drain()
+    if interrupted:
+        log.info("draining: the open round will run again on --resume", extra={"grace_seconds": grace})
+        parts.coordinator.drain()
+    elif parts.coordinator.machine.phase is Phase.FINISHED:
+        parts.reception.wait_until_empty(grace)
+    if not parts.worker.join(grace):
+        log.warning("the trainer did not end its job in time; the last checkpoint stands")
+    parts.network.stop(grace)
+    parts.worker.write_summary()
+    log.info("stopped", extra={"rounds_completed": len(parts.worker.rounds)})
+

@@ -1,0 +1,56 @@
+"""The `heron-server` command: options in, exit code out. The only place of the server that exits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from heron_common.errors import ConfigurationError, DataError, HeronError, ProgramError, StorageError
+from heron_common.exit_codes import ExitCode
+from heron_common.log_setup import set_up_logging
+from heron_common.signals import stop_on_signals
+from heron_common.version import VERSION
+
+_EXIT_CODES: tuple[tuple[type[HeronError], ExitCode], ...] = (
+    (ConfigurationError, ExitCode.CONFIGURATION),
+    (DataError, ExitCode.DATA),
+    (ProgramError, ExitCode.PROGRAM),
+    (StorageError, ExitCode.STORAGE),
+)
+
+
+def exit_code_of(error: HeronError) -> ExitCode:
+    """Return the exit code that an error ends the process with."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.FAILURE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server and return its exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from heron_server.config import ServerConfig
+    from heron_server.options import OptionSource, read_options
+
+    source = OptionSource("heron-server", "Trains a split model with clients that run forward passes only.", "HERON_SERVER_", VERSION)
+    stop = threading.Event()
+    try:
+        config = read_options(ServerConfig, source, sys.argv[1:] if arguments is None else arguments, os.environ)
+        set_up_logging(config.network.log_level)
+        with stop_on_signals(stop):
+            from heron_server.app import run_server
+
+            run_server(config, stop)
+    except HeronError as exc:
+        print(f"heron-server: {exc}", file=sys.stderr)
+        return exit_code_of(exc)
+    except Exception:
+        logging.getLogger("heron_server").exception("unexpected error")
+        return ExitCode.FAILURE
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

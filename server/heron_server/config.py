@@ -1,0 +1,174 @@
+"""The server's configuration: one frozen section per concern; each description is the option's help, with the reason for its default."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from heron_common.plan import ClientOptimiser, ServerSchedule, Weighting
+from heron_common.zeroth_order import FiniteDifference
+from heron_server.models.registry import parse_model_options
+
+
+class Section(BaseModel):
+    """A group of options: frozen, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """What is trained, on what, by whom."""
+
+    preset: str = Field("heron", description="algorithm: heron, heron-paper, heron-server-loss or frozen")
+    model: str = Field("cnn", description="model family")
+    model_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'", validate_default=False
+    )
+    data_spec: str = Field("digits", description="what data look like: digits, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10")
+    eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
+    clients: int = Field(4, ge=1, description="a round opens at once when so many clients are there")
+    min_updates: int | None = Field(None, ge=1, description="quorum: fewer updates make no round (default: half of --clients, rounded up)")
+    rounds: int = Field(60, ge=1, description="how many rounds to train")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, directions and sample order: the same seed gives the same run")
+    run_dir: Path = Field(Path("heron-runs/run"), description="directory of this run: checkpoints, spool, summary.json")
+    resume: bool = Field(False, description="continue the run in --run-dir from its last round boundary")
+
+    @field_validator("model_options", mode="before")
+    @classmethod
+    def _parse_options(cls, value: Any) -> Any:
+        return parse_model_options(value) if isinstance(value, str) else value
+
+
+class RoundsSection(Section):
+    """When rounds open and end."""
+
+    round_deadline_seconds: float = Field(600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices")
+    liveness_seconds: float = Field(30.0, ge=1, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often")
+    cohort_wait_seconds: float = Field(
+        30.0, ge=0, description="the first round waits so long for the rest of --clients once --min-updates are there; time to start the other devices"
+    )
+
+
+class PlanSection(Section):
+    """What differs from the preset's plan; everything unset is the preset's."""
+
+    local_steps: int | None = Field(None, ge=1, description="h, steps a client takes in a round")
+    upload_interval: int | None = Field(None, ge=1, description="k, steps from one upload to the next")
+    batch_size: int | None = Field(None, ge=1, description="B, samples of a step")
+    direction_groups: int | None = Field(None, ge=1, description="G, groups of the batch with a direction each (default: fixed from weight and FLOP counts)")
+    micro_batch: int | None = Field(None, ge=1, description="samples of one run of a program; changes memory only (default: fixed from activation bytes)")
+    smoothing_radius: float | None = Field(None, gt=0, description="mu, length of a perturbation in units of the direction's scale")
+    difference: FiniteDifference | None = Field(None, description="forward or central")
+    client_optimiser: ClientOptimiser | None = Field(None, description="sgd, adam or scalar_adaptive")
+    client_learning_rate: float | None = Field(None, gt=0, description="eta of the client's steps")
+    clip_factor: float | None = Field(None, gt=0, description="directional derivatives beyond so many root mean squares are clipped")
+    server_schedule: ServerSchedule | None = Field(None, description="order of training on uploads: arrival, sequential or lockstep (reproducible bit for bit)")
+    weighting: Weighting | None = Field(None, description="how clients count in the average: examples or uniform")
+    warmup_rounds: int | None = Field(None, ge=0, description="rounds in which only the server learns, before fronts move")
+
+
+class TrainerSection(Section):
+    """How the server steps its part of the model."""
+
+    server_optimiser: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimiser of back and head: sgd, adam or adamw")
+    server_learning_rate: float = Field(2e-3, gt=0, description="eta_s; 2e-3 suits Adam on small backs")
+    server_weight_decay: float = Field(0.0, ge=0, description="weight decay of the server's optimiser")
+    server_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or bf16 for automatic mixed precision in the server's steps")
+    server_threads: int = Field(1, ge=1, description="threads of torch on the CPU; one is fastest for small backs and leaves the rest to the network")
+
+
+class NetworkSection(Section):
+    """Where the server listens and whom it lets in."""
+
+    listen: str = Field("127.0.0.1:50051", description="HOST:PORT; loopback by default, port 0 takes a free one")
+    insecure: bool = Field(False, description="allow listening beyond loopback without TLS: activations and labels then travel in clear")
+    max_clients: int = Field(64, ge=1, description="most clients at a time; sizes the thread pool")
+    metrics_host: str = Field("127.0.0.1", description="interface of the metrics endpoint")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="port of the Prometheus endpoint; 0 takes a free one")
+    grace_seconds: float = Field(10.0, ge=0, description="how long calls and clients may take to end when the server stops")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("HOST:PORT like 127.0.0.1:50051 or [::1]:50051 was expected")
+        return value
+
+    @property
+    def host(self) -> str:
+        """The host part of `listen`, without brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port part of `listen`."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @model_validator(mode="after")
+    def _refuse_clear_text(self) -> NetworkSection:
+        if not self.is_loopback and not self.insecure:
+            raise ValueError(f"--listen {self.listen} is beyond loopback, and without TLS everybody on the way could read the data: listen on 127.0.0.1, or give --insecure")
+        return self
+
+
+class StorageSection(Section):
+    """What goes to disk and how much of it."""
+
+    spool_bytes: int = Field(1 << 30, ge=1 << 20, description="byte budget of uploads that wait on disk; clients are told to come back when it is full")
+    keep_checkpoints: int = Field(3, ge=1, description="how many checkpoints to keep; older ones are used if the newest is damaged")
+    program_cache: Path | None = Field(None, description="directory of compiled programs (default: below the user's cache directory)")
+
+
+class ServerConfig(Section):
+    """Everything a server can be told."""
+
+    run: RunSection
+    rounds: RoundsSection
+    plan: PlanSection
+    trainer: TrainerSection
+    network: NetworkSection
+    storage: StorageSection
+
+    @model_validator(mode="after")
+    def _quorum_is_reachable(self) -> ServerConfig:
+        if self.min_updates > self.run.clients:
+            raise ValueError(f"--min-updates {self.min_updates} exceeds --clients {self.run.clients}: no round could end")
+        if self.run.clients > self.network.max_clients:
+            raise ValueError(f"--clients {self.run.clients} exceeds --max-clients {self.network.max_clients}: raise --max-clients")
+        return self
+
+    @property
+    def min_updates(self) -> int:
+        """The quorum: half of the clients unless given, so that a minority of broken devices cannot stop a run."""
+        return self.run.min_updates if self.run.min_updates is not None else (self.run.clients + 1) // 2
+
+    def identity(self) -> dict[str, Any]:
+        """Return every option that belongs to the run rather than to this process, as JSON values."""
+        document = self.model_dump(mode="json")
+        options = {name: value for section in document.values() for name, value in section.items()}
+        return {name: value for name, value in sorted(options.items()) if name not in PROCESS_OPTIONS}
+
+
+PROCESS_OPTIONS = frozenset(
+    {"resume", "run_dir", "listen", "insecure", "max_clients", "metrics_host", "metrics_port", "grace_seconds", "log_level"}
+    | {"spool_bytes", "keep_checkpoints", "program_cache", "device", "server_threads"}
+)
+"""Options that say how this process runs, not what is trained: they may differ after --resume."""
+
+MAY_CHANGE_ON_RESUME = frozenset({"rounds", "round_deadline_seconds", "liveness_seconds", "cohort_wait_seconds", "clients", "min_updates"})
+"""Options of the run that an operator may change on --resume: how long it goes on and how patient it is."""

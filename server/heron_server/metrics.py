@@ -1,0 +1,60 @@
+"""The server's Prometheus metrics: `heron_server_` prefix, base units, no client name in a label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from heron_common.metrics_server import CallbackGauge, ProcessMemoryCollector
+
+PHASES = ("waiting", "training", "closing", "finished", "draining")
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+
+class ServerMetrics:
+    """All metrics of one server on one registry."""
+
+    def __init__(self, registry: CollectorRegistry, spool_bytes: Callable[[], float]) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"heron_server_{name}", text, buckets=_SECONDS, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"heron_server_{name}", text, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"heron_server_{name}", text, labels, registry=registry)
+
+        self._phase = Gauge("heron_server_phase", "1 for the phase that the run is in.", ["phase"], registry=registry)
+        self.round = gauge("round", "Round that is open or will open next.")
+        self.rounds_completed = counter("rounds_completed", "Rounds that were averaged.")
+        self.rounds_abandoned = counter("rounds_abandoned", "Attempts that ended without a quorum.")
+        self.connected_clients = gauge("connected_clients", "Clients that sent something within the liveness window.")
+        self.cohort_size = gauge("cohort_size", "Clients admitted to the open round.")
+        self.dropped_clients = counter("dropped_clients", "Cohort members that were dropped, by reason.", ("reason",))
+        self.bytes = counter("bytes", "Payload bytes by direction and kind.", ("direction", "kind"))
+        self.uploads = counter("uploads", "Uploads by how they ended.", ("outcome",))
+        self.upload_seconds = histogram("upload_seconds", "Time from an upload's header to its acceptance.")
+        self.upload_queue_seconds = histogram("upload_queue_seconds", "Time from an upload's acceptance to its training.")
+        self.step_seconds = histogram("step_seconds", "Duration of a server step: judging probes and training on one upload.")
+        self.round_seconds = histogram("round_seconds", "Duration of a round, from opening to checkpoint.")
+        self.train_loss = gauge("train_loss", "The back's loss on the latest upload.")
+        self.head_loss = gauge("head_loss", "The auxiliary head's loss on the latest upload, where the server trains it.")
+        self.local_loss = gauge("local_loss", "Mean of the clients' local losses in the latest round.")
+        self.evaluation_accuracy = gauge("evaluation_accuracy", "Accuracy on held-out data after the latest round.")
+        self.evaluation_loss = gauge("evaluation_loss", "Loss on held-out data after the latest round.")
+        self.difference_mean = gauge("difference_mean", "Mean directional derivative over the clients of the latest round.")
+        self.difference_variance = gauge("difference_variance", "Mean variance of directional derivatives over the clients of the latest round.")
+        self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
+        self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")
+        self.steps_skipped = counter("steps_skipped", "Server steps that were skipped because a loss was not finite.")
+        self.rejections = counter("rejections", "Requests that were refused, by reason.", ("reason",))
+        self.checkpoint_failures = counter("checkpoint_failures", "Checkpoints that could not be written.")
+        registry.register(CallbackGauge("heron_server_spool_bytes", "Bytes of uploads that wait on disk.", spool_bytes))
+        registry.register(ProcessMemoryCollector("heron_server"))
+        self.phase("waiting")
+
+    def phase(self, name: str) -> None:
+        """Set the phase."""
+        for phase in PHASES:
+            self._phase.labels(phase=phase).set(1 if phase == name else 0)

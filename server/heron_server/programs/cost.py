@@ -1,0 +1,75 @@
+"""What a sample costs on the client, by counting: FLOPs, weights, activation bytes. Never by timing, never per device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heron_common.plan import Plan
+from heron_server.models.split_model import SplitModel
+
+PERTURBATION_FLOPS_PER_WEIGHT = 8
+"""A Rademacher direction costs about 5 ns a weight where a small convolution runs near 2 GFLOP/s: about eight multiply-adds' time."""
+
+PERTURBATION_SHARE = 0.1
+"""Perturbing may cost a tenth of the two forwards it serves."""
+
+MICRO_BATCH_BYTES = 1 << 20
+"""Activations of one run stay within 1 MiB: beyond it memory grows and speed does not."""
+
+
+@dataclass(frozen=True)
+class ClientCost:
+    """Counts for one sample: forward FLOPs of front and head, trainable weights, bytes of the two largest neighbouring activations."""
+
+    forward_flops: int
+    num_parameters: int
+    activation_bytes: int
+
+
+def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
+    """Count one sample's forward through the front, and the head if the client evaluates it."""
+    modules = [model.front, model.auxiliary_head] if with_head else [model.front]
+    sizes: list[int] = []
+    hooks = [
+        leaf.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size()))
+        for module in modules
+        for leaf in module.modules()
+        if not list(leaf.children())
+    ]
+    device = next(model.front.parameters()).device
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            value = torch.zeros(1, *model.input_shape, device=device)
+            for module in modules:
+                value = module(value)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = [a + b for a, b in zip(sizes, sizes[1:], strict=False)] or sizes
+    return ClientCost(counter.get_total_flops(), sum(p.numel() for m in modules for p in m.parameters()), max(pairs))
+
+
+def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int) -> int:
+    """Return the largest divisor G of the batch whose G perturbations of d weights stay within their share of the step's forwards."""
+    budget = PERTURBATION_SHARE * 2 * batch_size * forward_flops
+    fitting = [g for g in _divisors(batch_size) if g * dimension * PERTURBATION_FLOPS_PER_WEIGHT <= budget]
+    return max(fitting, default=1)
+
+
+def choose_micro_batch(plan: Plan, activation_bytes: int) -> int:
+    """Return the largest divisor of a group whose activations stay within MICRO_BATCH_BYTES; at least 1."""
+    return max((m for m in _divisors(plan.group_size) if m * activation_bytes <= MICRO_BATCH_BYTES), default=1)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of weights of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]

@@ -1,0 +1,110 @@
+"""From a compiled function to ONNX bytes that a device may run: standard operators, no weights, no external data, no source paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from heron_common.errors import ProgramError
+from heron_server.programs.compile import CompiledFunction, compile_function
+from heron_server.models.split_model import SplitModel
+from heron_common.assignment import ProgramKind
+from heron_server.storage.atomic import write_atomically
+
+log = logging.getLogger(__name__)
+
+EXPORT_VERSION = 1
+"""Raised when the exporter's own output changes, so that cached programs of older exporters are not used."""
+
+MAX_PROGRAM_BYTES = 4 << 20
+"""A program holds no weights, so four mebibytes is generous; clients refuse more."""
+
+
+class ProgramCache:
+    """Exports programs once per (model, kind, micro-batch, versions) and keeps them in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int) -> bytes:
+        """Return the program's bytes, from the cache if they are there.
+
+        Raises:
+            ProgramError: the model uses an operation that cannot be exported.
+
+        """
+        versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+        key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions], sort_keys=True)
+        path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
+        if path.is_file():
+            return path.read_bytes()
+        log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
+        program = export(compile_function(model, kind, micro_batch))
+        write_atomically(path, program)
+        return program
+
+
+def export(function: CompiledFunction) -> bytes:
+    """Return the function as a serialised ONNX model.
+
+    Raises:
+        ProgramError: it cannot be exported, or the result holds weights, external data or non-standard operators.
+
+    """
+    import onnx
+
+    function.module.eval()
+    # It warns of torchvision's absence at every export, which is no news to anybody.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                function.module,
+                function.arguments,
+                dynamo=True,
+                verbose=False,
+                input_names=list(function.input_names),
+                output_names=list(function.output_names),
+            )
+    except Exception as exc:
+        raise ProgramError(f"the {function.kind.value} program cannot be exported ({type(exc).__name__}: {exc}): use a model of standard operations") from exc
+    if exported is None:
+        raise ProgramError(f"the {function.kind.value} program cannot be exported: torch returned nothing")
+    proto = exported.model_proto
+    _strip(proto)
+    _check(proto, function)
+    onnx.checker.check_model(proto, full_check=True)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    if len(data) > MAX_PROGRAM_BYTES:
+        raise ProgramError(f"a program may have {MAX_PROGRAM_BYTES} bytes, but this one has {len(data)}: it seems to hold weights")
+    return data
+
+
+def _strip(proto: object) -> None:
+    """Remove stack traces and notes: a program that goes to devices carries no paths of the machine it was made on."""
+    del proto.metadata_props[:]  # type: ignore[attr-defined]
+    graph = proto.graph  # type: ignore[attr-defined]
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def _check(proto: object, function: CompiledFunction) -> None:
+    graph = proto.graph  # type: ignore[attr-defined]
+    domains = {node.domain for node in graph.node} - {"", "ai.onnx"}
+    if domains or len(proto.functions):  # type: ignore[attr-defined]
+        raise ProgramError(f"a program uses standard ONNX operators only, but this one uses {sorted(domains) or 'local functions'}")
+    if any(tensor.data_location or len(tensor.external_data) for tensor in graph.initializer):
+        raise ProgramError("a program holds no external data, but this one refers to a file")
+    names = tuple(value.name for value in graph.input)
+    if names != function.input_names:
+        raise ProgramError(f"expected the inputs {function.input_names}, the exported graph has {names}: every weight must be used")

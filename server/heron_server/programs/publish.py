@@ -1,0 +1,100 @@
+"""Complete a plan, compile its programs, prove them, and hand them over as content-addressed blobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
+from heron_common.errors import ConfigurationError
+from heron_common.layout import FlatLayout
+from heron_common.plan import Algorithm, DirectionScale, Objective, Plan, algorithm_mistakes
+from heron_common.tensors import Float64Array
+from heron_common.zeroth_order import global_scales, tensor_scales
+from heron_server.models.split_model import SplitModel, flat_parameters
+from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
+from heron_server.programs.export import ProgramCache
+from heron_server.programs.parity import ParityReport, check_difference, check_outputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PublishedProgram:
+    """A proved program: its reference for clients and its bytes."""
+
+    reference: ProgramReference
+    data: bytes
+
+
+def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorithm, ClientCost]:
+    """Fill in direction groups and micro-batch from counts, then check the whole.
+
+    Raises:
+        ConfigurationError: the algorithm contradicts itself; all mistakes at once.
+
+    """
+    plan = algorithm.plan
+    cost = client_cost(model, with_head=plan.needs_head)
+    if plan.direction_groups == 0:
+        groups = choose_direction_groups(plan.batch_size, _dimension(model, plan), cost.forward_flops) if plan.batch_size > 0 else 1
+        plan = dataclasses.replace(plan, direction_groups=groups)
+    if plan.micro_batch == 0 and plan.batch_size % plan.direction_groups == 0 and plan.batch_size > 0:
+        plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
+    completed = dataclasses.replace(algorithm, plan=plan)
+    mistakes = algorithm_mistakes(completed)
+    if mistakes:
+        raise ConfigurationError("the plan cannot run: " + "; ".join(mistakes))
+    return completed, cost
+
+
+def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
+    """Return which programs a client needs over the whole run; warm-up rounds need the front alone."""
+    if algorithm.plan.needs_head:
+        return (ProgramKind.LOSS, ProgramKind.FRONT) if algorithm.warmup_rounds else (ProgramKind.LOSS,)
+    return (ProgramKind.FRONT,)
+
+
+def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> tuple[list[PublishedProgram], ParityReport]:
+    """Compile and prove every program of a completed algorithm on the model's present weights.
+
+    Raises:
+        ProgramError: a program cannot be exported.
+        ParityError: a program or the plan's finite difference differs from the model; nothing is published.
+
+    """
+    plan = algorithm.plan
+    published: list[PublishedProgram] = []
+    worst, difference = 0.0, None
+    for kind in needed_programs(algorithm):
+        data = cache.program(model, kind, plan.micro_batch)
+        worst = max(worst, check_outputs(model, kind, data, plan.micro_batch, seed))
+        judged = ProgramKind.FRONT if plan.objective is Objective.SERVER else ProgramKind.LOSS
+        if plan.trains_front and kind is judged:
+            difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
+        blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
+        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch), data))
+    report = ParityReport(worst, difference)
+    log.info("programs proved equal to the model", extra={"output_error": worst, "difference_error": difference})
+    return published, report
+
+
+def scales_of(model: SplitModel, algorithm: Algorithm) -> Float64Array:
+    """Return the scale s_t of each trained tensor for the model's present weights."""
+    spec = model.to_spec()
+    tensors = FlatLayout(spec.client_model).views(flat_parameters(model.front))
+    if algorithm.plan.trains_head:
+        tensors += FlatLayout(spec.auxiliary_head).views(flat_parameters(model.auxiliary_head))
+    if algorithm.direction_scale is DirectionScale.UNIT:
+        return np.ones(len(tensors), np.float64)
+    scales = global_scales if algorithm.direction_scale is DirectionScale.GLOBAL_RMS else tensor_scales
+    return scales(tensors, algorithm.scale_floor)
+
+
+def _dimension(model: SplitModel, plan: Plan) -> int:
+    spec = model.to_spec()
+    return FlatLayout(spec.client_model + (spec.auxiliary_head if plan.trains_head else ())).num_parameters

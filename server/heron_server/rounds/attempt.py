@@ -1,0 +1,157 @@
+"""One attempt at a round: which uploads and updates it expects, which it has, which are trained. Guarded by the coordinator's lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from heron_common.assignment import (
+    Assignment,
+    LocalStatistics,
+    ModelSpec,
+    UploadKey,
+    UploadPurpose,
+    update_specs,
+    upload_specs,
+)
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError
+from heron_common.plan import ServerSchedule
+from heron_common.tensors import TensorSpec, check_specs, total_bytes
+from heron_server.storage.spool import SpoolEntry
+from heron_server.training.schedule import TrainingOrder, UploadSlot
+
+
+@dataclass
+class AcceptedUpload:
+    """An upload that was acknowledged; `probe_losses` is set once it was judged."""
+
+    key: UploadKey
+    sha256: str
+    entry: SpoolEntry
+    accepted_at: float
+    probe_losses: tuple[float, ...] | None = None
+    server_version: int = 0
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class AcceptedUpdate:
+    """A client's accepted update of the round."""
+
+    client_id: str
+    sha256: str
+    entry: SpoolEntry | None
+    statistics: LocalStatistics
+
+
+@dataclass
+class Attempt:
+    """What one attempt expects and has."""
+
+    assignment: Assignment
+    model: ModelSpec
+    cohort: tuple[str, ...]
+    schedule: ServerSchedule
+    uploads: dict[UploadKey, AcceptedUpload] = field(default_factory=dict)
+    updates: dict[str, AcceptedUpdate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
+        self.upload_specs = upload_specs(self.assignment.plan, self.model)
+        self.update_specs = update_specs(self.assignment.plan, self.model)
+
+    @property
+    def purpose(self) -> UploadPurpose:
+        """The purpose that every upload of this attempt has."""
+        return UploadPurpose.PROBE if self.assignment.plan.num_probes else UploadPurpose.TRAIN
+
+    def check_upload(self, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int) -> None:
+        """Check an upload's header against what this round expects, before anything is read or allocated.
+
+        Raises:
+            RefusedError: ROUND_OVER, UNEXPECTED_UPLOAD, INVALID_TENSOR, OVERSIZED or TOO_FAR_AHEAD.
+
+        """
+        self.check_round(key)
+        plan = self.assignment.plan
+        if key.purpose is not self.purpose or num_probes != plan.num_probes or key.local_step not in plan.sending_steps:
+            raise RefusedError(
+                ErrorCode.UNEXPECTED_UPLOAD,
+                f"the plan asks for {self.purpose.value} uploads with {plan.num_probes} probes at steps {_short(plan.sending_steps)}, "
+                f"not for {key.purpose.value} with {num_probes} probes at step {key.local_step}",
+            )
+        check_specs(self.upload_specs, tensors)
+        _check_size(self.upload_specs, announced_bytes)
+        if key not in self.uploads and not self.order.admits(UploadSlot(key.client_id, key.local_step)):
+            raise RefusedError(ErrorCode.TOO_FAR_AHEAD, f"step {key.local_step} is too far ahead of the other clients: send it again later", 0.1)
+
+    def check_round(self, key: UploadKey) -> None:
+        """Refuse what belongs to another round or attempt: ROUND_OVER."""
+        if key.round != self.assignment.round:
+            raise RefusedError(
+                ErrorCode.ROUND_OVER,
+                f"round {key.round.round_index} attempt {key.round.attempt} is over; the server is at round "
+                f"{self.assignment.round.round_index} attempt {self.assignment.round.attempt}: ask for the next assignment",
+            )
+
+    def is_needed_next(self, key: UploadKey) -> bool:
+        """Whether training waits for this very upload, so that it must be admitted whatever the spool holds."""
+        return self.order.needed_next() == UploadSlot(key.client_id, key.local_step)
+
+    def known_digest(self, key: UploadKey) -> str | None:
+        """Return the digest with which this upload was accepted before, or None."""
+        upload = self.uploads.get(key)
+        return upload.sha256 if upload else None
+
+    def accept_upload(self, upload: AcceptedUpload) -> None:
+        """Acknowledge an upload: it will be trained on in its turn."""
+        self.uploads[upload.key] = upload
+        self.order.arrived(UploadSlot(upload.key.client_id, upload.key.local_step))
+
+    def take_upload(self) -> AcceptedUpload | None:
+        """Return the upload to train on next, or None if it has not come."""
+        slot = self.order.take()
+        if slot is None:
+            return None
+        return self.uploads[UploadKey(self.assignment.round, slot.client_id, self.purpose, slot.local_step)]
+
+    def check_update(self, client_id: str, steps: int, tensors: tuple[TensorSpec, ...], announced_bytes: int) -> None:
+        """Check an update's header: every upload that the plan asks for came first, sizes are the plan's.
+
+        Raises:
+            RefusedError: UPDATE_INCOMPLETE, INVALID_TENSOR or OVERSIZED.
+
+        """
+        plan = self.assignment.plan
+        came = sum(key.client_id == client_id for key in self.uploads)
+        if steps != plan.local_steps or came != len(plan.sending_steps):
+            raise RefusedError(
+                ErrorCode.UPDATE_INCOMPLETE,
+                f"an update follows {plan.local_steps} steps and {len(plan.sending_steps)} uploads, but {steps} steps are declared and {came} uploads came",
+            )
+        check_specs(self.update_specs, tensors)
+        _check_size(self.update_specs, announced_bytes)
+
+    def rows_of(self, client_id: str) -> int:
+        """Return how many rows the server received from a client for training."""
+        plan = self.assignment.plan
+        return plan.batch_size * sum(key.client_id == client_id and plan.uploads_at(key.local_step) for key in self.uploads)
+
+    def untrained(self) -> int:
+        """Return how many acknowledged uploads are not trained yet."""
+        return sum(not upload.trained for upload in self.uploads.values())
+
+    def entries(self) -> list[SpoolEntry]:
+        """Return every spool entry that this attempt still holds."""
+        held = [upload.entry for upload in self.uploads.values() if not upload.trained]
+        return held + [update.entry for update in self.updates.values() if update.entry]
+
+
+def _check_size(specs: tuple[TensorSpec, ...], announced_bytes: int) -> None:
+    expected = total_bytes(specs)
+    if announced_bytes != expected:
+        raise RefusedError(ErrorCode.OVERSIZED if announced_bytes > expected else ErrorCode.INVALID_TENSOR, f"expected {expected} bytes, the header announces {announced_bytes}")
+
+
+def _short(steps: tuple[int, ...]) -> str:
+    return str(list(steps)) if len(steps) <= 6 else f"{steps[0]}, {steps[1]}, ... {steps[-1]}"

@@ -1,0 +1,111 @@
+"""The clients of a run: names, sessions, identities, and what each sent, received and reported. Guarded by the coordinator's lock."""
+
+from __future__ import annotations
+
+import hmac
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from heron_common.assignment import UploadLoss
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import ConfigurationError, RefusedError
+from heron_common.ids import checked_client_name, new_token
+
+
+@dataclass
+class ClientRecord:
+    """One client: its present session and its tally over the run."""
+
+    name: str
+    identity_key: str
+    session: str = ""
+    live: bool = False
+    uploading: bool = False
+    num_examples: int = 0
+    version: str = ""
+    rounds_completed: int = 0
+    peak_memory_bytes: int = 0
+    bytes_up: Counter[str] = field(default_factory=Counter)
+    bytes_down: Counter[str] = field(default_factory=Counter)
+    _losses: deque[UploadLoss] = field(default_factory=deque)
+    _losses_dropped: int = 0
+
+    def open_session(self, session: str) -> None:
+        """Begin a session; losses are numbered from its start."""
+        self.session, self.live, self.uploading = session, True, False
+        self._losses.clear()
+        self._losses_dropped = 0
+
+    def add_loss(self, loss: UploadLoss) -> None:
+        """Note the loss on one of its uploads."""
+        self._losses.append(loss)
+
+    def losses_after(self, seen: int) -> tuple[UploadLoss, ...]:
+        """Return the losses after the first `seen` of this session and forget those before, which the client has."""
+        while self._losses_dropped < seen and self._losses:
+            self._losses.popleft()
+            self._losses_dropped += 1
+        return tuple(self._losses)
+
+    def note_memory(self, peak_memory_bytes: int) -> None:
+        """Keep the largest peak that was reported."""
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes)
+
+
+class ClientRegistry:
+    """All clients that ever joined, by name, and the live ones by session."""
+
+    def __init__(self, max_clients: int) -> None:
+        self._max_clients = max_clients
+        self.by_name: dict[str, ClientRecord] = {}
+        self._by_session: dict[str, ClientRecord] = {}
+
+    def join(self, name: str, identity_key: str) -> ClientRecord:
+        """Open a session for a client; one that comes back with its own identity key replaces its old session.
+
+        Raises:
+            RefusedError: INVALID_NAME; NAME_IN_USE by a live client with another key; TOO_MANY_CLIENTS.
+
+        """
+        try:
+            checked_client_name(name)
+        except ConfigurationError as exc:
+            raise RefusedError(ErrorCode.INVALID_NAME, str(exc)) from exc
+        if not 16 <= len(identity_key) <= 128:
+            raise RefusedError(ErrorCode.INVALID_NAME, f"an identity key has 16 to 128 characters, not {len(identity_key)}: update the client")
+        record = self.by_name.get(name)
+        if record is not None and record.live and not hmac.compare_digest(record.identity_key.encode(), identity_key.encode()):
+            raise RefusedError(ErrorCode.NAME_IN_USE, f"a live client is called {name!r} already: choose another --name, or stop the other client first")
+        if (record is None or not record.live) and sum(r.live for r in self.by_name.values()) >= self._max_clients:
+            raise RefusedError(ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0)
+        if record is None:
+            record = self.by_name[name] = ClientRecord(name, identity_key)
+        record.identity_key = identity_key
+        self._by_session.pop(record.session, None)
+        record.open_session(new_token())
+        self._by_session[record.session] = record
+        return record
+
+    def of_session(self, session: str) -> ClientRecord:
+        """Return the client that a session belongs to.
+
+        Raises:
+            RefusedError: SESSION_UNKNOWN.
+
+        """
+        record = self._by_session.get(session)
+        if record is None:
+            raise RefusedError(ErrorCode.SESSION_UNKNOWN, "this session is over or was never opened on this server: join again")
+        return record
+
+    def depart(self, name: str, forget_session: bool) -> None:
+        """Mark a client as not live; a silent one keeps its session, so that a late message revives it."""
+        record = self.by_name[name]
+        record.live = False
+        if forget_session:
+            self._by_session.pop(record.session, None)
+
+    @property
+    def num_live(self) -> int:
+        """How many clients are live."""
+        return sum(record.live for record in self.by_name.values())

@@ -1,0 +1,172 @@
+"""The heart of a run: one lock around clients, round machine and attempt; carries out what the machine decides.
+
+Three faces share it, each for one kind of caller: `Reception` for control calls, `Intake` for uploads and updates, `Worklist` for the trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from heron_common.assignment import Assignment, DataSpecification, ModelSpec, ProgramReference
+from heron_common.clock import Clock
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError, StorageError
+from heron_common.ids import RoundReference
+from heron_common.plan import Algorithm
+from heron_server.metrics import ServerMetrics
+from heron_server.rounds.attempt import Attempt
+from heron_server.rounds.clients import ClientRecord, ClientRegistry
+from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs
+from heron_server.rounds.state import AbandonRound, CloseRound, DropMember, Effect, FinishRun, MemberStatus, OpenRound, RoundMachine
+from heron_server.storage.blobs import BlobStore
+from heron_server.storage.spool import Spool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What every client of the run is told."""
+
+    run_id: str
+    run_seed: int
+    data: DataSpecification
+    model: ModelSpec
+    programs: tuple[ProgramReference, ...]
+    algorithm: Algorithm
+
+
+class Coordinator:
+    """The shared state of a run. Hold `changed` around everything; it is re-entrant, and notified whenever something may be ready."""
+
+    def __init__(
+        self,
+        facts: RunFacts,
+        machine: RoundMachine,
+        registry: ClientRegistry,
+        spool: Spool,
+        blobs: BlobStore,
+        metrics: ServerMetrics,
+        clock: Clock,
+        begin_attempt: Callable[[RoundReference], None],
+    ) -> None:
+        self.facts = facts
+        self.machine = machine
+        self.registry = registry
+        self.spool = spool
+        self.blobs = blobs
+        self.metrics = metrics
+        self.clock = clock
+        self.changed = threading.Condition(threading.RLock())
+        self.attempt: Attempt | None = None
+        self.previous: Attempt | None = None
+        self.closing: CloseJob | AbandonJob | None = None
+        self.draining = False
+        self._inputs: RoundInputs | None = None
+        self._begin_attempt = begin_attempt
+
+    def start(self, inputs: RoundInputs) -> None:
+        """Give the first round's inputs; rounds may open from now on."""
+        with self.changed:
+            self._inputs = inputs
+            self.tick()
+
+    def tick(self) -> None:
+        """Let time pass; call a few times a second."""
+        with self.changed:
+            if self._inputs is not None and not self.draining:
+                self.apply(self.machine.tick(self.clock.now()))
+            self.metrics.connected_clients.set(self.registry.num_live)
+
+    def drain(self) -> None:
+        """Admit nothing more: a round that is closing is closed, an open one is left for --resume; returns at once."""
+        with self.changed:
+            self.draining = True
+            self.metrics.phase("draining")
+            self.changed.notify_all()
+
+    def next_round(self, inputs: RoundInputs) -> None:
+        """The round was closed or abandoned; `inputs` are what the next one starts from."""
+        with self.changed:
+            if self.attempt is not None:
+                for entry in self.attempt.entries():
+                    self.spool.release(entry)
+            self.previous, self.attempt, self.closing, self._inputs = self.attempt, None, None, inputs
+            self.apply(self.machine.closed(self.clock.now()))
+
+    def status(self, record: ClientRecord) -> MemberStatus | None:
+        """Return a client's place in the open round, or None if it has none."""
+        return self.machine.cohort.get(record.name)
+
+    def refuse_if_draining(self) -> None:
+        """Raise RefusedError DRAINING while the server shuts down."""
+        if self.draining:
+            raise RefusedError(ErrorCode.DRAINING, "this server is shutting down: try again when it is back", 2.0)
+
+    def apply(self, effects: list[Effect]) -> None:
+        """Carry out what the machine decided, in order."""
+        for effect in effects:
+            if isinstance(effect, OpenRound):
+                self._open(effect)
+            elif isinstance(effect, DropMember):
+                self._drop(effect)
+            elif isinstance(effect, CloseRound):
+                self._close(effect)
+            elif isinstance(effect, AbandonRound):
+                self._abandon(effect)
+            elif isinstance(effect, FinishRun):
+                log.info("all rounds are done", extra={"rounds": self.machine.rules.num_rounds})
+        for name, record in self.registry.by_name.items():
+            if record.live and name not in self.machine.live:
+                self.registry.depart(name, forget_session=False)
+        if effects:
+            self.metrics.phase(self.machine.phase.value)
+            self.metrics.round.set(self.machine.round.round_index)
+        self.changed.notify_all()
+
+    def _open(self, effect: OpenRound) -> None:
+        if self._inputs is None:
+            raise RuntimeError("a round cannot open before the trainer has given its inputs")
+        try:
+            self._begin_attempt(effect.round)
+        except StorageError as exc:
+            # The round itself needs no disk; only a crash right now could reuse this attempt's number.
+            log.error("the attempt could not be noted on disk", extra={"reason": str(exc)})
+        plan = self.facts.algorithm.plan_for_round(effect.round.round_index, self.machine.rules.num_rounds)
+        blobs = [self._inputs.front, self._inputs.head] if plan.needs_head else [self._inputs.front]
+        references = self.blobs.put_round(blobs)
+        head = references[1] if plan.needs_head else None
+        assignment = Assignment(effect.round, plan, references[0], head, self._inputs.scales, self._inputs.second_moment)
+        self.attempt = Attempt(assignment, self.facts.model, effect.cohort, self.facts.algorithm.schedule)
+        self.metrics.cohort_size.set(len(effect.cohort))
+        log.info("round opened", extra={"round_index": effect.round.round_index, "attempt": effect.round.attempt, "clients": len(effect.cohort)})
+
+    def _drop(self, effect: DropMember) -> None:
+        log.warning("client dropped from the round", extra={"client": effect.client_id, "reason": effect.reason})
+        self.metrics.dropped_clients.labels(reason=effect.reason.replace(" ", "_")).inc()
+        if self.attempt is not None:
+            self.attempt.order.ended(effect.client_id)
+
+    def _close(self, effect: CloseRound) -> None:
+        if self.attempt is None:
+            raise RuntimeError("a round cannot close that is not open")
+        for name in self.attempt.cohort:
+            self.attempt.order.ended(name)
+        for name in effect.submitted:
+            self.registry.by_name[name].rounds_completed += 1
+        self.closing = CloseJob(
+            effect.round,
+            self.attempt.assignment.plan,
+            updates=tuple(self.attempt.updates[name] for name in effect.submitted),
+            rows=tuple(self.attempt.rows_of(name) for name in effect.submitted),
+            cohort=self.attempt.cohort,
+            opened_at=self.machine.opened_at,
+        )
+
+    def _abandon(self, effect: AbandonRound) -> None:
+        log.warning("attempt abandoned, the round will be repeated", extra={"round_index": effect.round.round_index, "reason": effect.reason})
+        self.metrics.rounds_abandoned.inc()
+        self.closing = AbandonJob(effect.round, effect.reason)

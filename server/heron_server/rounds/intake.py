@@ -1,0 +1,176 @@
+"""Uploads and updates: admitted by their headers before a byte is read, accepted when they arrived whole. Thread-safe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError, SpoolFullError, StorageError
+from heron_common.ids import RoundReference
+from heron_common.tensors import TensorSpec, total_bytes
+from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload, Attempt
+from heron_server.rounds.clients import ClientRecord
+from heron_server.rounds.coordinator import Coordinator
+from heron_server.rounds.state import MemberStatus, Phase
+from heron_server.storage.spool import SpoolEntry, SpoolWriter
+
+
+@dataclass(frozen=True)
+class UploadTicket:
+    """Leave to send one upload: its tensors, and a writer unless the same upload was accepted before."""
+
+    client: ClientRecord
+    key: UploadKey
+    specs: tuple[TensorSpec, ...]
+    writer: SpoolWriter | None
+    started_at: float
+
+
+@dataclass(frozen=True)
+class UpdateTicket:
+    """Leave to send one update: its tensors, and a writer unless there are none or they were accepted before."""
+
+    client: ClientRecord
+    round: RoundReference
+    specs: tuple[TensorSpec, ...]
+    writer: SpoolWriter | None
+
+
+class Intake:
+    """Takes in what clients send. A client has one stream open at a time: `release` it when it ended, however it ended."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._run = coordinator
+
+    def admit_upload(
+        self, record: ClientRecord, run_id: str, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int
+    ) -> UploadTicket:
+        """Check an upload's header and reserve room for its payload.
+
+        Raises:
+            RefusedError: it does not belong to this round, is not what the plan asks for, comes too early, or there is no room now.
+
+        """
+        run = self._run
+        with run.changed:
+            attempt = self._open_attempt(record, run_id, key.round)
+            attempt.check_upload(key, num_probes, tensors, announced_bytes)
+            self._refuse_second_stream(record)
+            writer = None
+            if attempt.known_digest(key) is None:
+                writer = self._writer(total_bytes(attempt.upload_specs), attempt.is_needed_next(key))
+            record.uploading = True
+            return UploadTicket(record, key, attempt.upload_specs, writer, run.clock.now())
+
+    def accept_upload(self, ticket: UploadTicket, sha256: str) -> None:
+        """Acknowledge an upload that arrived whole.
+
+        Raises:
+            RefusedError: CONFLICTING_UPLOAD if it came before with other bytes (its client then sits the attempt out), or its round is over.
+
+        """
+        run = self._run
+        with run.changed:
+            attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
+            known = attempt.known_digest(ticket.key)
+            if known is not None and known != sha256:
+                run.apply(run.machine.drop(ticket.client.name, run.clock.now(), "sent other bytes for the same upload"))
+                raise RefusedError(
+                    ErrorCode.CONFLICTING_UPLOAD, f"the upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out"
+                )
+            now = run.clock.now()
+            if known is None and ticket.writer is not None:
+                attempt.accept_upload(AcceptedUpload(ticket.key, sha256, _commit(ticket.writer), now))
+            run.metrics.uploads.labels(outcome="accepted" if known is None else "repeated").inc()
+            run.metrics.upload_seconds.observe(now - ticket.started_at)
+            run.changed.notify_all()
+
+    def answer(self, ticket: UploadTicket, losses_seen: int) -> UploadAnswer:
+        """Return the answer to an accepted upload; waits for the trainer only if the upload carries probes.
+
+        Raises:
+            RefusedError: ROUND_OVER, NOT_IN_COHORT or DRAINING while it waited.
+
+        """
+        run = self._run
+        with run.changed:
+            while True:
+                attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
+                upload = attempt.uploads[ticket.key]
+                if ticket.key.purpose is UploadPurpose.TRAIN or upload.probe_losses is not None:
+                    return UploadAnswer(upload.server_version, upload.probe_losses or (), ticket.client.losses_after(losses_seen))
+                run.changed.wait(1.0)
+
+    def admit_update(
+        self, record: ClientRecord, run_id: str, reference: RoundReference, steps: int, tensors: tuple[TensorSpec, ...], announced_bytes: int
+    ) -> UpdateTicket:
+        """Check an update's header and reserve room for its payload; refuses like `admit_upload`."""
+        with self._run.changed:
+            attempt = self._attempt_of_update(record, run_id, reference)
+            attempt.check_update(record.name, steps, tensors, announced_bytes)
+            self._refuse_second_stream(record)
+            writer = None
+            if attempt.update_specs and record.name not in attempt.updates:
+                writer = self._writer(total_bytes(attempt.update_specs), True)
+            record.uploading = True
+            return UpdateTicket(record, reference, attempt.update_specs, writer)
+
+    def accept_update(self, ticket: UpdateTicket, sha256: str, statistics: LocalStatistics) -> None:
+        """Accept an update that arrived whole; the same one again is fine, another one is refused with CONFLICTING_UPLOAD."""
+        run, record = self._run, ticket.client
+        with run.changed:
+            attempt = self._attempt_of_update(record, run.facts.run_id, ticket.round)
+            known = attempt.updates.get(record.name)
+            if known is not None:
+                if known.sha256 != sha256:
+                    raise RefusedError(ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands")
+                return
+            entry = _commit(ticket.writer) if ticket.writer else None
+            attempt.updates[record.name] = AcceptedUpdate(record.name, sha256, entry, statistics)
+            attempt.order.ended(record.name)
+            record.note_memory(statistics.peak_memory_bytes)
+            run.apply(run.machine.submitted(record.name, run.clock.now()))
+
+    def release(self, record: ClientRecord) -> None:
+        """A stream of this client ended."""
+        with self._run.changed:
+            record.uploading = False
+
+    def _writer(self, size_bytes: int, always: bool) -> SpoolWriter:
+        try:
+            return self._run.spool.open(size_bytes, always)
+        except (SpoolFullError, StorageError) as exc:
+            raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
+
+    def _refuse_second_stream(self, record: ClientRecord) -> None:
+        if record.uploading:
+            raise RefusedError(ErrorCode.STREAM_BUSY, "this client has an upload under way: send one at a time", 0.5)
+
+    def _open_attempt(self, record: ClientRecord, run_id: str, reference: RoundReference) -> Attempt:
+        run = self._run
+        run.refuse_if_draining()
+        attempt = run.attempt
+        stale = run_id != run.facts.run_id or attempt is None or attempt.assignment.round != reference or run.machine.phase is not Phase.TRAINING
+        if attempt is None or stale:
+            raise RefusedError(
+                ErrorCode.ROUND_OVER,
+                f"round {reference.round_index} attempt {reference.attempt} of run {run_id[:8]!r} is not open on this server: ask for the next assignment",
+            )
+        if run.status(record) is not MemberStatus.TRAINING:
+            raise RefusedError(ErrorCode.NOT_IN_COHORT, f"client {record.name!r} is not at work on round {reference.round_index}: ask for the next assignment")
+        return attempt
+
+    def _attempt_of_update(self, record: ClientRecord, run_id: str, reference: RoundReference) -> Attempt:
+        # An update whose answer was lost is sent again, perhaps after its round was closed.
+        for attempt in (self._run.attempt, self._run.previous):
+            if attempt is not None and attempt.assignment.round == reference and record.name in attempt.updates and run_id == self._run.facts.run_id:
+                return attempt
+        return self._open_attempt(record, run_id, reference)
+
+
+def _commit(writer: SpoolWriter) -> SpoolEntry:
+    try:
+        return writer.commit()
+    except StorageError as exc:
+        raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc

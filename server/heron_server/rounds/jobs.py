@@ -1,0 +1,50 @@
+"""What the coordinator asks of the trainer's thread, and what a round starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heron_common.ids import RoundReference
+from heron_common.plan import Plan
+from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """Weights as little-endian float32 bytes, direction scales and the running second moment that a round starts from."""
+
+    front: bytes
+    head: bytes
+    scales: tuple[float, ...]
+    second_moment: float
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Judge the probes of an upload if it has any, then train on its base activations if its step is an upload step."""
+
+    upload: AcceptedUpload
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class CloseJob:
+    """Average these updates, evaluate, checkpoint. `rows[i]` is what the server counted for `updates[i]`."""
+
+    round: RoundReference
+    plan: Plan
+    updates: tuple[AcceptedUpdate, ...]
+    rows: tuple[int, ...]
+    cohort: tuple[str, ...]
+    opened_at: float
+
+
+@dataclass(frozen=True)
+class AbandonJob:
+    """Go back to the last round boundary."""
+
+    round: RoundReference
+    reason: str
+
+
+Job = TrainJob | CloseJob | AbandonJob

@@ -1,0 +1,194 @@
+"""The life of rounds as a pure state machine: events and the time go in, effects come out. No clock, no network, no model.
+
+    WAITING --(enough clients)--> TRAINING --(all submitted, or deadline with quorum)--> CLOSING --(averaged)--> WAITING ... FINISHED
+                                     |
+                                     +--(quorum out of reach, or deadline without)--> CLOSING as abandoned --> WAITING, next attempt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from heron_common.ids import RoundReference
+
+
+class Phase(StrEnum):
+    """WAITING for clients; TRAINING a round; CLOSING it (averaging, or going back); FINISHED with all rounds."""
+
+    WAITING = "waiting"
+    TRAINING = "training"
+    CLOSING = "closing"
+    FINISHED = "finished"
+
+
+class MemberStatus(StrEnum):
+    """A cohort member is at work, has submitted, or was dropped from the attempt."""
+
+    TRAINING = "training"
+    SUBMITTED = "submitted"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True)
+class RoundRules:
+    """When rounds open and end.
+
+    Attributes:
+        num_clients: with so many live clients a round opens at once.
+        min_updates: the quorum; fewer updates make no round.
+        num_rounds: T.
+        round_deadline_seconds: a round ends then, with or without stragglers.
+        liveness_seconds: a client that sent nothing for so long has departed.
+        cohort_wait_seconds: the first round of a process waits so long, from the quorum on, for the rest of `num_clients`.
+
+    """
+
+    num_clients: int
+    min_updates: int
+    num_rounds: int
+    round_deadline_seconds: float
+    liveness_seconds: float
+    cohort_wait_seconds: float
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Give this cohort its assignments."""
+
+    round: RoundReference
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DropMember:
+    """Expect nothing more from this member in this attempt."""
+
+    client_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Train on what is left, average these members' updates, evaluate, checkpoint; then say `closed`."""
+
+    round: RoundReference
+    submitted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AbandonRound:
+    """Go back to the last round boundary; then say `closed`."""
+
+    round: RoundReference
+    reason: str
+
+
+@dataclass(frozen=True)
+class FinishRun:
+    """All rounds are done."""
+
+
+Effect = OpenRound | DropMember | CloseRound | AbandonRound | FinishRun
+
+
+class RoundMachine:
+    """Round state and its transitions. Every method takes the time and returns the effects to carry out, in order."""
+
+    def __init__(self, rules: RoundRules, next_round: RoundReference) -> None:
+        self.rules = rules
+        self.round = next_round
+        self.phase = Phase.WAITING
+        self.cohort: dict[str, MemberStatus] = {}
+        self.opened_at = 0.0
+        self._last_seen: dict[str, float] = {}
+        self._quorum_since: float | None = None
+        self._opened_before = False
+        self._abandoned = False
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """Names of live clients, sorted."""
+        return tuple(sorted(self._last_seen))
+
+    def members(self, status: MemberStatus) -> tuple[str, ...]:
+        """Names of cohort members with this status, sorted."""
+        return tuple(sorted(name for name, s in self.cohort.items() if s is status))
+
+    def seen(self, client_id: str, now: float) -> list[Effect]:
+        """Any message of a client is a sign of life."""
+        self._last_seen[client_id] = now
+        return self.tick(now)
+
+    def departed(self, client_id: str, now: float, reason: str) -> list[Effect]:
+        """A client left or went silent."""
+        self._last_seen.pop(client_id, None)
+        return self.drop(client_id, now, reason)
+
+    def drop(self, client_id: str, now: float, reason: str) -> list[Effect]:
+        """Exclude a member from this attempt; what it submitted before stays."""
+        if self.phase is not Phase.TRAINING or self.cohort.get(client_id) is not MemberStatus.TRAINING:
+            return self.tick(now)
+        self.cohort[client_id] = MemberStatus.DROPPED
+        return [DropMember(client_id, reason), *self.tick(now)]
+
+    def submitted(self, client_id: str, now: float) -> list[Effect]:
+        """A member's update was accepted."""
+        self.cohort[client_id] = MemberStatus.SUBMITTED
+        return self.seen(client_id, now)
+
+    def closed(self, now: float) -> list[Effect]:
+        """The effect CloseRound or AbandonRound was carried out."""
+        if self._abandoned:
+            self.round = RoundReference(self.round.round_index, self.round.attempt + 1)
+        else:
+            self.round = RoundReference(self.round.round_index + 1, 0)
+        self._abandoned = False
+        self.cohort = {}
+        self.phase = Phase.WAITING
+        return self.tick(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let time pass: departures, deadlines, openings."""
+        effects: list[Effect] = []
+        for name in [n for n, seen in self._last_seen.items() if now - seen > self.rules.liveness_seconds]:
+            effects += self.departed(name, now, "went silent")
+        if self.phase is Phase.WAITING:
+            effects += self._open_if_due(now)
+        elif self.phase is Phase.TRAINING:
+            effects += self._close_if_due(now)
+        return effects
+
+    def _open_if_due(self, now: float) -> list[Effect]:
+        if self.round.round_index >= self.rules.num_rounds:
+            self.phase = Phase.FINISHED
+            return [FinishRun()]
+        if len(self._last_seen) < self.rules.min_updates:
+            self._quorum_since = None
+            return []
+        if self._quorum_since is None:
+            self._quorum_since = now
+        complete = len(self._last_seen) >= self.rules.num_clients
+        if not (complete or self._opened_before or now - self._quorum_since >= self.rules.cohort_wait_seconds):
+            return []
+        self._opened_before = True
+        self.phase = Phase.TRAINING
+        self.cohort = {name: MemberStatus.TRAINING for name in self.live}
+        self.opened_at = now
+        return [OpenRound(self.round, self.live)]
+
+    def _close_if_due(self, now: float) -> list[Effect]:
+        training, submitted = self.members(MemberStatus.TRAINING), self.members(MemberStatus.SUBMITTED)
+        late = now - self.opened_at >= self.rules.round_deadline_seconds
+        if len(submitted) >= self.rules.min_updates and (late or not training):
+            self.phase = Phase.CLOSING
+            dropped: list[Effect] = [DropMember(name, "missed the round deadline") for name in training]
+            self.cohort |= dict.fromkeys(training, MemberStatus.DROPPED)
+            return [*dropped, CloseRound(self.round, submitted)]
+        out_of_reach = len(training) + len(submitted) < self.rules.min_updates
+        if late or out_of_reach:
+            self.phase = Phase.CLOSING
+            self._abandoned = True
+            why = "too few clients are left" if out_of_reach else "the deadline passed"
+            return [AbandonRound(self.round, f"{why}: {len(submitted)} of at least {self.rules.min_updates} updates came")]
+        return []

@@ -1,0 +1,69 @@
+"""Turn our errors into gRPC statuses, in one place: the catalog's status and sentence for refusals, INTERNAL without details for the rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+
+from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
+from heron_common.errors import RefusedError
+
+log = logging.getLogger(__name__)
+
+
+class ErrorInterceptor(grpc.ServerInterceptor):
+    """Wraps every handler; `on_refusal` is told each refusal's code."""
+
+    def __init__(self, on_refusal: Callable[[ErrorCode], None]) -> None:
+        self._on_refusal = on_refusal
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        for streams_in in (False, True):
+            for streams_out in (False, True):
+                name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
+                behaviour = getattr(handler, name)
+                if behaviour is not None:
+                    wrapped = self._wrap_stream(behaviour) if streams_out else self._wrap_unary(behaviour)
+                    make = getattr(grpc, f"{name}_rpc_method_handler")
+                    return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return handler
+
+    def _wrap_unary(self, behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def call(request: Any, context: Any) -> Any:
+            try:
+                return behaviour(request, context)
+            except Exception as exc:
+                self._abort(context, exc)
+
+        return call
+
+    def _wrap_stream(self, behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
+        def call(request: Any, context: Any) -> Iterator[Any]:
+            try:
+                yield from behaviour(request, context)
+            except Exception as exc:
+                self._abort(context, exc)
+
+        return call
+
+    def _abort(self, context: Any, error: Exception) -> NoReturn:
+        if not context.is_active():
+            # The client is gone; there is nobody to tell, and it is not our error.
+            raise error
+        if not isinstance(error, RefusedError):
+            log.error("unexpected error in a call", exc_info=error)
+            error = RefusedError(ErrorCode.INTERNAL, "the server met an unexpected error; its log has the details", 1.0)
+        self._on_refusal(error.code)
+        log.debug("request refused", extra={"code": error.code.value, "reason": error.sentence})
+        metadata = [(ERROR_CODE_METADATA, error.code.value)]
+        if error.retry_after_seconds is not None:
+            metadata.append((RETRY_PUSHBACK_METADATA, str(int(error.retry_after_seconds * 1000))))
+        context.set_trailing_metadata(tuple(metadata))
+        context.abort(grpc.StatusCode[CATALOG[error.code].grpc_status], error.sentence)
+        raise AssertionError("abort raises")

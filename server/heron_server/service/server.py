@@ -1,0 +1,70 @@
+"""Build the gRPC server: the service, standard health, a pool sized so that nobody queues in silence."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import ConfigurationError
+from heron_common.grpc_options import server_options
+from heron_proto.v1 import split_training_pb2
+from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
+from heron_server.service.interceptors import ErrorInterceptor
+from heron_server.service.servicer import Servicer
+
+log = logging.getLogger(__name__)
+
+THREADS_PER_CLIENT = 2
+"""A client has one stream and one control call at a time."""
+
+SPARE_THREADS = 8
+"""For health checks and clients that are being refused."""
+
+
+class NetworkServer:
+    """Listens from `start` until `stop`."""
+
+    def __init__(self, servicer: Servicer, host: str, port: int, max_clients: int, on_refusal: Callable[[ErrorCode], None]) -> None:
+        """Bind to host:port; port 0 takes a free one.
+
+        Raises:
+            ConfigurationError: the address cannot be bound.
+
+        """
+        threads = THREADS_PER_CLIENT * max_clients + SPARE_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
+        self._server = grpc.server(
+            self._pool, interceptors=(ErrorInterceptor(on_refusal),), options=server_options(), maximum_concurrent_rpcs=threads
+        )
+        add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as exc:
+            raise ConfigurationError(f"cannot listen on {address}: free the port or choose another --listen") from exc
+        self.num_threads = threads
+
+    def start(self) -> None:
+        """Accept calls and report SERVING; returns at once."""
+        self._server.start()
+        service = split_training_pb2.DESCRIPTOR.services_by_name["SplitTraining"].full_name
+        for name in ("", service):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def announce_drain(self) -> None:
+        """Report NOT_SERVING from now on, for good."""
+        self._health.enter_graceful_shutdown()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Refuse new calls, give those under way `grace_seconds`, cut the rest; returns when all have ended; safe to repeat."""
+        stopped: threading.Event = self._server.stop(grace_seconds)
+        stopped.wait()
+        self._pool.shutdown(wait=True)

@@ -1,0 +1,128 @@
+"""The service `heron.v1.SplitTraining`: wire types in, domain calls, wire types out. Raises; the interceptor translates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+from heron_common.assignment import UploadKey
+from heron_common.chunks import MAX_CHUNK_BYTES
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError
+from heron_common.version import PROTOCOL_VERSION, VERSION
+from heron_common.wire import (
+    answer_to_proto,
+    loss_to_proto,
+    membership_to_proto,
+    next_step_to_proto,
+    purpose_from_proto,
+    round_from_proto,
+    statistics_from_proto,
+    tensor_specs_from_proto,
+)
+from heron_proto.v1 import split_training_pb2 as pb
+from heron_proto.v1.split_training_pb2_grpc import SplitTrainingServicer
+from heron_server.metrics import ServerMetrics
+from heron_server.rounds.clients import ClientRecord
+from heron_server.rounds.intake import Intake
+from heron_server.rounds.reception import Reception
+from heron_server.service.streams import receive_header, receive_payload
+
+
+class Servicer(SplitTrainingServicer):
+    """One instance serves all clients; every method runs on a thread of the pool."""
+
+    def __init__(self, reception: Reception, intake: Intake, metrics: ServerMetrics, num_classes: int) -> None:
+        self._reception = reception
+        self._intake = intake
+        self._metrics = metrics
+        self._num_classes = num_classes
+
+    def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:  # noqa: N802
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise RefusedError(
+                ErrorCode.PROTOCOL_VERSION,
+                f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
+            )
+        membership = self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
+        response = membership_to_proto(membership)
+        self._count_control(self._reception.client(membership.session), request, response)
+        return response
+
+    def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
+        record = self._reception.client(request.session)
+        data = memoryview(self._reception.blob(record, request.sha256))
+        kind = "program" if self._reception.is_program(request.sha256) else "weights"
+        if request.offset_bytes > len(data):
+            raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
+        for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):
+            piece = bytes(data[start : start + MAX_CHUNK_BYTES])
+            self._count(record, "down", kind, len(piece))
+            yield pb.FetchBlobResponse(data=piece)
+
+    def NextAssignment(self, request: pb.NextAssignmentRequest, context: Any) -> pb.NextAssignmentResponse:  # noqa: N802
+        record = self._reception.client(request.session)
+        training = round_from_proto(request.training) if request.HasField("training") else None
+        step = self._reception.next_step(record, training)
+        response = next_step_to_proto(step, self._reception.losses_for(record, request.losses_seen))
+        self._count_control(record, request, response)
+        return response
+
+    def TrainBatch(self, messages: Iterator[pb.TrainBatchRequest], context: Any) -> Iterator[pb.TrainBatchResponse]:  # noqa: N802
+        header: pb.UploadHeader = receive_header(messages)
+        record = self._reception.client(header.session)
+        key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
+        specs = tensor_specs_from_proto(header.tensors)
+        ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes)
+        try:
+            with ticket.writer or nullcontext():
+                digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, self._on_chunk(record, header.session))
+                self._intake.accept_upload(ticket, digest)
+        finally:
+            self._intake.release(record)
+        response = pb.TrainBatchResponse(answer=answer_to_proto(self._intake.answer(ticket, header.losses_seen)))
+        self._count(record, "down", "losses", response.ByteSize())
+        yield response
+
+    def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
+        header: pb.UpdateHeader = receive_header(messages)
+        record = self._reception.client(header.session)
+        if header.encoding != pb.UPDATE_ENCODING_DENSE:
+            raise RefusedError(ErrorCode.INVALID_TENSOR, f"update encoding {header.encoding} is not one that this server knows: update the older side")
+        reference = round_from_proto(header.round)
+        specs = tensor_specs_from_proto(header.tensors)
+        ticket = self._intake.admit_update(record, header.run_id, reference, header.steps_completed, specs, header.total_bytes)
+        count = self._on_chunk(record, header.session)
+        try:
+            with ticket.writer or nullcontext():
+                digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, lambda _name, size: count("update", size))
+                self._intake.accept_update(ticket, digest, statistics_from_proto(header.statistics))
+        finally:
+            self._intake.release(record)
+        response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
+        self._count(record, "down", "losses", response.ByteSize())
+        return response
+
+    def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
+        record = self._reception.client(request.session)
+        self._count(record, "up", "control", request.ByteSize())
+        self._reception.leave(record, request.reason, request.peak_memory_bytes)
+        return pb.LeaveResponse()
+
+    def _on_chunk(self, record: ClientRecord, session: str) -> Callable[[str, int], None]:
+        def note(kind: str, size: int) -> None:
+            # Every chunk is a sign of life: a slow uplink must not look like a departed client.
+            self._reception.client(session)
+            self._count(record, "up", kind, size)
+
+        return note
+
+    def _count_control(self, record: ClientRecord, request: Any, response: Any) -> None:
+        self._count(record, "up", "control", request.ByteSize())
+        self._count(record, "down", "control", response.ByteSize())
+
+    def _count(self, record: ClientRecord, direction: str, kind: str, size: int) -> None:
+        self._reception.count(record, direction, kind, size)
+        self._metrics.bytes.labels(direction=direction, kind=kind).inc(size)
+

@@ -1,0 +1,39 @@
+"""Write a file so that a crash or a full disk leaves either the old one or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write bytes: temporary file beside it, fsync, rename, fsync of the directory. Raises OSError; the old file then stands."""
+    replace_atomically(path, lambda file: file.write(data))
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Write a JSON document the same way, indented and with a final newline."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file, then put it in place; returns when it is durable."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,102 @@
+"""Checkpoints: one safetensors file a round boundary, written atomically, listed with its digest, verified before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from heron_common.errors import CheckpointError
+from heron_server.storage.atomic import write_atomically, write_json_atomically
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state at a round boundary: tensors by name, and everything else as JSON values."""
+
+    completed_rounds: int
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """Keeps the newest `keep` checkpoints of a run."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory = directory
+        self._keep = keep
+
+    def path_of(self, completed_rounds: int) -> Path:
+        """Return where the checkpoint after so many rounds is."""
+        return self._directory / f"round-{completed_rounds:06d}.safetensors"
+
+    def write(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint; returns when it is durable and listed. The one before stands until then, and after a failure.
+
+        Raises:
+            CheckpointError: the disk refuses.
+
+        """
+        path = self.path_of(checkpoint.completed_rounds)
+        state = json.dumps(checkpoint.state, sort_keys=True)
+        data = save({name: t.contiguous() for name, t in checkpoint.tensors.items()}, {"state": state})
+        try:
+            write_atomically(path, data)
+            kept = [e for e in self._entries() if e["completed_rounds"] != checkpoint.completed_rounds]
+            kept.append({"completed_rounds": checkpoint.completed_rounds, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()})
+            kept.sort(key=lambda entry: int(entry["completed_rounds"]))
+            write_json_atomically(self._directory / _MANIFEST, kept[-self._keep :])
+            for entry in kept[: -self._keep]:
+                (self._directory / entry["file"]).unlink(missing_ok=True)
+        except OSError as exc:
+            raise CheckpointError(
+                f"the checkpoint after {checkpoint.completed_rounds} rounds cannot be written to {self._directory} ({exc.strerror or exc}): "
+                "free some space; the last good checkpoint stands"
+            ) from exc
+        return path
+
+    def read_newest(self) -> Checkpoint:
+        """Return the newest checkpoint that is undamaged; older ones are used with a warning.
+
+        Raises:
+            CheckpointError: there is none.
+
+        """
+        entries = self._entries()
+        for entry in reversed(entries):
+            path = self._directory / entry["file"]
+            try:
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                    raise ValueError("its digest does not match the manifest")
+                return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
+            except (OSError, ValueError, SafetensorError) as exc:
+                log.warning("checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
+        raise CheckpointError(f"no usable checkpoint in {self._directory}: start a new run with another --run-dir")
+
+    def _entries(self) -> list[dict[str, Any]]:
+        try:
+            entries = json.loads((self._directory / _MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except ValueError as exc:
+            raise CheckpointError(f"{self._directory / _MANIFEST} is damaged ({exc}): restore it from a backup or start a new run") from exc
+        return list(entries)
+
+
+def _state_of(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    state: dict[str, Any] = json.loads(header["__metadata__"]["state"])
+    return state

@@ -1,0 +1,125 @@
+"""What a run keeps on disk besides checkpoints: its identity and configuration, which attempts were begun, its summary, its address."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heron_common.errors import ConfigurationError, StorageError
+from heron_common.ids import RoundReference, new_token
+from heron_server.storage.atomic import write_json_atomically
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """A run's id and its session-independent configuration."""
+
+    run_id: str
+    configuration: dict[str, Any]
+
+
+class RunDirectory:
+    """One run, one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Create or open the directory and lock it.
+
+        Raises:
+            ConfigurationError: another server uses it.
+            StorageError: it cannot be written.
+
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigurationError(f"another heron-server is using {path}: stop it or choose another --run-dir") from exc
+        except OSError as exc:
+            raise StorageError(f"cannot write the run directory {path} ({exc.strerror or exc}): choose another --run-dir") from exc
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def spool(self) -> Path:
+        """Where uploads wait."""
+        return self.path / "spool"
+
+    def close(self) -> None:
+        """Release the lock; safe to repeat."""
+        self._lock.close()
+
+    def begin(self, configuration: dict[str, Any], resume: bool, may_change: frozenset[str]) -> RunIdentity:
+        """Start a new run here, or continue the one that is here.
+
+        Args:
+            configuration: options by name, as JSON values.
+            resume: whether continuing is what was asked for.
+            may_change: options that may differ from the first start.
+
+        Raises:
+            ConfigurationError: there is a run and `resume` was not given, there is none and it was, or an option changed; names every such option.
+
+        """
+        known = self._read("run.json")
+        if known is None:
+            if resume:
+                raise ConfigurationError(f"--resume: there is no run in {self.path}: give the --run-dir of the run, or leave --resume out")
+            identity = RunIdentity(new_token(), configuration)
+            self._write("run.json", {"run_id": identity.run_id, "configuration": configuration})
+            return identity
+        if not resume:
+            raise ConfigurationError(f"{self.path} holds a run already: give --resume to continue it, or another --run-dir")
+        then = known["configuration"]
+        changed = [name for name in sorted({*then, *configuration} - may_change) if then.get(name) != configuration.get(name)]
+        if changed:
+            details = "; ".join(f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed)
+            raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
+        return RunIdentity(str(known["run_id"]), configuration)
+
+    def begin_attempt(self, reference: RoundReference) -> None:
+        """Note an attempt before it takes effect, so that no attempt number is used twice."""
+        self._write("attempt.json", {"round_index": reference.round_index, "attempt": reference.attempt})
+
+    def next_attempt(self, completed_rounds: int) -> RoundReference:
+        """Return the round after `completed_rounds`, with an attempt that was never begun."""
+        begun = self._read("attempt.json")
+        if begun is None or int(begun["round_index"]) != completed_rounds:
+            return RoundReference(completed_rounds, 0)
+        return RoundReference(completed_rounds, int(begun["attempt"]) + 1)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace `summary.json`."""
+        self._write("summary.json", summary)
+
+    def write_address(self, address: dict[str, Any]) -> None:
+        """Replace `server.json`: where this process listens."""
+        self._write("server.json", address)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as exc:
+            raise StorageError(f"{self.path / name} is damaged ({exc}): restore it from a backup or start a new run") from exc
+        return value
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        try:
+            write_json_atomically(self.path / name, value)
+        except OSError as exc:
+            raise StorageError(f"cannot write {self.path / name} ({exc.strerror or exc}): free some space") from exc
+
+
+def new_seed() -> int:
+    """Return a random 31-bit seed for a run that was given none."""
+    return secrets.randbelow(2**31)

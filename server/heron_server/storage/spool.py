@@ -1,0 +1,132 @@
+"""Uploads on disk until they are trained: one file each, a byte budget over all, references in memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from heron_common.errors import SpoolFullError, StorageError
+
+
+@dataclass(frozen=True)
+class SpoolEntry:
+    """One payload on disk."""
+
+    path: Path
+    size_bytes: int
+
+    def read(self) -> bytearray:
+        """Return the payload.
+
+        Raises:
+            StorageError: it is gone or shorter than it was.
+
+        """
+        data = bytearray(self.size_bytes)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                got = file.readinto(data)
+        except OSError as exc:
+            raise StorageError(f"cannot read the spooled upload {self.path} ({exc.strerror or exc})") from exc
+        if got != self.size_bytes:
+            raise StorageError(f"the spooled upload {self.path} has {got} bytes instead of {self.size_bytes}")
+        return data
+
+
+class Spool:
+    """A directory with a byte budget; thread-safe."""
+
+    def __init__(self, directory: Path, budget_bytes: int) -> None:
+        """Create the directory and remove what an earlier process left: its uploads are repeated with a new attempt."""
+        self._directory = directory
+        self._budget = budget_bytes
+        self._used = 0
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        directory.mkdir(parents=True, exist_ok=True)
+        for left in directory.glob("*.upload"):
+            left.unlink()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes reserved now."""
+        return self._used
+
+    def open(self, size_bytes: int, always: bool = False) -> SpoolWriter:
+        """Reserve room and open a writer.
+
+        Args:
+            size_bytes: what will be written, exactly.
+            always: admit it over budget, because training waits for it; at most one upload is.
+
+        Raises:
+            SpoolFullError: the budget is used up now.
+            StorageError: the file cannot be created.
+
+        """
+        with self._lock:
+            if self._used + size_bytes > self._budget and not always:
+                raise SpoolFullError(f"the spool holds {self._used} of {self._budget} bytes, so an upload of {size_bytes} has to wait")
+            self._used += size_bytes
+            path = self._directory / f"{next(self._numbers):09d}.upload"
+        try:
+            return SpoolWriter(self, SpoolEntry(path, size_bytes))
+        except OSError as exc:
+            self._free(size_bytes)
+            raise StorageError(f"cannot write to the spool {self._directory} ({exc.strerror or exc})") from exc
+
+    def release(self, entry: SpoolEntry) -> None:
+        """Delete a payload and free its bytes; call once for each entry."""
+        entry.path.unlink(missing_ok=True)
+        self._free(entry.size_bytes)
+
+    def _free(self, size_bytes: int) -> None:
+        with self._lock:
+            self._used -= size_bytes
+
+
+class SpoolWriter:
+    """Writes one payload; unless `commit` is called, leaving the context deletes it."""
+
+    def __init__(self, spool: Spool, entry: SpoolEntry) -> None:
+        self._spool = spool
+        self._entry = entry
+        self._committed = False
+        self._file = os.fdopen(os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            StorageError: the disk refuses.
+
+        """
+        try:
+            self._file.write(data)
+        except OSError as exc:
+            raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
+
+    def commit(self) -> SpoolEntry:
+        """Close the file and keep it."""
+        try:
+            self._file.close()
+        except OSError as exc:
+            raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
+        self._committed = True
+        return self._entry
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._committed:
+            try:
+                self._file.close()
+            except OSError:
+                pass
+            self._spool.release(self._entry)
+
