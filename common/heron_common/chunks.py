@@ -59,9 +59,13 @@ class StreamReceiver:
         if len(data) > MAX_CHUNK_BYTES:
             raise RefusedError(ErrorCode.OVERSIZED, f"a chunk is at most {MAX_CHUNK_BYTES} bytes, but {len(data)} came")
         if tensor_index >= len(self._specs):
-            raise RefusedError(ErrorCode.INVALID_TENSOR, f"the header announces {len(self._specs)} tensors, but a chunk of tensor {tensor_index} came")
+            raise RefusedError(
+                ErrorCode.INVALID_TENSOR, f"the header announces {len(self._specs)} tensors, but a chunk of tensor {tensor_index} came"
+            )
         if any(self._received[i] < self._specs[i].size_bytes for i in range(tensor_index)) or any(self._received[tensor_index + 1 :]):
-            raise RefusedError(ErrorCode.INVALID_TENSOR, f"chunks come tensor by tensor, but one of tensor {tensor_index} came out of order")
+            raise RefusedError(
+                ErrorCode.INVALID_TENSOR, f"chunks come tensor by tensor, but one of tensor {tensor_index} came out of order"
+            )
         spec = self._specs[tensor_index]
         if self._received[tensor_index] + len(data) > spec.size_bytes:
             raise RefusedError(ErrorCode.OVERSIZED, f"tensor {spec.name!r} was announced with {spec.size_bytes} bytes, but more came")
@@ -78,7 +82,11 @@ class StreamReceiver:
         """
         expected = sum(spec.size_bytes for spec in self._specs)
         if self._account.length_bytes != expected or length_bytes != expected:
-            raise RefusedError(ErrorCode.TRUNCATED, f"expected {expected} bytes, {self._account.length_bytes} came and the trailer says {length_bytes}")
+            raise RefusedError(
+                ErrorCode.TRUNCATED, f"expected {expected} bytes, {self._account.length_bytes} came and the trailer says {length_bytes}"
+            )
         if self._account.sha256 != sha256:
-            raise RefusedError(ErrorCode.DIGEST_MISMATCH, "the SHA-256 in the trailer is not that of the bytes that came: send the upload again")
+            raise RefusedError(
+                ErrorCode.DIGEST_MISMATCH, "the SHA-256 in the trailer is not that of the bytes that came: send the upload again"
+            )
         return sha256.hex()

@@ -59,7 +59,7 @@ class Directions:
         self._layout = layout
         self._philox = np.random.Philox(key=np.array(seed, np.uint64))
         # Moving one generator is ten times cheaper than making one for every group.
-        self._state: dict[str, Any] = dict(self._philox.state)
+        self._state: Any = self._philox.state
 
     def add(self, group: int, magnitudes: Float64Array, base: Float32Array, target: Float32Array) -> None:
         """Set target = base + fl32(magnitude of the weight's tensor) * u_group; `target` may be `base`.
@@ -115,5 +115,3 @@ class Directions:
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0
         self._philox.state = self._state
-
-

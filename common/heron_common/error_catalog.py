@@ -57,7 +57,9 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.ROUND_OVER: CatalogEntry("ABORTED", False, "the round or attempt is over"),
     ErrorCode.NOT_IN_COHORT: CatalogEntry("FAILED_PRECONDITION", False, "the client does not take part in this round"),
     ErrorCode.UNEXPECTED_UPLOAD: CatalogEntry("INVALID_ARGUMENT", False, "the plan does not ask for this upload"),
-    ErrorCode.INVALID_TENSOR: CatalogEntry("INVALID_ARGUMENT", False, "a tensor's name, dtype, shape or size is not what this round expects"),
+    ErrorCode.INVALID_TENSOR: CatalogEntry(
+        "INVALID_ARGUMENT", False, "a tensor's name, dtype, shape or size is not what this round expects"
+    ),
     ErrorCode.NON_FINITE: CatalogEntry("INVALID_ARGUMENT", False, "a tensor holds NaN or infinity"),
     ErrorCode.LABEL_RANGE: CatalogEntry("INVALID_ARGUMENT", False, "a label is outside the classes of the data specification"),
     ErrorCode.TRUNCATED: CatalogEntry("INVALID_ARGUMENT", False, "a stream ended early"),
@@ -67,7 +69,9 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.TOO_FAR_AHEAD: CatalogEntry("RESOURCE_EXHAUSTED", True, "under lockstep this client is ahead of the others"),
     ErrorCode.SPOOL_FULL: CatalogEntry("RESOURCE_EXHAUSTED", True, "the server's spool is full for now"),
     ErrorCode.STREAM_BUSY: CatalogEntry("RESOURCE_EXHAUSTED", True, "this client has an upload under way already"),
-    ErrorCode.UPDATE_INCOMPLETE: CatalogEntry("FAILED_PRECONDITION", False, "the update does not follow the uploads that the plan asks for"),
+    ErrorCode.UPDATE_INCOMPLETE: CatalogEntry(
+        "FAILED_PRECONDITION", False, "the update does not follow the uploads that the plan asks for"
+    ),
     ErrorCode.ATTEMPT_ABANDONED: CatalogEntry("ABORTED", False, "the attempt ended without a quorum and will be repeated"),
     ErrorCode.INTERNAL: CatalogEntry("INTERNAL", True, "the server met an unexpected error; its log has the details"),
 }

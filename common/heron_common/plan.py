@@ -213,7 +213,12 @@ PRESETS: dict[str, Algorithm] = {
     # The control: the front keeps its first weights, only the server learns.
     "frozen": Algorithm(
         dataclasses.replace(
-            _FORWARD_ONLY, preset="frozen", objective=Objective.NONE, estimator=Estimator.NONE, head_training=HeadTraining.NONE, direction_groups=1
+            _FORWARD_ONLY,
+            preset="frozen",
+            objective=Objective.NONE,
+            estimator=Estimator.NONE,
+            head_training=HeadTraining.NONE,
+            direction_groups=1,
         ),
         ServerSchedule.ARRIVAL,
         Weighting.EXAMPLES,
@@ -262,7 +267,9 @@ def plan_mistakes(plan: Plan) -> list[str]:
     if mistakes:
         return mistakes
     if plan.upload_interval > plan.local_steps:
-        mistakes.append(f"upload_interval {plan.upload_interval} exceeds local_steps {plan.local_steps}: the server would train once a round; lower it")
+        mistakes.append(
+            f"upload_interval {plan.upload_interval} exceeds local_steps {plan.local_steps}: the server would train once a round; lower it"
+        )
     if plan.batch_size % plan.direction_groups:
         mistakes.append(f"direction_groups {plan.direction_groups} does not divide batch_size {plan.batch_size}: choose a divisor")
     elif plan.group_size % plan.micro_batch:

@@ -102,21 +102,34 @@ def check_values(spec: TensorSpec, data: bytes | memoryview, num_classes: int) -
     """
     dtype = NUMPY_DTYPES[spec.dtype]
     if len(data) % dtype.itemsize:
-        raise RefusedError(ErrorCode.INVALID_TENSOR, f"a chunk of {spec.name!r} has {len(data)} bytes, which is not a multiple of {dtype.itemsize}")
+        raise RefusedError(
+            ErrorCode.INVALID_TENSOR, f"a chunk of {spec.name!r} has {len(data)} bytes, which is not a multiple of {dtype.itemsize}"
+        )
     values = np.frombuffer(data, dtype)
     if spec.dtype is DType.FLOAT32:
         if not bool(np.isfinite(values).all()):
-            raise RefusedError(ErrorCode.NON_FINITE, f"tensor {spec.name!r} must be finite, but holds NaN or infinity: check the client's data and step")
+            raise RefusedError(
+                ErrorCode.NON_FINITE, f"tensor {spec.name!r} must be finite, but holds NaN or infinity: check the client's data and step"
+            )
     elif values.size and (int(values.min()) < 0 or int(values.max()) >= num_classes):
         bad = int(values.min()) if int(values.min()) < 0 else int(values.max())
-        raise RefusedError(ErrorCode.LABEL_RANGE, f"labels must lie in [0, {num_classes}), but {bad} came: check the data against the run's data specification")
+        raise RefusedError(
+            ErrorCode.LABEL_RANGE,
+            f"labels must lie in [0, {num_classes}), but {bad} came: check the data against the run's data specification",
+        )
 
 
 def encode(array: npt.NDArray[Any], spec: TensorSpec) -> memoryview:
     """Return the raw little-endian bytes of `array`, without a copy where its layout allows it."""
     if array.shape != spec.shape:
         raise ValueError(f"expected shape {spec.shape} for {spec.name!r}, got {array.shape}")
-    return memoryview(np.ascontiguousarray(array, NUMPY_DTYPES[spec.dtype]).reshape(-1).view(np.uint8))
+    return raw_bytes(np.ascontiguousarray(array, NUMPY_DTYPES[spec.dtype]))
+
+
+def raw_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """Return a contiguous array's bytes as a flat memoryview; nothing is copied."""
+    view: memoryview = array.reshape(-1).view(np.uint8).data
+    return view
 
 
 def decode(data: bytes | bytearray | memoryview, spec: TensorSpec) -> npt.NDArray[Any]:

@@ -69,7 +69,9 @@ def tensor_spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
 def tensor_spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
     """Decode a tensor specification; refuses unknown dtypes, more than MAX_RANK dimensions and dimensions below 1."""
     if len(message.shape) > MAX_RANK or any(dimension < 1 for dimension in message.shape):
-        raise RefusedError(ErrorCode.INVALID_TENSOR, f"a shape has at most {MAX_RANK} dimensions of at least 1, but {list(message.shape)[:16]} came")
+        raise RefusedError(
+            ErrorCode.INVALID_TENSOR, f"a shape has at most {MAX_RANK} dimensions of at least 1, but {list(message.shape)[:16]} came"
+        )
     return TensorSpec(message.name, _member(_DTYPE, message.dtype, "dtype"), tuple(message.shape))
 
 
@@ -101,13 +103,17 @@ def round_from_proto(message: pb.RoundReference) -> RoundReference:
 def plan_to_proto(plan: Plan) -> pb.Plan:
     """Encode a plan."""
     values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
-    return pb.Plan(**{name: _PLAN_ENUMS[name][value] if name in _PLAN_ENUMS else value for name, value in values.items()})
+    encoded: dict[str, Any] = {name: _PLAN_ENUMS[name][value] if name in _PLAN_ENUMS else value for name, value in values.items()}
+    return pb.Plan(**encoded)
 
 
 def plan_from_proto(message: pb.Plan) -> Plan:
     """Decode a plan; refuses members of an enum that this version does not know."""
     values = {f.name: getattr(message, f.name) for f in dataclasses.fields(Plan)}
-    return Plan(**{name: _member(_PLAN_ENUMS[name], value, name) if name in _PLAN_ENUMS else value for name, value in values.items()})
+    decoded: dict[str, Any] = {
+        name: _member(_PLAN_ENUMS[name], value, name) if name in _PLAN_ENUMS else value for name, value in values.items()
+    }
+    return Plan(**decoded)
 
 
 def membership_to_proto(membership: Membership) -> pb.JoinResponse:
@@ -152,7 +158,8 @@ def membership_from_proto(message: pb.JoinResponse) -> Membership:
             cut=tensor_spec_from_proto(message.model.cut),
         ),
         programs=tuple(
-            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch) for p in message.programs
+            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch)
+            for p in message.programs
         ),
         heartbeat_seconds=message.heartbeat_seconds,
         num_rounds=message.num_rounds,
@@ -234,7 +241,8 @@ def purpose_to_proto(purpose: UploadPurpose) -> Any:
 
 def purpose_from_proto(number: int) -> UploadPurpose:
     """Decode an upload's purpose; refuses unknown ones."""
-    return _member(_PURPOSE, number, "upload purpose")
+    purpose: UploadPurpose = _member(_PURPOSE, number, "upload purpose")
+    return purpose
 
 
 def statistics_to_proto(statistics: LocalStatistics) -> pb.LocalStatistics:

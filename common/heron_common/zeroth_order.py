@@ -94,7 +94,9 @@ def sgd_coefficients(derivatives: Float64Array, learning_rate: float) -> Float64
     return bounded(-learning_rate * derivatives / derivatives.size)
 
 
-def scalar_adaptive_coefficients(derivatives: Float64Array, second_moment: float, learning_rate: float, num_parameters: int) -> Float64Array:
+def scalar_adaptive_coefficients(
+    derivatives: Float64Array, second_moment: float, learning_rate: float, num_parameters: int
+) -> Float64Array:
     """Return a_g = -eta * G/(G+d) * c_g / (G sqrt(m)), m the running mean of c^2.
 
     For directions with E[u u^T] = I the mean of c^2 is |S grad|^2 plus sampling noise, so dividing by sqrt(m) makes the step independent of the loss's scale;

@@ -9,18 +9,18 @@ from random import SystemRandom
 
 from prometheus_client import CollectorRegistry
 
-from heron_common.clock import MonotonicClock
-from heron_common.console import LiveConsole, human_bytes, is_terminal
-from heron_common.data.partition import shard_rows
-from heron_common.data.sources import open_source
-from heron_common.metrics_server import MetricsServer
-from heron_common.process_memory import resident_memory
 from heron_client.config import ClientConfig
 from heron_client.metrics import ClientMetrics
 from heron_client.runtime import self_test
 from heron_client.session import Session, SessionSettings
 from heron_client.state_directory import StateDirectory
 from heron_client.transport import Transport
+from heron_common.clock import MonotonicClock
+from heron_common.console import LiveConsole, human_bytes, is_terminal
+from heron_common.data.partition import shard_rows
+from heron_common.data.sources import open_source
+from heron_common.metrics_server import MetricsServer
+from heron_common.process_memory import resident_memory
 
 log = logging.getLogger(__name__)
 

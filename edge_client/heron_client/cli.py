@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from heron_client.memory import tame_allocator
 from heron_common.errors import (
     ConfigurationError,
     DataError,
@@ -20,7 +21,6 @@ from heron_common.errors import (
 from heron_common.exit_codes import ExitCode
 from heron_common.log_setup import set_up_logging
 from heron_common.signals import stop_on_signals
-from heron_client.memory import tame_allocator
 
 _EXIT_CODES: tuple[tuple[type[HeronError], ExitCode], ...] = (
     (ConfigurationError, ExitCode.CONFIGURATION),
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # gRPC's own log lines repeat what our errors say in a sentence.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # Nothing here multiplies matrices in numpy; its BLAS need not reserve buffers for every core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from heron_client.app import run_client
     from heron_client.config import parse_config
 

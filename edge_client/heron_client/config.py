@@ -74,10 +74,10 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
-    for option, text in _HELP.items():
-        parser.add_argument(f"--{option}", help=text)
+    for option, explanation in _HELP.items():
+        parser.add_argument(f"--{option}", help=explanation)
     given = vars(parser.parse_args(list(arguments)))
-    text = {option: given[option.replace("-", "_")] or environment.get(_variable(option)) for option in _HELP}
+    text: dict[str, str | None] = {option: given[option.replace("-", "_")] or environment.get(_variable(option)) for option in _HELP}
     return _Reader(text).read()
 
 
@@ -164,5 +164,3 @@ def default_state_dir(name: str, environment: Mapping[str, str]) -> Path:
     """Return the directory for a client's state by the XDG convention."""
     base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "heron-client" / name
-
-

@@ -6,12 +6,12 @@ import logging
 import threading
 from collections.abc import Callable
 
+from heron_client.transport import Transport
 from heron_common.assignment import Assignment, Finished, UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, TransportError
 from heron_common.ids import RoundReference
 from heron_common.process_memory import resident_memory
-from heron_client.transport import Transport
 
 log = logging.getLogger(__name__)
 

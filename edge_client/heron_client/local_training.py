@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heron_common.assignment import Assignment, LocalStatistics, ModelSpec, ProgramKind, UploadAnswer, UploadPurpose, upload_specs
-from heron_common.clock import Clock
-from heron_common.data.partition import SampleOrder
-from heron_common.directions import Directions, derive_seed
-from heron_common.plan import Objective
-from heron_common.tensors import Float32Array, Float64Array, Int64Array
-from heron_common.zeroth_order import FiniteDifference, directional_derivatives, guard
 from heron_client.optimisers import make_optimiser
 from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program
 from heron_client.sending import StepSender
 from heron_client.uploader import Upload, UploadRequest
+from heron_common.assignment import Assignment, LocalStatistics, ModelSpec, ProgramKind, UploadAnswer, UploadPurpose, upload_specs
+from heron_common.clock import Clock
+from heron_common.data.partition import SampleOrder
+from heron_common.directions import Directions, derive_seed
+from heron_common.plan import Objective
+from heron_common.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
+from heron_common.zeroth_order import FiniteDifference, directional_derivatives, guard
 
 ReadBatch = Callable[[Int64Array], tuple[Float32Array, Int64Array]]
 
@@ -78,7 +78,9 @@ class RoundMeter:
 class LocalRound:
     """One attempt at one round. `run_step` for 0, 1, ..., then `finish`; theta in `context.parameters` is the result."""
 
-    def __init__(self, context: LocalContext, assignment: Assignment, sender: StepSender, on_step: Callable[[int, float, float], None]) -> None:
+    def __init__(
+        self, context: LocalContext, assignment: Assignment, sender: StepSender, on_step: Callable[[int, float, float], None]
+    ) -> None:
         plan = assignment.plan
         self._context = context
         self._plan = plan
@@ -137,7 +139,7 @@ class LocalRound:
             signs = (1.0,) if self._plan.difference is FiniteDifference.FORWARD else (1.0, -1.0)
             for sign in signs:
                 self._forward_perturbed(upload, directions, sign, front, x, y)
-        upload.write(1, memoryview(y).cast("B"))
+        upload.write(1, raw_bytes(y))
         upload.finish()
         return losses
 
@@ -199,5 +201,5 @@ class LocalRound:
             if self._program.kind is ProgramKind.LOSS:
                 losses[part] = self._program.losses
             if upload is not None:
-                upload.write(0, memoryview(self._program.activations).cast("B"))
+                upload.write(0, raw_bytes(self._program.activations))
         self.meter.forward_passes += rows.stop - rows.start

@@ -36,7 +36,9 @@ class ClientMetrics:
             "heron_client_difference_variance", "Variance of the directional derivatives of the latest round.", registry=registry
         )
         self._clipped = Counter("heron_client_differences_clipped", "Directional derivatives that were clipped.", registry=registry)
-        self._non_finite = Counter("heron_client_differences_non_finite", "Directional derivatives that were NaN or infinite.", registry=registry)
+        self._non_finite = Counter(
+            "heron_client_differences_non_finite", "Directional derivatives that were NaN or infinite.", registry=registry
+        )
         self._rounds = Counter("heron_client_rounds_completed", "Rounds whose update was accepted.", registry=registry)
         self.uploads_answered = Counter("heron_client_uploads_answered", "Uploads that the server answered.", registry=registry)
         self.reconnects = Counter("heron_client_reconnects", "Times this client had to join again.", registry=registry)

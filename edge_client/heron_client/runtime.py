@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from heron_client.parameters import LocalParameters
 from heron_common.assignment import ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.tensors import Float32Array, Int64Array
-from heron_client.parameters import LocalParameters
 
 MAX_PROGRAM_BYTES = 4 << 20
 """A program holds no weights; a larger one is not what we asked for."""
@@ -21,7 +21,15 @@ MAX_PROGRAM_BYTES = 4 << 20
 class Program:
     """One program bound to the client's buffers; `run` fills `activations` and, for a loss program, `losses`."""
 
-    def __init__(self, reference: ProgramReference, data: bytes, model: ModelSpec, parameters: LocalParameters, input_shape: tuple[int, ...], threads: int) -> None:
+    def __init__(
+        self,
+        reference: ProgramReference,
+        data: bytes,
+        model: ModelSpec,
+        parameters: LocalParameters,
+        input_shape: tuple[int, ...],
+        threads: int,
+    ) -> None:
         """Load the program after checking its digest, its inputs and its outputs.
 
         Raises:
@@ -66,7 +74,9 @@ class Program:
             expected = {name: array.shape for name, array in bound.items()}
             if found != expected:
                 different = sorted(set(found.items()) ^ set(expected.items()), key=str)[:2]
-                raise ProgramError(f"the {self.kind.value} program's {what}s are not the model's ({different}): server and client disagree, restart the server")
+                raise ProgramError(
+                    f"the {self.kind.value} program's {what}s are not the model's ({different}): server and client disagree, restart the server"
+                )
 
 
 def self_test() -> None:
@@ -80,7 +90,9 @@ def self_test() -> None:
     value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
     array[2] = 7.0
     if float(value.numpy()[2]) != 7.0:
-        raise ProgramError(f"onnxruntime {onnxruntime.__version__} copies numpy buffers instead of aliasing them: install onnxruntime 1.26 or newer")
+        raise ProgramError(
+            f"onnxruntime {onnxruntime.__version__} copies numpy buffers instead of aliasing them: install onnxruntime 1.26 or newer"
+        )
 
 
 def _check_digest(reference: ProgramReference, data: bytes) -> None:
@@ -102,4 +114,6 @@ def _load(data: bytes, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as exc:
-        raise ProgramError(f"onnxruntime {onnxruntime.__version__} cannot load the program ({exc}): update onnxruntime on this device") from exc
+        raise ProgramError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the program ({exc}): update onnxruntime on this device"
+        ) from exc

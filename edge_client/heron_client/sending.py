@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
+from heron_client.uploader import Upload, Uploader, UploadRequest
 from heron_common.assignment import UploadAnswer
 from heron_common.error_catalog import CATALOG, ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.retry import BackoffPolicy
 from heron_common.tensors import Float32Array
-from heron_client.uploader import Upload, Uploader, UploadRequest
 
 log = logging.getLogger(__name__)
 

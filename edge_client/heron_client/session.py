@@ -12,15 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from heron_common.assignment import Assignment, BlobReference, Finished, Membership, ProgramKind, UploadAnswer, UploadLoss, Wait, update_specs
-from heron_common.clock import Clock
-from heron_common.data.check import check_source
-from heron_common.data.sources import DataSource
-from heron_common.error_catalog import CATALOG, ErrorCode
-from heron_common.errors import DataError, Interrupted, ProgramError, RefusedError, TransportError
-from heron_common.process_memory import resident_memory
-from heron_common.retry import BackoffPolicy
-from heron_common.tensors import Float32Array, Int64Array
 from heron_client.heartbeat import Heartbeat
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.memory import return_freed_memory
@@ -31,12 +22,37 @@ from heron_client.sending import RoundStopped, StepSender
 from heron_client.state_directory import StateDirectory
 from heron_client.transport import Transport
 from heron_client.uploader import Uploader
+from heron_common.assignment import (
+    Assignment,
+    BlobReference,
+    Finished,
+    Membership,
+    ProgramKind,
+    UploadAnswer,
+    UploadLoss,
+    Wait,
+    update_specs,
+)
+from heron_common.clock import Clock
+from heron_common.data.check import check_source
+from heron_common.data.sources import DataSource
+from heron_common.error_catalog import CATALOG, ErrorCode
+from heron_common.errors import DataError, Interrupted, ProgramError, RefusedError, TransportError
+from heron_common.process_memory import resident_memory
+from heron_common.retry import BackoffPolicy
+from heron_common.tensors import Float32Array, Int64Array
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ROUND_ENDED = {ErrorCode.ROUND_OVER, ErrorCode.ATTEMPT_ABANDONED, ErrorCode.NOT_IN_COHORT, ErrorCode.CONFLICTING_UPLOAD, ErrorCode.BLOB_UNKNOWN}
+_ROUND_ENDED = {
+    ErrorCode.ROUND_OVER,
+    ErrorCode.ATTEMPT_ABANDONED,
+    ErrorCode.NOT_IN_COHORT,
+    ErrorCode.CONFLICTING_UPLOAD,
+    ErrorCode.BLOB_UNKNOWN,
+}
 
 
 class SessionState(Enum):
@@ -195,7 +211,9 @@ class Session:
             if blob is None:
                 continue
             if blob.size_bytes != target.nbytes:
-                raise ProgramError(f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server")
+                raise ProgramError(
+                    f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server"
+                )
             data = self._retry(lambda blob=blob: self._transport.fetch(blob, "weights"), f"fetch {what}")  # type: ignore[misc]
             np.copyto(target, np.frombuffer(data, "<f4"))
 
@@ -205,7 +223,9 @@ class Session:
         weights = [context.parameters.front, context.parameters.head][: len(specs)]
         memory = resident_memory()
         statistics = local_round.meter.to_statistics(local_round.second_moment, local_round.step_seconds, waited, memory.peak_bytes)
-        losses = self._retry(lambda: self._transport.submit(assignment.round, plan.local_steps, specs, weights, statistics), "submit the update")
+        losses = self._retry(
+            lambda: self._transport.submit(assignment.round, plan.local_steps, specs, weights, statistics), "submit the update"
+        )
         self._note_losses(losses)
         self._metrics.round_done(statistics)
         log.info(

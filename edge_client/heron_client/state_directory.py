@@ -35,7 +35,9 @@ class StateDirectory:
             raise StorageError(f"cannot write the state directory {path} ({exc.strerror or exc}): choose another --state-dir") from exc
         known = self._read()
         if known.get("name", client_name) != client_name:
-            raise ConfigurationError(f"{path} belongs to client {known['name']!r}, not {client_name!r}: give another --state-dir or the same --name")
+            raise ConfigurationError(
+                f"{path} belongs to client {known['name']!r}, not {client_name!r}: give another --state-dir or the same --name"
+            )
         self.identity_key = known.get("identity_key") or new_token()
         self._known = {"name": client_name, "identity_key": self.identity_key, "run_id": known.get("run_id", "")}
         self._write()

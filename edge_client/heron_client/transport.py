@@ -13,13 +13,14 @@ import grpc
 import numpy as np
 import onnxruntime
 
+from heron_client.uploader import Chunk, UploadRequest
 from heron_common.assignment import BlobReference, LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss
 from heron_common.chunks import StreamAccount, split_rows
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, ProgramError, RefusedError, TransportError
 from heron_common.grpc_options import CALL_DEADLINE_SECONDS, channel_options
 from heron_common.ids import RoundReference
-from heron_common.tensors import Float32Array, TensorSpec
+from heron_common.tensors import Float32Array, TensorSpec, raw_bytes
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_common.wire import (
     answer_from_proto,
@@ -34,7 +35,6 @@ from heron_common.wire import (
 )
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
-from heron_client.uploader import Chunk, UploadRequest
 
 CountBytes = Callable[[str, str, int], None]
 """(direction "up" or "down", kind, bytes)."""
@@ -158,7 +158,7 @@ class Transport:
         chunks = (
             (index, bytes(piece))
             for index, (spec, array) in enumerate(zip(specs, weights, strict=True))
-            for piece in split_rows(memoryview(np.ascontiguousarray(array)).cast("B"), spec.row_bytes)
+            for piece in split_rows(raw_bytes(np.ascontiguousarray(array)), spec.row_bytes)
         )
         messages = self._stream(pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs))
         with self._mapped():
@@ -167,7 +167,9 @@ class Transport:
 
     def leave(self, reason: str, peak_memory_bytes: int) -> None:
         """Say goodbye; raises TransportError or RefusedError if the server did not hear it."""
-        self._call(self._stub.Leave, pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes), timeout=5.0)
+        self._call(
+            self._stub.Leave, pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes), timeout=5.0
+        )
 
     def cancel(self) -> None:
         """Cancel every stream under way; their callers get a TransportError."""

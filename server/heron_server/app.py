@@ -45,7 +45,9 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         _serve(parts, stop)
         _drain(config, parts, interrupted=stop.is_set())
     if parts.worker.failure is not None:
-        raise HeronError(f"the trainer died ({parts.worker.failure!r}): its traceback is in the log; --resume goes on from the last checkpoint")
+        raise HeronError(
+            f"the trainer died ({parts.worker.failure!r}): its traceback is in the log; --resume goes on from the last checkpoint"
+        )
     if parts.worker.checkpoint_failed:
         raise CheckpointError("the last checkpoint could not be written: free some space, then --resume from the one before")
 
@@ -55,7 +57,11 @@ def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metri
     parts.network.start()
     parts.worker.start(parts.worklist, on_end=parts.ended.set)
     parts.coordinator.start(parts.worker.inputs())
-    address = {"address": f"{config.network.host}:{parts.network.port}", "metrics": f"{config.network.metrics_host}:{metrics_port}", "pid": os.getpid()}
+    address = {
+        "address": f"{config.network.host}:{parts.network.port}",
+        "metrics": f"{config.network.metrics_host}:{metrics_port}",
+        "pid": os.getpid(),
+    }
     directory.write_address(address)
     log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
     if not config.network.is_loopback:
@@ -83,4 +89,3 @@ def _drain(config: ServerConfig, parts: Assembly, interrupted: bool) -> None:
     parts.network.stop(grace)
     parts.worker.write_summary()
     log.info("stopped", extra={"rounds_completed": len(parts.worker.rounds)})
-

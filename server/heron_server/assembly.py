@@ -13,8 +13,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from heron_common.clock import Clock
-from heron_common.data.sources import DataSource, open_source, parse_specification
 from heron_common.data.check import check_source
+from heron_common.data.sources import DataSource, open_source, parse_specification
 from heron_common.ids import RoundReference
 from heron_common.plan import Algorithm, preset
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig
@@ -82,11 +82,24 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         "algorithm": dataclasses.asdict(algorithm),
         "configuration": config.model_dump(mode="json"),
         "num_rounds": config.run.rounds,
-        "model": {"client_model_weights": cost.num_parameters - (_head_size(model) if algorithm.plan.needs_head else 0), "cut": list(facts.model.cut.shape)},
+        "model": {
+            "client_model_weights": cost.num_parameters - (_head_size(model) if algorithm.plan.needs_head else 0),
+            "cut": list(facts.model.cut.shape),
+        },
         "parity": dataclasses.asdict(parity),
         "versions": versions(),
     }
-    run_parts = RunParts(trainer, algorithm, data, facts.model, eval_source, checkpoints, metrics, directory.write_summary, lambda: client_table(clients.by_name.values()))
+    run_parts = RunParts(
+        trainer,
+        algorithm,
+        data,
+        facts.model,
+        eval_source,
+        checkpoints,
+        metrics,
+        directory.write_summary,
+        lambda: client_table(clients.by_name.values()),
+    )
     worker = TrainWorker(run_parts, summary)
     if config.run.resume:
         _resume(worker, checkpoints, clients)
@@ -95,7 +108,11 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     reception, intake = Reception(coordinator), Intake(coordinator)
     servicer = Servicer(reception, intake, metrics, data.num_classes)
     network = NetworkServer(
-        servicer, config.network.host, config.network.port, config.network.max_clients, lambda code: metrics.rejections.labels(reason=code.value).inc()
+        servicer,
+        config.network.host,
+        config.network.port,
+        config.network.max_clients,
+        lambda code: metrics.rejections.labels(reason=code.value).inc(),
     )
     _log_plan(algorithm, cost.num_parameters, facts)
     return Assembly(coordinator, reception, Worklist(coordinator), worker, network, threading.Event())
@@ -131,7 +148,9 @@ def _eval_source(config: ServerConfig, data: Any) -> DataSource | None:
 
 def _trainer_settings(config: ServerConfig) -> TrainerSettings:
     t = config.trainer
-    return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision, t.server_threads)
+    return TrainerSettings(
+        t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision, t.server_threads
+    )
 
 
 def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRegistry) -> None:
@@ -161,7 +180,12 @@ def _coordinator(
         blobs.put(program.data)
     rounds = config.rounds
     rules = RoundRules(
-        config.run.clients, config.min_updates, config.run.rounds, rounds.round_deadline_seconds, rounds.liveness_seconds, rounds.cohort_wait_seconds
+        config.run.clients,
+        config.min_updates,
+        config.run.rounds,
+        rounds.round_deadline_seconds,
+        rounds.liveness_seconds,
+        rounds.cohort_wait_seconds,
     )
     return Coordinator(facts, RoundMachine(rules, next_round), clients, spool, blobs, metrics, clock, directory.begin_attempt)
 

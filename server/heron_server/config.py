@@ -25,7 +25,9 @@ class RunSection(Section):
     preset: str = Field("heron", description="algorithm: heron, heron-paper, heron-server-loss or frozen")
     model: str = Field("cnn", description="model family")
     model_options: dict[str, Any] = Field(
-        default_factory=dict, description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'", validate_default=False
+        default_factory=dict,
+        description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'",
+        validate_default=False,
     )
     data_spec: str = Field("digits", description="what data look like: digits, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10")
     eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
@@ -45,10 +47,16 @@ class RunSection(Section):
 class RoundsSection(Section):
     """When rounds open and end."""
 
-    round_deadline_seconds: float = Field(600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices")
-    liveness_seconds: float = Field(30.0, ge=1, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often")
+    round_deadline_seconds: float = Field(
+        600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
+    )
+    liveness_seconds: float = Field(
+        30.0, ge=1, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often"
+    )
     cohort_wait_seconds: float = Field(
-        30.0, ge=0, description="the first round waits so long for the rest of --clients once --min-updates are there; time to start the other devices"
+        30.0,
+        ge=0,
+        description="the first round waits so long for the rest of --clients once --min-updates are there; time to start the other devices",
     )
 
 
@@ -58,14 +66,20 @@ class PlanSection(Section):
     local_steps: int | None = Field(None, ge=1, description="h, steps a client takes in a round")
     upload_interval: int | None = Field(None, ge=1, description="k, steps from one upload to the next")
     batch_size: int | None = Field(None, ge=1, description="B, samples of a step")
-    direction_groups: int | None = Field(None, ge=1, description="G, groups of the batch with a direction each (default: fixed from weight and FLOP counts)")
-    micro_batch: int | None = Field(None, ge=1, description="samples of one run of a program; changes memory only (default: fixed from activation bytes)")
+    direction_groups: int | None = Field(
+        None, ge=1, description="G, groups of the batch with a direction each (default: fixed from weight and FLOP counts)"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples of one run of a program; changes memory only (default: fixed from activation bytes)"
+    )
     smoothing_radius: float | None = Field(None, gt=0, description="mu, length of a perturbation in units of the direction's scale")
     difference: FiniteDifference | None = Field(None, description="forward or central")
     client_optimiser: ClientOptimiser | None = Field(None, description="sgd, adam or scalar_adaptive")
     client_learning_rate: float | None = Field(None, gt=0, description="eta of the client's steps")
     clip_factor: float | None = Field(None, gt=0, description="directional derivatives beyond so many root mean squares are clipped")
-    server_schedule: ServerSchedule | None = Field(None, description="order of training on uploads: arrival, sequential or lockstep (reproducible bit for bit)")
+    server_schedule: ServerSchedule | None = Field(
+        None, description="order of training on uploads: arrival, sequential or lockstep (reproducible bit for bit)"
+    )
     weighting: Weighting | None = Field(None, description="how clients count in the average: examples or uniform")
     warmup_rounds: int | None = Field(None, ge=0, description="rounds in which only the server learns, before fronts move")
 
@@ -79,7 +93,9 @@ class TrainerSection(Section):
     server_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or bf16 for automatic mixed precision in the server's steps")
-    server_threads: int = Field(1, ge=1, description="threads of torch on the CPU; one is fastest for small backs and leaves the rest to the network")
+    server_threads: int = Field(
+        1, ge=1, description="threads of torch on the CPU; one is fastest for small backs and leaves the rest to the network"
+    )
 
 
 class NetworkSection(Section):
@@ -122,14 +138,18 @@ class NetworkSection(Section):
     @model_validator(mode="after")
     def _refuse_clear_text(self) -> NetworkSection:
         if not self.is_loopback and not self.insecure:
-            raise ValueError(f"--listen {self.listen} is beyond loopback, and without TLS everybody on the way could read the data: listen on 127.0.0.1, or give --insecure")
+            raise ValueError(
+                f"--listen {self.listen} is beyond loopback, and without TLS everybody on the way could read the data: listen on 127.0.0.1, or give --insecure"
+            )
         return self
 
 
 class StorageSection(Section):
     """What goes to disk and how much of it."""
 
-    spool_bytes: int = Field(1 << 30, ge=1 << 20, description="byte budget of uploads that wait on disk; clients are told to come back when it is full")
+    spool_bytes: int = Field(
+        1 << 30, ge=1 << 20, description="byte budget of uploads that wait on disk; clients are told to come back when it is full"
+    )
     keep_checkpoints: int = Field(3, ge=1, description="how many checkpoints to keep; older ones are used if the newest is damaged")
     program_cache: Path | None = Field(None, description="directory of compiled programs (default: below the user's cache directory)")
 

@@ -44,7 +44,9 @@ class ServerMetrics:
         self.evaluation_accuracy = gauge("evaluation_accuracy", "Accuracy on held-out data after the latest round.")
         self.evaluation_loss = gauge("evaluation_loss", "Loss on held-out data after the latest round.")
         self.difference_mean = gauge("difference_mean", "Mean directional derivative over the clients of the latest round.")
-        self.difference_variance = gauge("difference_variance", "Mean variance of directional derivatives over the clients of the latest round.")
+        self.difference_variance = gauge(
+            "difference_variance", "Mean variance of directional derivatives over the clients of the latest round."
+        )
         self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
         self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")
         self.steps_skipped = counter("steps_skipped", "Server steps that were skipped because a loss was not finite.")

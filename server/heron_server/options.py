@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from heron_common.errors import ConfigurationError
 
@@ -36,7 +37,8 @@ def flag_of(field: str) -> str:
 
 def sections_of(config_type: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Return the section models of a configuration, by field name; option names are unique over all of them."""
-    return {name: field.annotation for name, field in config_type.model_fields.items() if field.annotation is not None}
+    annotations = {name: field.annotation for name, field in config_type.model_fields.items()}
+    return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
 
 def read_options(config_type: type[Config], source: OptionSource, arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
@@ -92,7 +94,7 @@ def _parse_flags(sections: dict[str, type[BaseModel]], source: OptionSource, arg
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
-    default = "" if field.default is None or field.is_required() else f" (default: {field.default})"
+    default = "" if field.default is None or field.default is PydanticUndefined else f" (default: {field.default})"
     text = f"{field.description}{default}".replace("%", "%%")
     if field.annotation is bool:
         group.add_argument(flag_of(name), action="store_const", const=True, help=field.description)

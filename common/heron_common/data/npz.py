@@ -89,5 +89,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> FileRows:
         read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file)
         if fortran_order:
-            raise DataError(f"array {name!r} of {path} is in Fortran order, so rows cannot be read from disk: save numpy.ascontiguousarray of it")
+            raise DataError(
+                f"array {name!r} of {path} is in Fortran order, so rows cannot be read from disk: save numpy.ascontiguousarray of it"
+            )
         return FileRows(path, file.tell(), shape, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from heron_common.tensors import Int64Array
 _SHARD_SEED = PerturbationSeed(0x5348415244, 1)
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Shard `index` of `count`, counted from 0."""
 
     index: int

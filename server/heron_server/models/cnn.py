@@ -49,7 +49,9 @@ def build_cnn(options: CnnOptions, data: DataSpecification, name: str) -> SplitM
 
     """
     if len(data.input_shape) != 3:
-        raise ValueError(f"model 'cnn' needs samples of shape channels x height x width, but the data specification says {list(data.input_shape)}")
+        raise ValueError(
+            f"model 'cnn' needs samples of shape channels x height x width, but the data specification says {list(data.input_shape)}"
+        )
     channels, height, width = data.input_shape
     front: list[nn.Module] = []
     for out, stride in zip(options.front_widths, options.front_strides, strict=True):

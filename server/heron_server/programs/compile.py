@@ -62,9 +62,7 @@ def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int) -> 
     head_names = tuple(f"auxiliary_head.{i}" for i in range(len(head)))
     if kind is ProgramKind.FRONT:
         return CompiledFunction(kind, FrontProgram(model), (x, front), ("x", *front_names), ("activations",))
-    return CompiledFunction(
-        kind, LossProgram(model), (x, y, front, head), ("x", "y", *front_names, *head_names), ("activations", "losses")
-    )
+    return CompiledFunction(kind, LossProgram(model), (x, y, front, head), ("x", "y", *front_names, *head_names), ("activations", "losses"))
 
 
 def _call(module: nn.Module, weights: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:

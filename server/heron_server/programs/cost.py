@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from heron_common.plan import Plan
@@ -50,7 +50,7 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
     finally:
         for hook in hooks:
             hook.remove()
-    pairs = [a + b for a, b in zip(sizes, sizes[1:], strict=False)] or sizes
+    pairs = [a + b for a, b in itertools.pairwise(sizes)] or sizes
     return ClientCost(counter.get_total_flops(), sum(p.numel() for m in modules for p in m.parameters()), max(pairs))
 
 
@@ -64,11 +64,6 @@ def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int)
 def choose_micro_batch(plan: Plan, activation_bytes: int) -> int:
     """Return the largest divisor of a group whose activations stay within MICRO_BATCH_BYTES; at least 1."""
     return max((m for m in _divisors(plan.group_size) if m * activation_bytes <= MICRO_BATCH_BYTES), default=1)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of weights of a module."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def _divisors(n: int) -> list[int]:

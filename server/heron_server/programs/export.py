@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from heron_common.errors import ProgramError
-from heron_server.programs.compile import CompiledFunction, compile_function
-from heron_server.models.split_model import SplitModel
 from heron_common.assignment import ProgramKind
+from heron_common.errors import ProgramError
+from heron_server.models.split_model import SplitModel
+from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.storage.atomic import write_atomically
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ def export(function: CompiledFunction) -> bytes:
                 output_names=list(function.output_names),
             )
     except Exception as exc:
-        raise ProgramError(f"the {function.kind.value} program cannot be exported ({type(exc).__name__}: {exc}): use a model of standard operations") from exc
+        raise ProgramError(
+            f"the {function.kind.value} program cannot be exported ({type(exc).__name__}: {exc}): use a model of standard operations"
+        ) from exc
     if exported is None:
         raise ProgramError(f"the {function.kind.value} program cannot be exported: torch returned nothing")
     proto = exported.model_proto

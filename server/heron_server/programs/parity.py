@@ -48,7 +48,7 @@ def load_runner(program: bytes) -> NamedRunner:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
-    return lambda feeds: session.run(None, feeds)  # type: ignore[no-any-return]
+    return lambda feeds: session.run(None, feeds)
 
 
 def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int) -> float:
@@ -70,7 +70,9 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
         reference = want.numpy()
         error = float(np.abs(got - reference).max() / max(float(np.abs(reference).max()), 1e-3))
         if not error <= TOLERANCE:
-            raise ParityError(f"output {name!r} of the {kind.value} program differs from the model by {error:.2e} (limit {TOLERANCE}): it is not published")
+            raise ParityError(
+                f"output {name!r} of the {kind.value} program differs from the model by {error:.2e} (limit {TOLERANCE}): it is not published"
+            )
         worst = max(worst, error)
     return worst
 
@@ -92,7 +94,9 @@ def check_difference(model: SplitModel, plan: Plan, program: bytes, scales: Floa
                 f"with smoothing_radius {plan.smoothing_radius:g} the finite difference misses the derivative by {error:.0%} "
                 f"(median; limit {DIFFERENCE_TOLERANCE:.0%}): use smoothing_radius {radius:g}"
             )
-    raise ParityError(f"no smoothing_radius from {plan.smoothing_radius:g} down gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model")
+    raise ParityError(
+        f"no smoothing_radius from {plan.smoothing_radius:g} down gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model"
+    )
 
 
 def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
@@ -111,7 +115,9 @@ def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Floa
         if plan.difference.value == "central":
             directions.add(k, -plan.smoothing_radius * scales, theta, minus)
         directions.add(k, scales, direction, direction)
-        found = directional_derivatives(run(plus, x[rows], y[rows]), run(minus, x[rows], y[rows]), 1, plan.smoothing_radius, plan.difference)[0]
+        found = directional_derivatives(
+            run(plus, x[rows], y[rows]), run(minus, x[rows], y[rows]), 1, plan.smoothing_radius, plan.difference
+        )[0]
         exact = _derivative(model, plan, theta, direction, x[rows], y[rows])
         errors.append(abs(found - exact) / max(abs(exact), 1e-12))
     return float(np.median(errors))
@@ -142,7 +148,9 @@ def _trained_flat(model: SplitModel, plan: Plan) -> Float32Array:
     return np.concatenate([front, flat_parameters(model.auxiliary_head)]) if plan.trains_head else front
 
 
-def _loss_runner(model: SplitModel, plan: Plan, run: NamedRunner) -> Callable[[Float32Array, Float32Array, npt.NDArray[np.int64]], Float32Array]:
+def _loss_runner(
+    model: SplitModel, plan: Plan, run: NamedRunner
+) -> Callable[[Float32Array, Float32Array, npt.NDArray[np.int64]], Float32Array]:
     spec = model.to_spec()
     front, head = FlatLayout(spec.client_model), FlatLayout(spec.auxiliary_head)
     fixed_head = flat_parameters(model.auxiliary_head)
@@ -166,11 +174,11 @@ def _loss_runner(model: SplitModel, plan: Plan, run: NamedRunner) -> Callable[[F
     return losses
 
 
-def _derivative(model: SplitModel, plan: Plan, theta: Float32Array, direction: Float32Array, x: Float32Array, y: npt.NDArray[np.int64]) -> float:
+def _derivative(
+    model: SplitModel, plan: Plan, theta: Float32Array, direction: Float32Array, x: Float32Array, y: npt.NDArray[np.int64]
+) -> float:
     last = model.auxiliary_head if plan.objective is Objective.AUXILIARY else model.back
     parameters = [*model.front.parameters(), *(model.auxiliary_head.parameters() if plan.trains_head else ())]
     loss = model.sample_losses(last(model.front(torch.from_numpy(x))), torch.from_numpy(y)).mean()
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]).numpy()
     return float(np.dot(gradient.astype(np.float64), direction.astype(np.float64)))
-
-

@@ -83,7 +83,9 @@ class Attempt:
         check_specs(self.upload_specs, tensors)
         _check_size(self.upload_specs, announced_bytes)
         if key not in self.uploads and not self.order.admits(UploadSlot(key.client_id, key.local_step)):
-            raise RefusedError(ErrorCode.TOO_FAR_AHEAD, f"step {key.local_step} is too far ahead of the other clients: send it again later", 0.1)
+            raise RefusedError(
+                ErrorCode.TOO_FAR_AHEAD, f"step {key.local_step} is too far ahead of the other clients: send it again later", 0.1
+            )
 
     def check_round(self, key: UploadKey) -> None:
         """Refuse what belongs to another round or attempt: ROUND_OVER."""
@@ -150,7 +152,10 @@ class Attempt:
 def _check_size(specs: tuple[TensorSpec, ...], announced_bytes: int) -> None:
     expected = total_bytes(specs)
     if announced_bytes != expected:
-        raise RefusedError(ErrorCode.OVERSIZED if announced_bytes > expected else ErrorCode.INVALID_TENSOR, f"expected {expected} bytes, the header announces {announced_bytes}")
+        raise RefusedError(
+            ErrorCode.OVERSIZED if announced_bytes > expected else ErrorCode.INVALID_TENSOR,
+            f"expected {expected} bytes, the header announces {announced_bytes}",
+        )
 
 
 def _short(steps: tuple[int, ...]) -> str:

@@ -72,12 +72,18 @@ class ClientRegistry:
         except ConfigurationError as exc:
             raise RefusedError(ErrorCode.INVALID_NAME, str(exc)) from exc
         if not 16 <= len(identity_key) <= 128:
-            raise RefusedError(ErrorCode.INVALID_NAME, f"an identity key has 16 to 128 characters, not {len(identity_key)}: update the client")
+            raise RefusedError(
+                ErrorCode.INVALID_NAME, f"an identity key has 16 to 128 characters, not {len(identity_key)}: update the client"
+            )
         record = self.by_name.get(name)
         if record is not None and record.live and not hmac.compare_digest(record.identity_key.encode(), identity_key.encode()):
-            raise RefusedError(ErrorCode.NAME_IN_USE, f"a live client is called {name!r} already: choose another --name, or stop the other client first")
+            raise RefusedError(
+                ErrorCode.NAME_IN_USE, f"a live client is called {name!r} already: choose another --name, or stop the other client first"
+            )
         if (record is None or not record.live) and sum(r.live for r in self.by_name.values()) >= self._max_clients:
-            raise RefusedError(ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0)
+            raise RefusedError(
+                ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0
+            )
         if record is None:
             record = self.by_name[name] = ClientRecord(name, identity_key)
         record.identity_key = identity_key

@@ -142,7 +142,9 @@ class Coordinator:
         assignment = Assignment(effect.round, plan, references[0], head, self._inputs.scales, self._inputs.second_moment)
         self.attempt = Attempt(assignment, self.facts.model, effect.cohort, self.facts.algorithm.schedule)
         self.metrics.cohort_size.set(len(effect.cohort))
-        log.info("round opened", extra={"round_index": effect.round.round_index, "attempt": effect.round.attempt, "clients": len(effect.cohort)})
+        log.info(
+            "round opened", extra={"round_index": effect.round.round_index, "attempt": effect.round.attempt, "clients": len(effect.cohort)}
+        )
 
     def _drop(self, effect: DropMember) -> None:
         log.warning("client dropped from the round", extra={"client": effect.client_id, "reason": effect.reason})
@@ -167,6 +169,8 @@ class Coordinator:
         )
 
     def _abandon(self, effect: AbandonRound) -> None:
-        log.warning("attempt abandoned, the round will be repeated", extra={"round_index": effect.round.round_index, "reason": effect.reason})
+        log.warning(
+            "attempt abandoned, the round will be repeated", extra={"round_index": effect.round.round_index, "reason": effect.reason}
+        )
         self.metrics.rounds_abandoned.inc()
         self.closing = AbandonJob(effect.round, effect.reason)

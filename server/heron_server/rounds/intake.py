@@ -77,7 +77,8 @@ class Intake:
             if known is not None and known != sha256:
                 run.apply(run.machine.drop(ticket.client.name, run.clock.now(), "sent other bytes for the same upload"))
                 raise RefusedError(
-                    ErrorCode.CONFLICTING_UPLOAD, f"the upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out"
+                    ErrorCode.CONFLICTING_UPLOAD,
+                    f"the upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out",
                 )
             now = run.clock.now()
             if known is None and ticket.writer is not None:
@@ -103,7 +104,13 @@ class Intake:
                 run.changed.wait(1.0)
 
     def admit_update(
-        self, record: ClientRecord, run_id: str, reference: RoundReference, steps: int, tensors: tuple[TensorSpec, ...], announced_bytes: int
+        self,
+        record: ClientRecord,
+        run_id: str,
+        reference: RoundReference,
+        steps: int,
+        tensors: tuple[TensorSpec, ...],
+        announced_bytes: int,
     ) -> UpdateTicket:
         """Check an update's header and reserve room for its payload; refuses like `admit_upload`."""
         with self._run.changed:
@@ -124,7 +131,9 @@ class Intake:
             known = attempt.updates.get(record.name)
             if known is not None:
                 if known.sha256 != sha256:
-                    raise RefusedError(ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands")
+                    raise RefusedError(
+                        ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands"
+                    )
                 return
             entry = _commit(ticket.writer) if ticket.writer else None
             attempt.updates[record.name] = AcceptedUpdate(record.name, sha256, entry, statistics)
@@ -151,20 +160,33 @@ class Intake:
         run = self._run
         run.refuse_if_draining()
         attempt = run.attempt
-        stale = run_id != run.facts.run_id or attempt is None or attempt.assignment.round != reference or run.machine.phase is not Phase.TRAINING
+        stale = (
+            run_id != run.facts.run_id
+            or attempt is None
+            or attempt.assignment.round != reference
+            or run.machine.phase is not Phase.TRAINING
+        )
         if attempt is None or stale:
             raise RefusedError(
                 ErrorCode.ROUND_OVER,
                 f"round {reference.round_index} attempt {reference.attempt} of run {run_id[:8]!r} is not open on this server: ask for the next assignment",
             )
         if run.status(record) is not MemberStatus.TRAINING:
-            raise RefusedError(ErrorCode.NOT_IN_COHORT, f"client {record.name!r} is not at work on round {reference.round_index}: ask for the next assignment")
+            raise RefusedError(
+                ErrorCode.NOT_IN_COHORT,
+                f"client {record.name!r} is not at work on round {reference.round_index}: ask for the next assignment",
+            )
         return attempt
 
     def _attempt_of_update(self, record: ClientRecord, run_id: str, reference: RoundReference) -> Attempt:
         # An update whose answer was lost is sent again, perhaps after its round was closed.
         for attempt in (self._run.attempt, self._run.previous):
-            if attempt is not None and attempt.assignment.round == reference and record.name in attempt.updates and run_id == self._run.facts.run_id:
+            if (
+                attempt is not None
+                and attempt.assignment.round == reference
+                and record.name in attempt.updates
+                and run_id == self._run.facts.run_id
+            ):
                 return attempt
         return self._open_attempt(record, run_id, reference)
 

@@ -41,7 +41,9 @@ class Reception:
             run.apply(run.machine.seen(name, run.clock.now()))
             facts, rules = run.facts, run.machine.rules
             heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
-            return Membership(facts.run_id, record.session, facts.run_seed, facts.data, facts.model, facts.programs, heartbeat, rules.num_rounds)
+            return Membership(
+                facts.run_id, record.session, facts.run_seed, facts.data, facts.model, facts.programs, heartbeat, rules.num_rounds
+            )
 
     def client(self, session: str) -> ClientRecord:
         """Return the client of a session and count the message as a sign of life; refuses unknown sessions."""
@@ -87,7 +89,10 @@ class Reception:
                     named |= {b.sha256 for b in (attempt.assignment.client_model, attempt.assignment.auxiliary_head) if b}
         data = run.blobs.get(sha256) if sha256 in named else None
         if data is None:
-            raise RefusedError(ErrorCode.BLOB_UNKNOWN, f"blob {sha256[:12]!r} was not named in this client's join or assignment: ask for the next assignment")
+            raise RefusedError(
+                ErrorCode.BLOB_UNKNOWN,
+                f"blob {sha256[:12]!r} was not named in this client's join or assignment: ask for the next assignment",
+            )
         return data
 
     def is_program(self, sha256: str) -> bool:

@@ -1,8 +1,8 @@
 """The life of rounds as a pure state machine: events and the time go in, effects come out. No clock, no network, no model.
 
-    WAITING --(enough clients)--> TRAINING --(all submitted, or deadline with quorum)--> CLOSING --(averaged)--> WAITING ... FINISHED
-                                     |
-                                     +--(quorum out of reach, or deadline without)--> CLOSING as abandoned --> WAITING, next attempt
+WAITING --(enough clients)--> TRAINING --(all submitted, or deadline with quorum)--> CLOSING --(averaged)--> WAITING ... FINISHED
+|
++--(quorum out of reach, or deadline without)--> CLOSING as abandoned --> WAITING, next attempt
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class RoundMachine:
             return []
         self._opened_before = True
         self.phase = Phase.TRAINING
-        self.cohort = {name: MemberStatus.TRAINING for name in self.live}
+        self.cohort = dict.fromkeys(self.live, MemberStatus.TRAINING)
         self.opened_at = now
         return [OpenRound(self.round, self.live)]
 

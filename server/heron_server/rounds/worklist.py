@@ -27,7 +27,9 @@ class Worklist:
                     return None
                 run.changed.wait(1.0)
 
-    def upload_trained(self, upload: AcceptedUpload, loss: float | None, probe_losses: tuple[float, ...] | None, server_version: int) -> None:
+    def upload_trained(
+        self, upload: AcceptedUpload, loss: float | None, probe_losses: tuple[float, ...] | None, server_version: int
+    ) -> None:
         """An upload was judged and trained on; `loss` is None if its step is not an upload step."""
         run = self._run
         with run.changed:

@@ -40,7 +40,7 @@ class NetworkServer:
         threads = THREADS_PER_CLIENT * max_clients + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
-            self._pool, interceptors=(ErrorInterceptor(on_refusal),), options=server_options(), maximum_concurrent_rpcs=threads
+            self._pool, interceptors=[ErrorInterceptor(on_refusal)], options=server_options(), maximum_concurrent_rpcs=threads
         )
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)

@@ -45,7 +45,9 @@ class Servicer(SplitTrainingServicer):
                 ErrorCode.PROTOCOL_VERSION,
                 f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
             )
-        membership = self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
+        membership = self._reception.join(
+            request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version
+        )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session), request, response)
         return response
@@ -89,14 +91,18 @@ class Servicer(SplitTrainingServicer):
         header: pb.UpdateHeader = receive_header(messages)
         record = self._reception.client(header.session)
         if header.encoding != pb.UPDATE_ENCODING_DENSE:
-            raise RefusedError(ErrorCode.INVALID_TENSOR, f"update encoding {header.encoding} is not one that this server knows: update the older side")
+            raise RefusedError(
+                ErrorCode.INVALID_TENSOR, f"update encoding {header.encoding} is not one that this server knows: update the older side"
+            )
         reference = round_from_proto(header.round)
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_update(record, header.run_id, reference, header.steps_completed, specs, header.total_bytes)
         count = self._on_chunk(record, header.session)
         try:
             with ticket.writer or nullcontext():
-                digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, lambda _name, size: count("update", size))
+                digest = receive_payload(
+                    messages, ticket.specs, ticket.writer, self._num_classes, lambda _name, size: count("update", size)
+                )
                 self._intake.accept_update(ticket, digest, statistics_from_proto(header.statistics))
         finally:
             self._intake.release(record)
@@ -125,4 +131,3 @@ class Servicer(SplitTrainingServicer):
     def _count(self, record: ClientRecord, direction: str, kind: str, size: int) -> None:
         self._reception.count(record, direction, kind, size)
         self._metrics.bytes.labels(direction=direction, kind=kind).inc(size)
-

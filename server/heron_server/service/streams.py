@@ -26,7 +26,11 @@ def receive_header(messages: Iterator[Any]) -> Any:
 
 
 def receive_payload(
-    messages: Iterator[Any], specs: tuple[TensorSpec, ...], writer: SpoolWriter | None, num_classes: int, on_chunk: Callable[[str, int], None]
+    messages: Iterator[Any],
+    specs: tuple[TensorSpec, ...],
+    writer: SpoolWriter | None,
+    num_classes: int,
+    on_chunk: Callable[[str, int], None],
 ) -> str:
     """Check and write every chunk and return the payload's SHA-256 in hexadecimal; without a writer it is only checked and digested.
 

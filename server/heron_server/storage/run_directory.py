@@ -81,7 +81,9 @@ class RunDirectory:
         then = known["configuration"]
         changed = [name for name in sorted({*then, *configuration} - may_change) if then.get(name) != configuration.get(name)]
         if changed:
-            details = "; ".join(f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed)
+            details = "; ".join(
+                f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed
+            )
             raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
         return RunIdentity(str(known["run_id"]), configuration)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,9 +125,6 @@ class SpoolWriter:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if not self._committed:
-            try:
+            with suppress(OSError):
                 self._file.close()
-            except OSError:
-                pass
             self._spool.release(self._entry)
-

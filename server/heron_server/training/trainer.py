@@ -118,7 +118,9 @@ class Trainer:
         }
         for key, optimiser in self._optimisers.items():
             for index, values in optimiser.state_dict()["state"].items():
-                state |= {f"optimiser.{key}.{index}.{n}": v.detach().cpu().clone() for n, v in values.items() if isinstance(v, torch.Tensor)}
+                state |= {
+                    f"optimiser.{key}.{index}.{n}": v.detach().cpu().clone() for n, v in values.items() if isinstance(v, torch.Tensor)
+                }
         return state
 
     def load_tensors(self, tensors: dict[str, torch.Tensor], server_version: int) -> None:
@@ -169,5 +171,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as exc:
-        raise ConfigurationError(f"device {name!r} cannot be used here ({str(exc).splitlines()[0]}): use auto, cpu or a cuda device") from exc
+        raise ConfigurationError(
+            f"device {name!r} cannot be used here ({str(exc).splitlines()[0]}): use auto, cpu or a cuda device"
+        ) from exc
     return device

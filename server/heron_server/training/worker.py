@@ -211,7 +211,9 @@ class TrainWorker:
             log.warning("the abandoned attempt's server steps stand", extra={"reason": str(exc)})
             return
         if checkpoint.completed_rounds != len(self.rounds):
-            log.warning("the abandoned attempt's server steps stand: the last checkpoint is older", extra={"of_round": checkpoint.completed_rounds})
+            log.warning(
+                "the abandoned attempt's server steps stand: the last checkpoint is older", extra={"of_round": checkpoint.completed_rounds}
+            )
             return
         self._parts.trainer.load_tensors(checkpoint.tensors, int(checkpoint.state["server_version"]))
 
@@ -231,5 +233,10 @@ class TrainWorker:
         figures = {"test_accuracy": record.test_accuracy, "test_loss": record.test_loss, "server_loss": record.server_loss}
         log.info(
             "round closed",
-            extra={"round_index": record.round_index, "updates": record.updates, **{k: v for k, v in figures.items() if v is not None}, "seconds": record.seconds},
+            extra={
+                "round_index": record.round_index,
+                "updates": record.updates,
+                **{k: v for k, v in figures.items() if v is not None},
+                "seconds": record.seconds,
+            },
         )
