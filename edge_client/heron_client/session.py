@@ -237,7 +237,7 @@ class Session:
                 "peak_memory_mb": round(memory.peak_bytes / 1e6, 1),
             },
         )
-        if waited > 0.5 * local_round.step_seconds > 0:
+        if waited > max(1.0, 0.5 * local_round.step_seconds):
             log.warning("most of the round went into waiting for uploads: raise --upload-interval, or cut where activations are smaller")
 
     def _on_answer(self, answer: UploadAnswer) -> None:

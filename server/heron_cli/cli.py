@@ -1,0 +1,33 @@
+"""`heron VERB ...`: a file per verb; here only the choice between them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from heron_cli import demo
+from heron_common.errors import ConfigurationError, HeronError
+from heron_common.exit_codes import ExitCode
+from heron_common.version import VERSION
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code."""
+    parser = argparse.ArgumentParser(prog="heron", description="Tools around heron-server and heron-client.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"heron {VERSION}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    demo.add_parser(verbs)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt:
+        return ExitCode.FORCED
+    except HeronError as exc:
+        print(f"heron {options.verb}: {exc}", file=sys.stderr)
+        return ExitCode.CONFIGURATION if isinstance(exc, ConfigurationError) else ExitCode.FAILURE
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Start heron-server and heron-client as processes on this machine, watch them, and stop what was started."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from heron_common.errors import HeronError
+
+START_DEADLINE_SECONDS = 120.0
+"""Importing torch and compiling programs takes seconds; minutes mean that something is wrong."""
+
+STOP_DEADLINE_SECONDS = 20.0
+
+
+class ProcessError(HeronError):
+    """A process that was started here failed."""
+
+
+@dataclass
+class LoggedProcess:
+    """A process whose output goes to a file."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        return self.process.poll()
+
+    def last_line(self) -> str:
+        """Return the last line that it printed."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else "no output"
+
+
+class ProcessGroup:
+    """Processes that end with this context, whatever happens in it."""
+
+    def __init__(self, log_directory: Path) -> None:
+        self._log_directory = log_directory
+        self._members: list[LoggedProcess] = []
+        log_directory.mkdir(parents=True, exist_ok=True)
+
+    def start(self, name: str, module: str, arguments: Sequence[str]) -> LoggedProcess:
+        """Start `python -m module arguments` with its output in NAME.log."""
+        log = self._log_directory / f"{name}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            )
+        member = LoggedProcess(name, process, log)
+        self._members.append(member)
+        return member
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        running = [member for member in self._members if member.exit_code is None]
+        for member in running:
+            member.process.terminate()
+        for member in running:
+            try:
+                member.process.wait(STOP_DEADLINE_SECONDS)
+            except subprocess.TimeoutExpired:
+                member.process.kill()
+                member.process.wait()
+
+
+def start_server(group: ProcessGroup, name: str, run_dir: Path, arguments: Sequence[str]) -> tuple[LoggedProcess, str]:
+    """Start heron-server on a free loopback port and return it with its address once it listens.
+
+    Raises:
+        ProcessError: it ended or did not listen in time; the sentence has its last line of output.
+
+    """
+    address_file = run_dir / "server.json"
+    address_file.unlink(missing_ok=True)
+    fixed = ["--run-dir", str(run_dir), "--listen", "127.0.0.1:0", "--metrics-port", "0"]
+    server = group.start(name, "heron_server", [*fixed, *arguments])
+    wait_for(lambda: address_file.exists() or server.exit_code is not None, START_DEADLINE_SECONDS)
+    if not address_file.exists():
+        raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})")
+    address: str = json.loads(address_file.read_text(encoding="utf-8"))["address"]
+    return server, address
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return the summary of a run, empty while there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return summary
+
+
+def wait_for(condition: Callable[[], bool], deadline_seconds: float) -> bool:
+    """Poll until the condition holds; return whether it did before the deadline."""
+    end = time.monotonic() + deadline_seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,98 @@
+"""A real server on a free port of loopback with a tiny model, put together from the parts that the application uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from heron_common.clock import ManualClock
+from heron_common.error_catalog import ErrorCode
+from heron_server.assembly import assemble
+from heron_server.config import ServerConfig
+from heron_server.options import OptionSource, read_options
+from heron_server.storage.run_directory import RunDirectory
+
+TINY_DATA = "1x4x4:3"
+TINY_OPTIONS = {"front_widths": [2], "front_strides": [2], "hidden": 4}
+SOURCE = OptionSource("heron-server", "test", "HERON_SERVER_", "0")
+
+
+def tiny_config(**options: Any) -> ServerConfig:
+    """Return the configuration of a small run; `options` are named like the options."""
+    given = {
+        "preset": "heron",
+        "data_spec": TINY_DATA,
+        "model_options": "front_widths=2 front_strides=2 hidden=4",
+        "clients": 1,
+        "rounds": 5,
+        "local_steps": 2,
+        "batch_size": 4,
+        "direction_groups": 2,
+        "micro_batch": 2,
+        "warmup_rounds": 0,
+        "device": "cpu",
+        "listen": "127.0.0.1:0",
+        "metrics_port": 0,
+        "grace_seconds": 1,
+        "spool_bytes": 1 << 20,
+        **options,
+    }
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value)) if value is not True]
+    return read_options(ServerConfig, SOURCE, [*flags, *(f"--{n.replace('_', '-')}" for n, v in given.items() if v is True)], {})
+
+
+class RunningServer:
+    """Parts of a started server; its clock moves only when a test moves it."""
+
+    def __init__(self, config: ServerConfig, trains: bool = True, opens: bool = True) -> None:
+        """Start it; with `trains=False` the trainer's thread is not started, with `opens=False` rounds may not open yet."""
+        self.config = config
+        self.directory = RunDirectory(config.run.run_dir)
+        self.registry = CollectorRegistry()
+        self.clock = ManualClock(1000.0)
+        try:
+            self.parts = assemble(config, self.directory, self.registry, self.clock)
+        except BaseException:
+            self.directory.close()
+            raise
+        self.parts.worker.save()
+        self.parts.network.start()
+        if trains:
+            self.start_training()
+        if opens:
+            self.parts.coordinator.start(self.parts.worker.inputs())
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.parts.network.port}"
+
+    @property
+    def spooled_bytes(self) -> int:
+        return self.parts.coordinator.spool.used_bytes
+
+    @property
+    def spooled_files(self) -> list[str]:
+        return sorted(path.name for path in self.directory.spool.iterdir())
+
+    def start_training(self) -> None:
+        self.parts.worker.start(self.parts.worklist, on_end=self.parts.ended.set)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Return the value of a metric, 0 if it has none yet."""
+        return self.registry.get_sample_value(f"heron_server_{name}", labels) or 0.0
+
+    def rejections(self, code: ErrorCode) -> float:
+        return self.sample("rejections_total", reason=code.value)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock and let the coordinator look at it."""
+        self.clock.advance(seconds)
+        self.parts.coordinator.tick()
+
+    def stop(self) -> None:
+        self.parts.network.announce_drain()
+        self.parts.coordinator.drain()
+        self.parts.worker.join(10.0)
+        self.parts.network.stop(0.0)
+        self.directory.close()
