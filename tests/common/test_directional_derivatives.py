@@ -87,10 +87,14 @@ def test_a_step_through_add_descends_the_gradient_times_the_squared_scales(
     loss, groups, mu, rate, per_tensor = quadratic(7), 4, 0.5, 2.0**-12, np.array(scales)
     theta = THETA.astype(np.float32)
     steps = []
-    for step in range(400):
+    for step in range(240):
         directions = Directions(PerturbationSeed(step, 9), distribution, layout_of(2, DIMENSION - 2))
         plus = _group_losses(loss, directions, groups, mu * per_tensor, theta)
-        minus = loss(theta[None].astype(np.float64)) if difference is FORWARD else _group_losses(loss, directions, groups, -mu * per_tensor, theta)
+        minus = (
+            loss(theta[None].astype(np.float64))
+            if difference is FORWARD
+            else _group_losses(loss, directions, groups, -mu * per_tensor, theta)
+        )
         derivatives = directional_derivatives(plus, np.broadcast_to(minus, groups), groups, mu, difference)
         moved = np.zeros_like(theta)
         for group, coefficient in enumerate(sgd_coefficients(derivatives, rate)):

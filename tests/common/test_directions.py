@@ -75,10 +75,8 @@ def test_every_part_of_a_seed_matters() -> None:
 @pytest.mark.parametrize("distribution", ALL)
 def test_groups_steps_clients_rounds_and_attempts_have_uncorrelated_directions(distribution: DirectionDistribution) -> None:
     d = 4096
-    here = ("ann", RoundReference(0, 0), 0)
-    seeds = [derive_seed(1, *here[:2], "direction", here[2])]
-    seeds += [derive_seed(1, "bob", RoundReference(0, 0), "direction", 0), derive_seed(1, "ann", RoundReference(1, 0), "direction", 0)]
-    seeds += [derive_seed(1, "ann", RoundReference(0, 1), "direction", 0), derive_seed(1, "ann", RoundReference(0, 0), "direction", 1)]
+    steps = [("ann", (0, 0), 0), ("ann", (0, 0), 1), ("bob", (0, 0), 0), ("ann", (1, 0), 0), ("ann", (0, 1), 0)]
+    seeds = [derive_seed(1, client, RoundReference(*where), "direction", step) for client, where, step in steps]
     directions = [Directions(seed, distribution, layout_of(d)) for seed in seeds]
     table = np.array([some.materialise(group) for some in directions for group in (0, 1)], np.float64)
     correlation = table @ table.T / d

@@ -31,7 +31,14 @@ def test_a_buffer_of_another_length_is_refused_with_both_sizes(size: int) -> Non
 
 @pytest.mark.parametrize(
     "shapes",
-    [((1,),), ((BLOCK,),), ((BLOCK + 1,),), ((BLOCK - 1,), (1,), (1,)), ((3,), (BLOCK, 2), (7,), (BLOCK - 10,)), tuple((9,) for _ in range(40))],
+    [
+        ((1,),),
+        ((BLOCK,),),
+        ((BLOCK + 1,),),
+        ((BLOCK - 1,), (1,), (1,)),
+        ((3,), (BLOCK, 2), (7,), (BLOCK - 10,)),
+        tuple((9,) for _ in range(40)),
+    ],
     ids=["one", "a-block", "a-block-and-one", "boundary", "mixed", "many-small"],
 )
 def test_blocks_name_every_weights_tensor_exactly_once(shapes: tuple[tuple[int, ...], ...]) -> None:

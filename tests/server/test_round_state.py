@@ -225,6 +225,7 @@ def test_any_number_of_clients_may_go_silent_at_once(count: int) -> None:
     for name in names:
         m.seen(name, 0.0)
     effects = m.tick(21.0)
-    assert sorted(e.client_id for e in effects if isinstance(e, DropMember)) == names[: len([e for e in effects if isinstance(e, DropMember)])]
-    assert sum(isinstance(e, AbandonRound) for e in effects) == 1
+    dropped = [effect.client_id for effect in effects if isinstance(effect, DropMember)]
+    assert dropped == names[: len(dropped)] and len(dropped) > count - count // 2, "at least until the quorum is out of reach"
+    assert [isinstance(effect, AbandonRound) for effect in effects] == [False] * len(dropped) + [True]
     assert m.live == ()

@@ -1,0 +1,203 @@
+"""Domain values to protobuf bytes and back: every pair is the identity, and what this version does not know is refused in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from heron_common import wire
+from heron_common.assignment import (
+    Assignment,
+    BlobReference,
+    DataSpecification,
+    Finished,
+    LocalStatistics,
+    Membership,
+    ModelSpec,
+    ProgramKind,
+    ProgramReference,
+    UploadAnswer,
+    UploadLoss,
+    UploadPurpose,
+    Wait,
+)
+from heron_common.directions import DirectionDistribution
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError
+from heron_common.ids import RoundReference
+from heron_common.plan import PRESETS, ClientOptimiser, Estimator, HeadTraining, Objective, Plan
+from heron_common.tensors import MAX_RANK, DType, TensorSpec
+from heron_common.zeroth_order import FiniteDifference
+from heron_proto.v1 import split_training_pb2 as pb
+
+BLOB = BlobReference("ab" * 32, 2**40)
+ROUND = RoundReference(17, 3)
+PLAN = dataclasses.replace(PRESETS["heron"].plan, direction_groups=16, micro_batch=4, smoothing_radius=1 / 3, learning_rate=0.1)
+ASSIGNMENT = Assignment(ROUND, PLAN, BLOB, BlobReference("cd" * 32, 1), (0.1, 1 / 3), 1e-17)
+LOSSES = (UploadLoss(ROUND, 4, 0.5, 2**40), UploadLoss(RoundReference(0, 0), 0, -2.25, 0))
+MODEL = ModelSpec(
+    (TensorSpec("client_model.0", DType.FLOAT32, (4, 1, 3, 3)), TensorSpec("client_model.1", DType.FLOAT32, ())),
+    (TensorSpec("auxiliary_head.0", DType.FLOAT32, (10, 16)),),
+    TensorSpec("cut", DType.FLOAT32, (16,)),
+)
+MEMBERSHIP = Membership(
+    run_id="r" * 32,
+    session="s" * 32,
+    run_seed=2**64 - 1,
+    data_specification=DataSpecification("digits", (1, 8, 8), 10, 4.8, 16.0),
+    model=MODEL,
+    programs=(ProgramReference(ProgramKind.LOSS, BLOB, 4), ProgramReference(ProgramKind.FRONT, BLOB, 64)),
+    heartbeat_seconds=2.5,
+    num_rounds=60,
+)
+
+DOMAIN_AND_WIRE = [
+    (DType, pb.DType, "DTYPE"),
+    (ProgramKind, pb.ProgramKind, "PROGRAM_KIND"),
+    (UploadPurpose, pb.UploadPurpose, "UPLOAD_PURPOSE"),
+    (Objective, pb.Objective, "OBJECTIVE"),
+    (Estimator, pb.Estimator, "ESTIMATOR"),
+    (FiniteDifference, pb.FiniteDifference, "FINITE_DIFFERENCE"),
+    (DirectionDistribution, pb.DirectionDistribution, "DIRECTION_DISTRIBUTION"),
+    (HeadTraining, pb.HeadTraining, "HEAD_TRAINING"),
+    (ClientOptimiser, pb.ClientOptimiser, "CLIENT_OPTIMISER"),
+]
+
+
+def sent(message: Any) -> Any:
+    """Return the message as the other side parses it."""
+    return type(message).FromString(message.SerializeToString())
+
+
+def through_the_wire(kind: str, value: Any) -> Any:
+    return getattr(wire, f"{kind}_from_proto")(sent(getattr(wire, f"{kind}_to_proto")(value)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *(("tensor_spec", spec) for spec in (*MODEL.client_model, TensorSpec("", DType.INT64, (2**62,) * MAX_RANK))),
+        ("blob", BLOB),
+        ("blob", BlobReference("", 0)),
+        ("round", ROUND),
+        ("round", RoundReference(2**32 - 1, 0)),
+        ("membership", MEMBERSHIP),
+        ("membership", dataclasses.replace(MEMBERSHIP, programs=(), model=dataclasses.replace(MODEL, auxiliary_head=()))),
+        ("assignment", ASSIGNMENT),
+        ("assignment", dataclasses.replace(ASSIGNMENT, auxiliary_head=None, direction_scales=())),
+        ("answer", UploadAnswer(2**40, (0.5, -1.25), LOSSES)),
+        ("answer", UploadAnswer(0, (), ())),
+        ("statistics", LocalStatistics()),
+        ("statistics", LocalStatistics(1 / 3, -0.1, 2**40, 5, 0.1, 1e-300, 6, 7, 1.5, 2.5, 2**40)),
+    ],
+)
+def test_values_come_back_as_they_were_sent(kind: str, value: Any) -> None:
+    assert through_the_wire(kind, value) == value
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("round_index", [0, 5])
+def test_the_plan_of_every_preset_comes_back_as_it_was_sent(name: str, round_index: int) -> None:
+    plan = dataclasses.replace(PRESETS[name].plan_for_round(round_index, 7), direction_groups=8, micro_batch=2)
+    assert through_the_wire("plan", plan) == plan
+
+
+def plan_enums() -> list[tuple[str, Any]]:
+    members = {Objective, Estimator, FiniteDifference, DirectionDistribution, HeadTraining, ClientOptimiser}
+    values = {field.name: type(getattr(PLAN, field.name)) for field in dataclasses.fields(Plan)}
+    return [(name, kind) for name, kind in values.items() if kind in members]
+
+
+@pytest.mark.parametrize(("field", "member"), [(field, member) for field, kind in plan_enums() for member in kind])
+def test_every_member_of_every_enum_of_a_plan_travels(field: str, member: Any) -> None:
+    plan = dataclasses.replace(PLAN, **{field: member})
+    assert through_the_wire("plan", plan) == plan
+
+
+def test_a_plan_message_has_exactly_the_fields_of_a_plan() -> None:
+    assert {f.name for f in pb.Plan.DESCRIPTOR.fields} == {f.name for f in dataclasses.fields(Plan)}
+    assert {f.name for f in pb.LocalStatistics.DESCRIPTOR.fields} == {f.name for f in dataclasses.fields(LocalStatistics)}
+
+
+@pytest.mark.parametrize("step", [ASSIGNMENT, Wait(0.25, "waiting for two more clients"), Finished("60 rounds are done")])
+@pytest.mark.parametrize("losses", [(), LOSSES])
+def test_the_next_step_and_its_losses_come_back_as_they_were_sent(step: Any, losses: tuple[UploadLoss, ...]) -> None:
+    message = sent(wire.next_step_to_proto(step, losses))
+    assert wire.next_step_from_proto(message) == step
+    assert wire.losses_from_proto(message.losses) == losses
+
+
+def test_a_next_step_of_an_unknown_kind_is_a_short_wait() -> None:
+    step = wire.next_step_from_proto(pb.NextAssignmentResponse())
+    assert isinstance(step, Wait)
+    assert 0 < step.seconds <= 5
+
+
+@pytest.mark.parametrize("purpose", list(UploadPurpose))
+def test_every_purpose_comes_back_as_it_was_sent(purpose: UploadPurpose) -> None:
+    message = sent(pb.UploadHeader(purpose=wire.purpose_to_proto(purpose)))
+    assert wire.purpose_from_proto(message.purpose) is purpose
+
+
+def test_several_specifications_keep_their_order() -> None:
+    messages = [sent(wire.tensor_spec_to_proto(spec)) for spec in MODEL.client_model]
+    assert wire.tensor_specs_from_proto(messages) == MODEL.client_model
+
+
+@pytest.mark.parametrize(("domain", "wire_enum", "prefix"), DOMAIN_AND_WIRE, ids=[row[2] for row in DOMAIN_AND_WIRE])
+def test_domain_and_wire_enums_name_the_same_things_and_zero_means_unspecified(domain: Any, wire_enum: Any, prefix: str) -> None:
+    assert {f"{prefix}_{member.name}" for member in domain} | {f"{prefix}_UNSPECIFIED"} == set(wire_enum.keys())
+    assert wire_enum.Value(f"{prefix}_UNSPECIFIED") == 0
+
+
+def test_all_wire_enums_but_the_encoding_of_updates_have_a_domain_twin() -> None:
+    assert set(pb.DESCRIPTOR.enum_types_by_name) - {wire_enum.DESCRIPTOR.name for _, wire_enum, _ in DOMAIN_AND_WIRE} == {"UpdateEncoding"}
+
+
+def test_every_dtype_is_announced() -> None:
+    assert wire.dtypes_to_proto() == [number for number in pb.DType.values() if number != 0]
+
+
+UNKNOWN = [0, 99]
+
+
+@pytest.mark.parametrize(("field", "number"), list(itertools.product([field for field, _ in plan_enums()], UNKNOWN)))
+def test_an_unknown_enum_value_in_a_plan_is_named_in_the_refusal(field: str, number: int) -> None:
+    message = wire.plan_to_proto(PLAN)
+    setattr(message, field, number)
+    with pytest.raises(RefusedError, match=f"^{field} {number} is not one that this version knows: update the older side$"):
+        wire.plan_from_proto(sent(message))
+
+
+@pytest.mark.parametrize("number", UNKNOWN)
+def test_an_unknown_dtype_program_kind_or_purpose_is_refused(number: int) -> None:
+    spec, membership = wire.tensor_spec_to_proto(MODEL.cut), wire.membership_to_proto(MEMBERSHIP)
+    spec.dtype = number  # type: ignore[assignment]
+    membership.programs[1].kind = number  # type: ignore[assignment]
+    for decode, what in (
+        (lambda: wire.tensor_spec_from_proto(sent(spec)), "dtype"),
+        (lambda: wire.membership_from_proto(sent(membership)), "program kind"),
+        (lambda: wire.purpose_from_proto(number), "upload purpose"),
+    ):
+        with pytest.raises(RefusedError, match=f"{what} {number} is not one that this version knows"):
+            decode()
+
+
+@pytest.mark.parametrize(
+    "shape", [(0,), (-1,), (3, 0, 2), (-(2**63),), (1,) * (MAX_RANK + 1)], ids=["zero", "negative", "inner", "lowest", "rank"]
+)
+def test_a_shape_with_a_dimension_below_one_or_too_many_of_them_is_refused(shape: tuple[int, ...]) -> None:
+    message = pb.TensorSpec(name="z", dtype=pb.DTYPE_FLOAT32, shape=shape)
+    with pytest.raises(RefusedError, match=f"at most {MAX_RANK} dimensions of at least 1") as refusal:
+        wire.tensor_spec_from_proto(sent(message))
+    assert refusal.value.code is ErrorCode.INVALID_TENSOR
+
+
+def test_a_shape_of_a_million_dimensions_makes_a_short_refusal() -> None:
+    message = pb.TensorSpec(name="z", dtype=pb.DTYPE_FLOAT32, shape=(7,) * 1_000_000)
+    with pytest.raises(RefusedError) as refusal:
+        wire.tensor_spec_from_proto(message)
+    assert len(refusal.value.sentence) < 300

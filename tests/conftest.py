@@ -1,0 +1,33 @@
+"""Fixtures for every test: a program cache shared by the session, so that each program is compiled once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.cluster import Cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep every process that tests start away from the user's own cache and state."""
+    home = tmp_path_factory.mktemp("home")
+    names = {"XDG_CACHE_HOME": str(home / "cache"), "XDG_STATE_HOME": str(home / "state")}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A server and clients as real processes on loopback; all end with the test."""
+    with Cluster(tmp_path) as running:
+        yield running

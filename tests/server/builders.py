@@ -1,0 +1,40 @@
+"""Small domain values for tests of single parts: model, plan, attempt."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from heron_common.assignment import Assignment, BlobReference, ModelSpec, UploadKey, UploadPurpose
+from heron_common.ids import RoundReference
+from heron_common.plan import Plan, ServerSchedule, preset
+from heron_common.tensors import DType, TensorSpec
+from heron_server.rounds.attempt import AcceptedUpload, Attempt
+from heron_server.storage.spool import SpoolEntry
+
+ROUND = RoundReference(3, 1)
+MODEL = ModelSpec(
+    client_model=(TensorSpec("w", DType.FLOAT32, (3, 2)), TensorSpec("b", DType.FLOAT32, (3,))),
+    auxiliary_head=(TensorSpec("h", DType.FLOAT32, (5,)),),
+    cut=TensorSpec("activations", DType.FLOAT32, (2, 2)),
+)
+
+
+def plan(preset_name: str = "heron", **changes: Any) -> Plan:
+    complete = {"local_steps": 6, "batch_size": 4, "direction_groups": 2, "micro_batch": 2, **changes}
+    return dataclasses.replace(preset(preset_name).plan, **complete)
+
+
+def attempt(
+    cohort: tuple[str, ...] = ("a", "b"), schedule: ServerSchedule = ServerSchedule.ARRIVAL, preset_name: str = "heron", **changes: Any
+) -> Attempt:
+    blob = BlobReference("0" * 64, 36)
+    return Attempt(Assignment(ROUND, plan(preset_name, **changes), blob, None, (1.0, 1.0), 0.0), MODEL, cohort, schedule)
+
+
+def key(client: str = "a", step: int = 0, purpose: UploadPurpose = UploadPurpose.TRAIN, reference: RoundReference = ROUND) -> UploadKey:
+    return UploadKey(reference, client, purpose, step)
+
+
+def upload(of: UploadKey, entry: SpoolEntry, sha256: str = "d") -> AcceptedUpload:
+    return AcceptedUpload(of, sha256, entry, accepted_at=0.0)

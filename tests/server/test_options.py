@@ -1,0 +1,159 @@
+"""Options from flags, environment and file: who wins, and all mistakes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from heron_common.errors import ConfigurationError
+from heron_server.config import ServerConfig
+from heron_server.options import flag_of, read_options, sections_of
+from tests.server.running_server import SOURCE
+
+FIELDS = [(section, name) for section, model in sections_of(ServerConfig).items() for name in model.model_fields]
+
+VALUES: dict[str, tuple[str, str, str]] = {
+    "preset": ("frozen", "heron", "heron-paper"),
+    "model": ("x", "y", "z"),
+    "model_options": ("hidden=1", "hidden=2", "hidden=3"),
+    "data_spec": ("1x2x2:2", "1x3x3:2", "1x4x4:2"),
+    "eval_data": ("npz:a", "npz:b", "npz:c"),
+    "difference": ("central", "forward", "central"),
+    "client_optimiser": ("sgd", "adam", "scalar_adaptive"),
+    "server_schedule": ("arrival", "sequential", "lockstep"),
+    "weighting": ("examples", "uniform", "examples"),
+    "server_optimiser": ("sgd", "adamw", "sgd"),
+    "device": ("cpu", "cuda", "cuda:1"),
+    "precision": ("bf16", "fp32", "bf16"),
+    "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+    "metrics_host": ("::1", "127.0.0.2", "127.0.0.3"),
+    "log_level": ("debug", "warning", "error"),
+    "server_momentum": ("0.1", "0.2", "0.3"),
+    "spool_bytes": ("2000000", "3000000", "4000000"),
+    "max_clients": ("65", "66", "67"),
+    "run_dir": ("one", "two", "three"),
+    "program_cache": ("one", "two", "three"),
+}
+"""Three values of each option that is not a plain number; those take 1, 2 and 3."""
+
+
+def read(*arguments: str, file: Path | None = None, **environment: str) -> ServerConfig:
+    config = ["--config", str(file)] if file else []
+    return read_options(ServerConfig, SOURCE, [*config, *arguments], {f"HERON_SERVER_{k.upper()}": v for k, v in environment.items()})
+
+
+def toml(directory: Path, section: str, name: str, value: Any) -> Path:
+    path = directory / "options.toml"
+    path.write_text(f"[{section}]\n{name} = {value if isinstance(value, bool) is False and value.isdigit() else repr(value)}\n")
+    return path
+
+
+def value_of(config: ServerConfig, section: str, name: str) -> Any:
+    return getattr(getattr(config, section), name)
+
+
+def mistakes(*arguments: str, **places: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read(*arguments, **places)
+    return str(caught.value)
+
+
+def expected(section: str, name: str, text: str) -> Any:
+    """What the section's own validation makes of the text."""
+    return getattr(sections_of(ServerConfig)[section].model_validate({name: text}), name)
+
+
+@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "insecure")])
+def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, section: str, name: str) -> None:
+    in_file, in_environment, in_flag = VALUES.get(name, ("1", "2", "3"))
+    path, fallback = toml(tmp_path, section, name, in_file), value_of(read(), section, name)
+    assert value_of(read(file=path), section, name) == expected(section, name, in_file) != fallback or in_file == str(fallback)
+    assert value_of(read(file=path, **{name: in_environment}), section, name) == expected(section, name, in_environment)
+    flags = (flag_of(name), in_flag)
+    assert value_of(read(*flags, file=path, **{name: in_environment}), section, name) == expected(section, name, in_flag)
+
+
+@pytest.mark.parametrize(("section", "name"), [("run", "resume"), ("network", "insecure")])
+def test_switches_can_be_given_in_all_three_places(tmp_path: Path, section: str, name: str) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text(f"[{section}]\n{name} = true\n")
+    assert value_of(read(), section, name) is False
+    assert value_of(read(flag_of(name)), section, name) is True
+    assert value_of(read(**{name: "true"}), section, name) is True
+    assert value_of(read(file=path), section, name) is True
+    assert value_of(read(file=path, **{name: "false"}), section, name) is False
+
+
+def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
+    path = toml(tmp_path, "run", "rounds", "7")
+    assert read(config=str(path)).run.rounds == 7
+
+
+def test_option_names_are_unique_over_all_sections() -> None:
+    names = [name for _, name in FIELDS]
+    assert len(names) == len(set(names))
+
+
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text("[run]\nrounds = 0\ncolour = 'red'\n[mystery]\nx = 1\n")
+    message = mistakes("--batch-size", "-3", file=path, server_threads="many", listen="nowhere")
+    for part in ("--rounds", "'colour'", "[run]", "[mystery]", "--batch-size", "'-3'", "--server-threads", "'many'", "--listen", "'nowhere'"):
+        assert part in message
+
+
+def test_an_unknown_table_is_named_and_the_known_ones_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text("[rund]\nrounds = 1\n")
+    message = mistakes(file=path)
+    assert "[rund]" in message and all(section in message for section in sections_of(ServerConfig))
+
+
+def test_an_option_outside_a_table_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text("rounds = 1\n")
+    assert "rounds" in mistakes(file=path)
+
+
+def test_an_unknown_flag_ends_with_the_usage_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read("--colour", "red")
+    assert caught.value.code == 2 and "--colour" in capsys.readouterr().err
+
+
+def test_flags_are_not_guessed_from_their_beginning() -> None:
+    with pytest.raises(SystemExit):
+        read("--round", "3")
+
+
+@pytest.mark.parametrize("content", [b"[run\n", b"[run]\nrounds = \n", b"\xff\xfe", None])
+def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, content: bytes | None) -> None:
+    # BUG: a file that is not UTF-8 escapes as UnicodeDecodeError instead of a sentence about --config.
+    path = tmp_path / "options.toml"
+    if content is not None:
+        path.write_bytes(content)
+    assert str(path) in mistakes(file=path)
+
+
+def test_a_missing_option_is_named() -> None:
+    class Section(BaseModel):
+        needed_option: int
+
+    class Config(BaseModel):
+        section: Section
+
+    with pytest.raises(ConfigurationError, match="--needed-option is missing"):
+        read_options(Config, SOURCE, [], {})
+
+
+def test_help_tells_every_option_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read("--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for _, name in FIELDS:
+        assert f"{flag_of(name)} " in text or f"{flag_of(name)}\n" in text
+    assert all(field.description for model in sections_of(ServerConfig).values() for field in model.model_fields.values())

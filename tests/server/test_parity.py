@@ -1,0 +1,156 @@
+"""The gate before publishing: tampered programs and finite differences that miss the derivative are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import heron_server.programs.export as export_module
+from heron_common.assignment import DataSpecification, ProgramKind
+from heron_common.errors import HeronError, ParityError
+from heron_common.plan import Algorithm, preset
+from heron_server.models.registry import build_model
+from heron_server.models.split_model import SplitModel
+from heron_server.programs.export import ProgramCache
+from heron_server.programs.parity import DIFFERENCE_TOLERANCE, TOLERANCE, check_difference, check_outputs, difference_error
+from heron_server.programs.publish import needed_programs, publish, scales_of
+
+MICRO_BATCH = 2
+
+
+def algorithm(name: str = "heron", warmup_rounds: int = 0, **changes: Any) -> Algorithm:
+    row = preset(name)
+    groups = {"direction_groups": 1 if name in ("heron-paper", "frozen") else 2}
+    plan = dataclasses.replace(row.plan, **{"batch_size": 4, "micro_batch": MICRO_BATCH, "local_steps": 2, **groups, **changes})
+    return dataclasses.replace(row, plan=plan, warmup_rounds=warmup_rounds)
+
+
+def replaced(program: bytes, old: str, new: str) -> bytes:
+    proto = onnx.load_from_string(program)
+    nodes = [node for node in proto.graph.node if node.op_type == old]
+    assert nodes
+    for node in nodes:
+        node.op_type = new
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("kind", list(ProgramKind))
+def test_an_honest_program_passes_with_a_small_error(tiny_model: SplitModel, kind: ProgramKind, program_cache: ProgramCache) -> None:
+    assert check_outputs(tiny_model, kind, program_cache.program(tiny_model, kind, MICRO_BATCH), MICRO_BATCH, seed=1) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", list(ProgramKind))
+def test_a_tampered_program_is_refused(tiny_model: SplitModel, kind: ProgramKind, program_cache: ProgramCache) -> None:
+    tampered = replaced(program_cache.program(tiny_model, kind, MICRO_BATCH), "Relu", "Sigmoid")
+    with pytest.raises(ParityError, match="not published"):
+        check_outputs(tiny_model, kind, tampered, MICRO_BATCH, seed=1)
+
+
+def test_the_program_of_another_model_with_the_same_inputs_is_refused(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
+    other = dataclasses.replace(tiny_model, name="other", auxiliary_head=torch.nn.Sequential(tiny_model.auxiliary_head, torch.nn.Tanh()))
+    program = program_cache.program(other, ProgramKind.LOSS, MICRO_BATCH)
+    assert check_outputs(other, ProgramKind.LOSS, program, MICRO_BATCH, seed=1) <= TOLERANCE
+    with pytest.raises(ParityError, match="'losses'"):
+        check_outputs(tiny_model, ProgramKind.LOSS, program, MICRO_BATCH, seed=1)
+
+
+def test_outputs_that_are_not_numbers_are_refused(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
+    program = replaced(program_cache.program(tiny_model, ProgramKind.FRONT, MICRO_BATCH), "Relu", "Log")
+    with pytest.raises(ParityError), np.errstate(all="ignore"):
+        check_outputs(tiny_model, ProgramKind.FRONT, program, MICRO_BATCH, seed=1)
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("name", ["heron", "heron-paper", "heron-server-loss"])
+def test_a_small_radius_passes_and_a_large_one_is_refused_naming_one_that_passes(
+    tiny_model: SplitModel, program_cache: ProgramCache, name: str, difference: str
+) -> None:
+    a = algorithm(name, difference=type(preset(name).plan.difference)(difference))
+    program = program_cache.program(tiny_model, needed_programs(a)[0], MICRO_BATCH)
+    scales = scales_of(tiny_model, a)
+    assert check_difference(tiny_model, a.plan, program, scales, seed=3) <= DIFFERENCE_TOLERANCE
+    coarse = dataclasses.replace(a.plan, smoothing_radius=1.0)
+    with pytest.raises(ParityError) as caught:
+        check_difference(tiny_model, coarse, program, scales, seed=3)
+    assert "smoothing_radius 1 " in str(caught.value)
+    (named,) = re.findall(r"use smoothing_radius ([\d.e-]+)", str(caught.value))
+    better = dataclasses.replace(coarse, smoothing_radius=float(named))
+    assert check_difference(tiny_model, better, program, scales, seed=3) <= DIFFERENCE_TOLERANCE
+    worse = dataclasses.replace(coarse, smoothing_radius=2 * float(named))
+    assert difference_error(tiny_model, worse, program, scales, seed=3) > DIFFERENCE_TOLERANCE, "the largest that passes is named"
+
+
+def test_the_gate_leaves_the_model_as_it_was(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
+    parts = (tiny_model.front, tiny_model.auxiliary_head, tiny_model.back)
+    before = [p.detach().clone() for part in parts for p in part.parameters()]
+    publish(algorithm(), tiny_model, program_cache, seed=0)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, [p for part in parts for p in part.parameters()], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "kinds"),
+    [
+        ("heron", 0, {ProgramKind.LOSS}),
+        ("heron", 1, {ProgramKind.LOSS, ProgramKind.FRONT}),
+        ("heron-paper", 0, {ProgramKind.LOSS}),
+        ("heron-server-loss", 1, {ProgramKind.FRONT}),
+        ("frozen", 0, {ProgramKind.FRONT}),
+    ],
+)
+def test_clients_get_the_programs_their_plans_need(
+    tiny_model: SplitModel, program_cache: ProgramCache, name: str, warmup: int, kinds: set[ProgramKind]
+) -> None:
+    a = algorithm(name, warmup)
+    published, report = publish(a, tiny_model, program_cache, seed=0)
+    assert {p.reference.kind for p in published} == kinds
+    assert all(p.reference.blob.size_bytes == len(p.data) and p.reference.micro_batch == MICRO_BATCH for p in published)
+    assert report.output_error <= TOLERANCE
+    assert (report.difference_error is None) == (name == "frozen")
+
+
+def test_nothing_is_published_when_a_program_in_the_cache_is_not_the_models(tiny_model: SplitModel, tmp_path: Path) -> None:
+    # BUG: a damaged file in the cache escapes as onnxruntime's own exception, and the next start meets the same file again.
+    cache = ProgramCache(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export", lambda _function: b"cut short")
+        cache.program(tiny_model, ProgramKind.LOSS, MICRO_BATCH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export", lambda _function: b"exported anew")
+        with pytest.raises(HeronError):
+            publish(algorithm(), tiny_model, cache, seed=0)
+
+
+@pytest.mark.parametrize("scale", ["unit", "tensor_rms", "global_rms"])
+@pytest.mark.parametrize("name", ["heron", "heron-paper"])
+def test_direction_scales_are_root_mean_squares_with_a_floor(tiny_model: SplitModel, name: str, scale: str) -> None:
+    a = dataclasses.replace(algorithm(name), direction_scale=type(preset(name).direction_scale)(scale), scale_floor=1e-2)
+    tensors = [p.detach().double() for p in tiny_model.front.parameters()]
+    if name == "heron-paper":
+        tensors += [p.detach().double() for p in tiny_model.auxiliary_head.parameters()]
+    everything = torch.cat([t.reshape(-1) for t in tensors])
+    want = {
+        "unit": [1.0] * len(tensors),
+        "tensor_rms": [max(float(t.square().mean().sqrt()), 1e-2) for t in tensors],
+        "global_rms": [max(float(everything.square().mean().sqrt()), 1e-2)] * len(tensors),
+    }[scale]
+    np.testing.assert_allclose(scales_of(tiny_model, a), want, rtol=1e-12)
+
+
+def test_an_error_is_measured_against_the_largest_value(program_cache: ProgramCache) -> None:
+    """A model whose outputs are large passes although its absolute error is."""
+    model = build_model(
+        "cnn", {"front_widths": [2], "front_strides": [2], "hidden": 4}, DataSpecification("1x4x4:3", (1, 4, 4), 3), seed=0
+    )
+    with torch.no_grad():
+        for parameter in model.front.parameters():
+            parameter.mul_(1e4)
+    program = program_cache.program(model, ProgramKind.FRONT, MICRO_BATCH)
+    assert check_outputs(model, ProgramKind.FRONT, program, MICRO_BATCH, seed=1) <= TOLERANCE
