@@ -45,8 +45,10 @@ class LiveConsole:
 
 def human_bytes(count: float) -> str:
     """Return bytes for people, in decimal units: 1234567 -> '1.23 MB'."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = 0
+    # 999.5 and more would round up to 1000, which belongs to the next unit.
+    while count >= 999.5 and power < len(units) - 1:
         count /= 1000
-    raise AssertionError("unreachable")
+        power += 1
+    return f"{count:.0f} {units[power]}" if power == 0 or count >= 999.5 else f"{count:.3g} {units[power]}"

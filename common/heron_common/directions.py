@@ -1,8 +1,8 @@
 """Counter-based perturbation directions: derived from public seeds, never sent, equal in every process.
 
 A direction u has E[u u^T] = I for every distribution. Rademacher directions are raw Philox-4x64 bits (Salmon et al. 2011), bit-equal on every platform:
-weight i of group g is -1 where bit (i mod 64, least significant first) of word i // 64 is set, in the stream whose counter starts at
-(first block, g, 0, 0). Gaussian and sphere directions come from numpy's Generator and are equal on one numpy build only.
+weight i of group g is -1 where bit (i mod 64, least significant first) of word i // 64 is set. Words 4b to 4b+3 are the Philox block of counter
+(b + 1, g, 0, 0), because numpy counts up before it generates. Gaussian and sphere directions come from numpy's Generator and are equal on one numpy build only.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Directions:
         self._distribution = distribution
         self._layout = layout
         self._philox = np.random.Philox(key=np.array(seed, np.uint64))
-        # Moving one generator is ten times cheaper than making one for every group.
+        # Moving one generator is ten times cheaper than making one for every group. `state` is a snapshot in which its buffer is empty.
         self._state: Any = self._philox.state
 
     def add(self, group: int, magnitudes: Float64Array, base: Float32Array, target: Float32Array) -> None:
@@ -112,6 +112,4 @@ class Directions:
 
     def _seek(self, counter: int, group: int, stream: int) -> None:
         self._state["state"]["counter"][:] = (counter, group, stream, 0)
-        self._state["buffer_pos"] = 4
-        self._state["has_uint32"] = 0
         self._philox.state = self._state

@@ -26,7 +26,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    return text if text and not any(c in text for c in ' "=\n\t') else json.dumps(text)
+    return text if text and text.isprintable() and not any(c in text for c in ' "=') else json.dumps(text)
 
 
 def set_up_logging(level: str = "info", stream: Any = None) -> logging.Handler:

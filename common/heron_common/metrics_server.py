@@ -24,9 +24,9 @@ class MetricsServer:
         """
         try:
             self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except OSError as exc:
+        except (OSError, OverflowError) as exc:
             raise ConfigurationError(
-                f"cannot serve metrics on {host}:{port} ({exc.strerror or exc}): free the port, choose another --metrics-port, or 0 for any free one"
+                f"cannot serve metrics on {host}:{port} ({exc}): free the port, choose another --metrics-port, or 0 for any free one"
             ) from exc
         self.port: int = self._server.server_port
 

@@ -171,7 +171,7 @@ _FORWARD_ONLY = Plan(
     batch_size=64,
     micro_batch=0,
     optimiser=ClientOptimiser.SCALAR_ADAPTIVE,
-    learning_rate=2.0,
+    learning_rate=4.0,
     clip_factor=4.0,
 )
 """Zeros in direction_groups and micro_batch mean: the server fixes them from weight and FLOP counts."""
@@ -190,7 +190,7 @@ PRESETS: dict[str, Algorithm] = {
             head_training=HeadTraining.CLIENT,
             smoothing_radius=2e-4,
             optimiser=ClientOptimiser.SGD,
-            learning_rate=1e-2,
+            learning_rate=3e-2,
             clip_factor=10.0,
         ),
         ServerSchedule.SEQUENTIAL,
@@ -244,36 +244,39 @@ def preset(name: str) -> Algorithm:
 
 def plan_mistakes(plan: Plan) -> list[str]:
     """Return every mistake in a complete plan, each one sentence with what to write instead; empty if there is none."""
-    mistakes = [
-        f"{name} must be at least 1, not {value}: give a positive number"
-        for name, value in (
-            ("local_steps", plan.local_steps),
-            ("upload_interval", plan.upload_interval),
-            ("batch_size", plan.batch_size),
-            ("direction_groups", plan.direction_groups),
-            ("micro_batch", plan.micro_batch),
-        )
-        if value < 1
-    ]
+    counts = ("local_steps", "upload_interval", "batch_size", "direction_groups", "micro_batch")
+    reals = (("smoothing_radius", plan.smoothing_radius), ("client_learning_rate", plan.learning_rate), ("clip_factor", plan.clip_factor))
+    wrong = [name for name in counts if getattr(plan, name) < 1]
+    mistakes = [f"{name} must be at least 1, not {getattr(plan, name)}: give a positive number" for name in wrong]
     mistakes += [
-        f"{name} must be a positive finite number, not {value}"
-        for name, value in (
-            ("smoothing_radius", plan.smoothing_radius),
-            ("client_learning_rate", plan.learning_rate),
-            ("clip_factor", plan.clip_factor),
-        )
+        f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
+        for name, value in reals
         if not (value > 0 and math.isfinite(value))
     ]
-    if mistakes:
-        return mistakes
-    if plan.upload_interval > plan.local_steps:
+    return mistakes + _size_mistakes(plan, set(wrong)) + _relation_mistakes(plan)
+
+
+def _size_mistakes(plan: Plan, wrong: set[str]) -> list[str]:
+    mistakes: list[str] = []
+    if not wrong & {"upload_interval", "local_steps"} and plan.upload_interval > plan.local_steps:
         mistakes.append(
             f"upload_interval {plan.upload_interval} exceeds local_steps {plan.local_steps}: the server would train once a round; lower it"
         )
+    if wrong & {"batch_size", "direction_groups"}:
+        return mistakes
     if plan.batch_size % plan.direction_groups:
         mistakes.append(f"direction_groups {plan.direction_groups} does not divide batch_size {plan.batch_size}: choose a divisor")
-    elif plan.group_size % plan.micro_batch:
+    elif "micro_batch" not in wrong and plan.group_size % plan.micro_batch:
         mistakes.append(f"micro_batch {plan.micro_batch} does not divide a group of {plan.group_size} samples: choose a divisor")
+    return mistakes
+
+
+def _relation_mistakes(plan: Plan) -> list[str]:
+    mistakes: list[str] = []
+    if plan.objective is Objective.NONE and plan.trains_front:
+        mistakes.append(
+            "objective=none gives estimator=zeroth_order nothing to descend: set objective to auxiliary or server, or estimator to none"
+        )
     if plan.objective is Objective.AUXILIARY and plan.head_training is HeadTraining.NONE:
         mistakes.append("objective=auxiliary needs a head: set head_training to client or server, not none")
     if plan.objective is Objective.SERVER and plan.head_training is HeadTraining.CLIENT:

@@ -20,7 +20,7 @@ class BackoffPolicy:
 
     def delays(self, random: Random) -> Iterator[float]:
         """Yield an endless sequence of delays in seconds, drawn from `random`."""
-        ceiling = self.initial_seconds
+        ceiling = min(self.cap_seconds, self.initial_seconds)
         while True:
             yield random.uniform(min(self.floor_seconds, ceiling), ceiling)
             ceiling = min(self.cap_seconds, ceiling * self.factor)

@@ -18,8 +18,11 @@ from heron_common.tensors import Float32Array, Float64Array
 SECOND_MOMENT_DECAY = 0.98
 """A memory of about fifty steps: long against one step's noise, short against a run."""
 
+ESTABLISHED_COUNT = 16
+"""Derivatives after which their mean square is a fair measure; before that nothing is called an outlier by it."""
+
 MAX_STEP_SCALES = 1.0
-"""A step never moves a weight by more than its tensor's scale, whatever the losses say."""
+"""The sum of |a_g| over a step: with Rademacher directions no weight moves by more than its tensor's scale, whatever the losses say."""
 
 
 class FiniteDifference(StrEnum):
@@ -30,6 +33,36 @@ class FiniteDifference(StrEnum):
 
 
 @dataclass(frozen=True)
+class SecondMoment:
+    """Running mean of squared directional derivatives: a plain mean at first, exponentially forgetting later.
+
+    Attributes:
+        value: the mean of c^2; 0 if none is known.
+        steps: how many steps it is made of.
+        count: how many derivatives it is made of.
+
+    """
+
+    value: float = 0.0
+    steps: int = 0
+    count: int = 0
+
+    @classmethod
+    def received(cls, value: float) -> SecondMoment:
+        """Take up the mean that earlier rounds arrived at; 0 means that there is none, and what is not finite is none."""
+        known = value > 0 and math.isfinite(value)
+        return cls(value, round(1 / (1 - SECOND_MOMENT_DECAY)), ESTABLISHED_COUNT) if known else cls()
+
+    def updated(self, derivatives: Float64Array) -> SecondMoment:
+        """Return the mean after one more step: m + (mean(c^2) - m) / min(steps, memory)."""
+        if derivatives.size == 0:
+            return self
+        rate = max(1 - SECOND_MOMENT_DECAY, 1 / (self.steps + 1))
+        value = self.value + rate * (float(np.mean(np.square(derivatives))) - self.value)
+        return SecondMoment(value, self.steps + 1, self.count + derivatives.size)
+
+
+@dataclass(frozen=True)
 class GuardedDerivatives:
     """Directional derivatives that may touch weights: finite and clipped.
 
@@ -37,14 +70,14 @@ class GuardedDerivatives:
         values: [G], float64.
         num_clipped: how many were larger than the limit.
         num_non_finite: how many were NaN or infinite; they count as 0.
-        second_moment: the running mean of c^2 after this step.
+        second_moment: the running mean of c^2, this step included.
 
     """
 
     values: Float64Array
     num_clipped: int
     num_non_finite: int
-    second_moment: float
+    second_moment: SecondMoment
 
 
 def directional_derivatives(
@@ -69,24 +102,19 @@ def directional_derivatives(
     return means
 
 
-def guard(derivatives: Float64Array, second_moment: float, clip_factor: float) -> GuardedDerivatives:
-    """Zero what is not finite, clip the rest at clip_factor * sqrt(second_moment), and update the running mean of c^2.
+def guard(derivatives: Float64Array, second_moment: SecondMoment, clip_factor: float) -> GuardedDerivatives:
+    """Zero what is not finite, clip the rest at clip_factor * sqrt(m), and update the running mean m with the result.
 
-    A second moment of 0 means that none is known yet: the first step sets it from its own derivatives, clipped at `clip_factor` times their median size.
+    While m rests on fewer than ESTABLISHED_COUNT derivatives, `clip_factor` times the median size within this step is the limit instead.
     """
     finite = np.isfinite(derivatives)
-    num_non_finite = int(derivatives.size - finite.sum())
     values = np.where(finite, derivatives, 0.0)
-    reference = math.sqrt(second_moment) if second_moment > 0 else float(np.median(np.abs(values[finite]))) if finite.any() else 0.0
+    median = float(np.median(np.abs(values[finite]))) if finite.any() else 0.0
+    reference = math.sqrt(second_moment.value) if second_moment.count >= ESTABLISHED_COUNT else median
     limit = clip_factor * reference if reference > 0 else math.inf
-    clipped = np.abs(values) > limit
+    num_clipped = int((np.abs(values) > limit).sum())
     values = np.clip(values, -limit, limit)
-    step_moment = float(np.mean(np.square(values[finite]))) if finite.any() else 0.0
-    if second_moment > 0 and finite.any():
-        step_moment = SECOND_MOMENT_DECAY * second_moment + (1 - SECOND_MOMENT_DECAY) * step_moment
-    elif not finite.any():
-        step_moment = second_moment
-    return GuardedDerivatives(values, int(clipped.sum()), num_non_finite, step_moment)
+    return GuardedDerivatives(values, num_clipped, int((~finite).sum()), second_moment.updated(values[finite]))
 
 
 def sgd_coefficients(derivatives: Float64Array, learning_rate: float) -> Float64Array:
@@ -102,14 +130,14 @@ def scalar_adaptive_coefficients(
     For directions with E[u u^T] = I the mean of c^2 is |S grad|^2 plus sampling noise, so dividing by sqrt(m) makes the step independent of the loss's scale;
     it is what Adam's second moment becomes when |u_i| = 1 for every weight. G/(G+d) is the share of |ghat|^2 that is signal.
     """
-    if second_moment <= 0:
+    if not 0 < second_moment < math.inf:
         return np.zeros_like(derivatives)
     groups = derivatives.size
     return bounded(-learning_rate * (groups / (groups + num_parameters)) * derivatives / (groups * math.sqrt(second_moment)))
 
 
 def bounded(coefficients: Float64Array) -> Float64Array:
-    """Scale the coefficients down, if need be, so that no weight can move by more than MAX_STEP_SCALES of its scale in one step."""
+    """Scale the coefficients down, if need be, so that sum |a_g| is at most MAX_STEP_SCALES."""
     reach = float(np.abs(coefficients).sum())
     return coefficients if reach <= MAX_STEP_SCALES else coefficients * (MAX_STEP_SCALES / reach)
 
@@ -125,8 +153,8 @@ def global_scales(tensors: list[Float32Array], floor: float) -> Float64Array:
 
 
 def merge_second_moments(moments: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
-    """Return the weighted mean of the clients' running means of c^2; 0 entries (none known) do not count."""
-    known = moments > 0
+    """Return the weighted mean of the clients' running means of c^2; entries that are 0 (none known) or not finite do not count."""
+    known = np.isfinite(moments) & (moments > 0)
     return float(np.average(moments[known], weights=weights[known])) if known.any() and float(weights[known].sum()) > 0 else 0.0
 
 

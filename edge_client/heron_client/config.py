@@ -109,7 +109,7 @@ class _Reader:
             window_bytes=int(self._number("window-bytes", 4 << 20, 1 << 20)),
             give_up_after_seconds=self._number("give-up-after-seconds", 0, 0),
             metrics_host=self._text["metrics-host"] or "127.0.0.1",
-            metrics_port=int(self._number("metrics-port", 0, 0)) if self._text["metrics-port"] is not None else None,
+            metrics_port=int(self._number("metrics-port", 0, 0, 65535)) if self._text["metrics-port"] is not None else None,
             log_level=self._log_level(),
         )
         if self._mistakes:
@@ -136,14 +136,15 @@ class _Reader:
             self._mistakes.append(f"--name: {exc}")
             return "invalid"
 
-    def _number(self, option: str, default: float, least: float) -> float:
+    def _number(self, option: str, default: float, least: float, most: float = 1e15) -> float:
         text = self._text[option]
         try:
             value = float(text) if text else default
         except ValueError:
             value = -1.0
-        if not least <= value < 1e15:
-            self._mistakes.append(f"--{option} is a number of at least {least:g}, not {text!r}")
+        if not least <= value <= most:
+            limit = f" and at most {most:g}" if most < 1e15 else ""
+            self._mistakes.append(f"--{option} is a number of at least {least:g}{limit}, not {text!r}")
             return default
         return value
 

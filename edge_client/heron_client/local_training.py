@@ -19,7 +19,7 @@ from heron_common.data.partition import SampleOrder
 from heron_common.directions import Directions, derive_seed
 from heron_common.plan import Objective
 from heron_common.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
-from heron_common.zeroth_order import FiniteDifference, directional_derivatives, guard
+from heron_common.zeroth_order import FiniteDifference, SecondMoment, directional_derivatives, guard
 
 ReadBatch = Callable[[Int64Array], tuple[Float32Array, Int64Array]]
 
@@ -94,7 +94,7 @@ class LocalRound:
         self._optimiser = make_optimiser(plan, self._layout.num_parameters) if plan.trains_front else None
         self._program = context.programs[ProgramKind.LOSS if plan.needs_head else ProgramKind.FRONT]
         self._specs = upload_specs(plan, context.model)
-        self.second_moment = assignment.second_moment
+        self.second_moment = SecondMoment.received(assignment.second_moment)
         self.meter = RoundMeter()
         self.step_seconds = 0.0
 

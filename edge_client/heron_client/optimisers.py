@@ -34,7 +34,7 @@ class CoefficientOptimiser:
         rate = self._plan.learning_rate
         if self._plan.optimiser is ClientOptimiser.SGD:
             return sgd_coefficients(guarded.values, rate)
-        return scalar_adaptive_coefficients(guarded.values, guarded.second_moment, rate, num_parameters)
+        return scalar_adaptive_coefficients(guarded.values, guarded.second_moment.value, rate, num_parameters)
 
 
 class AdamOptimiser:

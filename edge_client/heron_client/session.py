@@ -222,7 +222,7 @@ class Session:
         specs = update_specs(plan, context.model)
         weights = [context.parameters.front, context.parameters.head][: len(specs)]
         memory = resident_memory()
-        statistics = local_round.meter.to_statistics(local_round.second_moment, local_round.step_seconds, waited, memory.peak_bytes)
+        statistics = local_round.meter.to_statistics(local_round.second_moment.value, local_round.step_seconds, waited, memory.peak_bytes)
         losses = self._retry(
             lambda: self._transport.submit(assignment.round, plan.local_steps, specs, weights, statistics), "submit the update"
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
 
 from heron_common.assignment import BlobReference
-from heron_common.errors import ConfigurationError, StorageError
+from heron_common.directory_lock import DirectoryLock
+from heron_common.errors import ConfigurationError, HeronError, StorageError
 from heron_common.ids import new_token
 
 
@@ -25,22 +25,29 @@ class StateDirectory:
 
         """
         self._path = path
+        self._lock = DirectoryLock(path, "heron-client", "give this one another --name or --state-dir")
         try:
-            (path / "programs").mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise ConfigurationError(f"another heron-client is using {path}: give this one another --name or --state-dir") from exc
-        except OSError as exc:
+            (path / "programs").mkdir(exist_ok=True)
+            self._known = self._identify(client_name)
+            self._write()
+        except (OSError, HeronError) as exc:
+            self._lock.close()
+            if isinstance(exc, HeronError):
+                raise
             raise StorageError(f"cannot write the state directory {path} ({exc.strerror or exc}): choose another --state-dir") from exc
+
+    @property
+    def identity_key(self) -> str:
+        """The random key that tells this client from another with its name."""
+        return self._known["identity_key"]
+
+    def _identify(self, client_name: str) -> dict[str, str]:
         known = self._read()
         if known.get("name", client_name) != client_name:
             raise ConfigurationError(
-                f"{path} belongs to client {known['name']!r}, not {client_name!r}: give another --state-dir or the same --name"
+                f"{self._path} belongs to client {known['name']!r}, not {client_name!r}: give another --state-dir or the same --name"
             )
-        self.identity_key = known.get("identity_key") or new_token()
-        self._known = {"name": client_name, "identity_key": self.identity_key, "run_id": known.get("run_id", "")}
-        self._write()
+        return {"name": client_name, "identity_key": known.get("identity_key") or new_token(), "run_id": known.get("run_id", "")}
 
     def remember_run(self, run_id: str) -> None:
         """Keep the id of the run that was joined."""

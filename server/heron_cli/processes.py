@@ -53,11 +53,13 @@ class ProcessGroup:
 
     def start(self, name: str, module: str, arguments: Sequence[str]) -> LoggedProcess:
         """Start `python -m module arguments` with its output in NAME.log."""
+        return self.start_command(name, [sys.executable, "-m", module, *arguments])
+
+    def start_command(self, name: str, command: Sequence[str]) -> LoggedProcess:
+        """Start a command with its output in NAME.log."""
         log = self._log_directory / f"{name}.log"
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         member = LoggedProcess(name, process, log)
         self._members.append(member)
         return member

@@ -125,7 +125,6 @@ def test_a_damaged_file_is_named_in_the_refusal(content: bytes, tmp_path: Path, 
         open_digits("train")
 
 
-# BUG: flipped bits inside the compressed data raise zlib.error, which is neither OSError, EOFError nor ValueError.
 def test_flipped_bits_inside_the_file_are_a_data_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytearray(digits_module.digits_file().read_bytes())
     # Just behind the gzip header, where the code tables of the first block lie.

@@ -157,7 +157,6 @@ def test_a_text_that_is_no_specification_is_refused_with_both_forms(text: str) -
     assert repr(text) in str(refusal.value)
 
 
-# BUG: `nan <= 0` is False and infinity is positive, so a mean or deviation that is not finite is taken and makes every sample NaN or 0.
 @pytest.mark.parametrize("text", ["2:10:nan:1", "2:10:inf:1", "2:10:0:nan", "2:10:0:inf"])
 def test_a_mean_or_deviation_that_is_not_finite_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="SHAPE:CLASSES"):

@@ -59,7 +59,6 @@ def test_bytes_are_written_for_people_in_decimal_units(count: float, text: str) 
     assert human_bytes(count) == text
 
 
-# BUG: `.3g` turns 999.5 and more of a unit, and a terabyte, into '1e+03 kB' and '1e+03 GB'.
 @pytest.mark.parametrize("count", [999.7, 999_499, 999_500, 999_999, 999_999_999, 1e12, 1.234e12, 5e15])
 def test_bytes_for_people_never_have_an_exponent_and_agree_with_the_count(count: float) -> None:
     text = human_bytes(count)
@@ -126,7 +125,6 @@ def test_an_address_that_cannot_be_served_is_a_configuration_error(host: str, po
         MetricsServer(CollectorRegistry(), host, port)
 
 
-# BUG: a port beyond 65535 (`heron-client --metrics-port 70000` is not checked either) escapes as OverflowError: exit 1 with a traceback.
 def test_a_port_that_does_not_exist_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="cannot serve metrics on"):
         MetricsServer(CollectorRegistry(), HOST, 70000)

@@ -44,7 +44,6 @@ def test_a_floor_above_the_first_ceiling_does_not_lift_it() -> None:
     assert delays(policy, Extreme(highest=True), 1) == delays(policy, Extreme(highest=False), 1) == [0.01]
 
 
-# BUG: the first delay ignores the cap: BackoffPolicy(initial_seconds=60, cap_seconds=30) waits up to 60 s first.
 def test_the_first_delay_respects_the_cap_too() -> None:
     assert max(delays(BackoffPolicy(initial_seconds=60.0, cap_seconds=30.0), Extreme(highest=True), 3)) == 30.0
 

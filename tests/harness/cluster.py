@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,6 +57,15 @@ class Cluster:
     def clients(self, count: int, address: str | None = None, **options: Any) -> list[LoggedProcess]:
         """Start `count` clients with a shard each."""
         return [self.client(index, count, address, **options) for index in range(count)]
+
+    def start_script(self, name: str, script: Path, arguments: list[str]) -> LoggedProcess:
+        """Start a script that runs a server, and learn its address once it listens."""
+        process = self._group.start_command(name, [sys.executable, str(script), *arguments])
+        listening = self.run_dir / "server.json"
+        eventually(lambda: listening.exists() or process.exit_code is not None, 60, "the server's address")
+        if listening.exists():
+            self.address = json.loads(listening.read_text())["address"]
+        return process
 
     def start(self, name: str, module: str, arguments: list[str]) -> LoggedProcess:
         """Start any module as a process of this cluster."""

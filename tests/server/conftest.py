@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from heron_common.data.sources import parse_specification
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer, tiny_config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Tiny operations gain nothing from more threads, and where cores are busy they lose tenfold."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +44,9 @@ def serve(tmp_path: Path, program_cache_dir: Path) -> Iterator[Callable[..., Run
     """Start servers; `serve(trains=False, clients=2)` takes options of `RunningServer` and of the configuration."""
     running: list[RunningServer] = []
 
-    def start(trains: bool = True, run_dir: str = "run", **options: Any) -> RunningServer:
+    def start(trains: bool = True, opens: bool = True, run_dir: str = "run", **options: Any) -> RunningServer:
         config = tiny_config(run_dir=tmp_path / run_dir, program_cache=program_cache_dir, **options)
-        server = RunningServer(config, trains)
+        server = RunningServer(config, trains, opens)
         running.append(server)
         return server
 

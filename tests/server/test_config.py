@@ -13,7 +13,12 @@ from heron_server.options import flag_of, read_options, sections_of
 from tests.server.running_server import SOURCE
 
 NAMES = {name for model in sections_of(ServerConfig).values() for name in model.model_fields}
-FLOATS = [n for m in sections_of(ServerConfig).values() for n, f in m.model_fields.items() if float in (f.annotation, *typing.get_args(f.annotation))]
+FLOATS = [
+    n
+    for m in sections_of(ServerConfig).values()
+    for n, f in m.model_fields.items()
+    if float in (f.annotation, *typing.get_args(f.annotation))
+]
 
 
 def read(**options: Any) -> ServerConfig:
@@ -69,11 +74,17 @@ def test_more_clients_than_may_connect_are_refused() -> None:
     assert "--clients 5" in message and "--max-clients 4" in message
 
 
-@pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_numbers_are_finite(name: str, value: str) -> None:
+def test_numbers_are_finite(value: str) -> None:
     # BUG: inf passes every gt/ge bound: --round-deadline-seconds inf lets a round never end, --liveness-seconds inf tells clients to wait for ever.
-    assert flag_of(name) in refusal(**{name: value})
+    accepted = []
+    for name in FLOATS:
+        try:
+            read(**{name: value})
+            accepted.append(name)
+        except ConfigurationError as exc:
+            assert flag_of(name) in str(exc)
+    assert accepted == []
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,6 @@ def test_all_mistakes_of_a_plan_come_at_once(tiny_model: SplitModel) -> None:
 
 
 def test_groups_that_do_not_divide_the_batch_are_named_and_nothing_else_is() -> None:
-    # BUG: the micro-batch is then left at 0, and the user reads of a micro_batch that was never given instead of direction_groups.
     model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), 10), 0)
     with pytest.raises(ConfigurationError) as caught:
         completed(model, batch_size=64, direction_groups=7)

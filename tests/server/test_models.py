@@ -81,7 +81,9 @@ def test_a_samples_output_does_not_depend_on_the_others_in_its_batch() -> None:
 
 def test_the_loss_is_cross_entropy_per_sample() -> None:
     logits, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    naive = [-math.log(math.exp(row[label]) / sum(math.exp(v) for v in row)) for row, label in zip(logits.tolist(), y.tolist(), strict=True)]
+    naive = [
+        -math.log(math.exp(row[label]) / sum(math.exp(v) for v in row)) for row, label in zip(logits.tolist(), y.tolist(), strict=True)
+    ]
     torch.testing.assert_close(build().sample_losses(logits, y), torch.tensor(naive), rtol=1e-5, atol=1e-6)
 
 

@@ -101,7 +101,18 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
     path.write_text("[run]\nrounds = 0\ncolour = 'red'\n[mystery]\nx = 1\n")
     message = mistakes("--batch-size", "-3", file=path, server_threads="many", listen="nowhere")
-    for part in ("--rounds", "'colour'", "[run]", "[mystery]", "--batch-size", "'-3'", "--server-threads", "'many'", "--listen", "'nowhere'"):
+    for part in (
+        "--rounds",
+        "'colour'",
+        "[run]",
+        "[mystery]",
+        "--batch-size",
+        "'-3'",
+        "--server-threads",
+        "'many'",
+        "--listen",
+        "'nowhere'",
+    ):
         assert part in message
 
 

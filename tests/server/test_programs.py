@@ -51,7 +51,9 @@ def feeds_of(model: SplitModel, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2])
-def test_a_program_equals_torch_on_weights_it_never_saw(tiny_model: SplitModel, kind: ProgramKind, program: bytes, seed: int | None) -> None:
+def test_a_program_equals_torch_on_weights_it_never_saw(
+    tiny_model: SplitModel, kind: ProgramKind, program: bytes, seed: int | None
+) -> None:
     if seed is not None:
         randomise(tiny_model, seed)
     x = np.random.default_rng(7).standard_normal((MICRO_BATCH, 1, 4, 4)).astype(np.float32)

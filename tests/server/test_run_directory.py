@@ -24,7 +24,6 @@ def directory(tmp_path: Path) -> Iterator[RunDirectory]:
 
 
 def test_a_directory_serves_one_process_at_a_time(directory: RunDirectory) -> None:
-    # BUG: the second one's lock file stays open when the lock is refused; the garbage collector warns of it (ResourceWarning).
     with pytest.raises(ConfigurationError, match="another heron-server"):
         RunDirectory(directory.path)
     directory.close()

@@ -6,6 +6,7 @@ import resource
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,15 @@ from heron_common.errors import SpoolFullError, StorageError
 from heron_server.storage.spool import Spool, SpoolEntry
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
     """Make the operating system refuse files beyond 64 bytes; Python ignores SIGXFSZ, so writes fail with EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def stored(spool: Spool, data: bytes, always: bool = False) -> SpoolEntry:
@@ -106,10 +109,9 @@ def test_a_spool_that_cannot_be_written_frees_its_reservation(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
-@pytest.mark.usefixtures("small_files_only")
 def test_a_disk_that_refuses_is_an_error_and_leaves_nothing(tmp_path: Path, size: int) -> None:
     spool = Spool(tmp_path, 1 << 20)
-    with pytest.raises(StorageError), spool.open(size) as writer:
+    with small_files_only(), pytest.raises(StorageError), spool.open(size) as writer:
         writer.write(b"x" * size)
         writer.commit()
     assert spool.used_bytes == 0 and files(tmp_path) == []

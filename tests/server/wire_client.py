@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -170,3 +171,25 @@ def refused(server: RunningServer, code: ErrorCode) -> Iterator[pytest.Exception
 
 def metadata_of(error: grpc.RpcError) -> dict[str, str]:
     return dict(error.trailing_metadata() or ())
+
+
+class OpenStream:
+    """An upload whose messages go out one by one, when the test says so."""
+
+    def __init__(self, client: WireClient, timeout: float | None = DEADLINE) -> None:
+        self._messages: queue.SimpleQueue[pb.TrainBatchRequest | None] = queue.SimpleQueue()
+        self.call = client.stub.TrainBatch(iter(self._messages.get, None), timeout=timeout)
+
+    def send(self, *messages: pb.TrainBatchRequest) -> OpenStream:
+        for message in messages:
+            self._messages.put(message)
+        return self
+
+    def finish(self) -> pb.UploadAnswer:
+        self._messages.put(None)
+        (answer,) = [response.answer for response in self.call]
+        return answer
+
+    def cancel(self) -> None:
+        self.call.cancel()
+        self._messages.put(None)

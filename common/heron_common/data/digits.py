@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def open_digits(part: str) -> tuple[MemoryRows, MemoryRows]:
             table = np.array([np.array(line.split(","), np.float32) for line in file])
         if table.shape != (1797, 65):
             raise ValueError(f"shape {table.shape}")
-    except (OSError, EOFError, ValueError) as exc:
+    except (OSError, EOFError, ValueError, zlib.error) as exc:
         raise DataError(f"{path} is damaged ({exc}): reinstall scikit-learn") from exc
     order = np.argsort(np.random.Philox(key=_SPLIT_KEY).random_raw(len(table)), kind="stable")
     rows = table[order[_NUM_TEST:] if part == "train" else order[:_NUM_TEST]]

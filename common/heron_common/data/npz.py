@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def open_npz(argument: str) -> tuple[FileRows, FileRows]:
     try:
         with zipfile.ZipFile(path) as archive:
             x, y = (_member(archive, path, name) for name in ("x", "y"))
-    except (OSError, zipfile.BadZipFile, ValueError, struct.error) as exc:
+    except (OSError, zipfile.BadZipFile, ValueError, struct.error, tokenize.TokenError) as exc:
         raise DataError(f"cannot read {path} as an .npz file ({exc}): write it with numpy.savez(path, x=..., y=...)") from exc
     if x._dtype.kind not in "fiub" or y._dtype.kind not in "iu" or len(y.shape) != 1 or len(x.shape) < 2:
         raise DataError(
@@ -92,4 +93,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> FileRows:
             raise DataError(
                 f"array {name!r} of {path} is in Fortran order, so rows cannot be read from disk: save numpy.ascontiguousarray of it"
             )
+        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if file.tell() - start + math.prod(shape) * dtype.itemsize > info.file_size:
+            raise DataError(f"array {name!r} of {path} is shorter than its header says: write the file again")
         return FileRows(path, file.tell(), shape, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -106,7 +107,13 @@ def parse_specification(text: str) -> DataSpecification:
     try:
         shape = tuple(int(part) for part in parts[0].split("x"))
         specification = DataSpecification(text, shape, int(parts[1]), *(float(part) for part in parts[2:4]))
-        if len(parts) > 4 or min(shape) < 1 or specification.num_classes < 2 or specification.standard_deviation <= 0:
+        if (
+            len(parts) > 4
+            or min(shape) < 1
+            or specification.num_classes < 2
+            or not 0 < specification.standard_deviation < math.inf
+            or not math.isfinite(specification.mean)
+        ):
             raise ValueError
     except (ValueError, IndexError):
         raise ConfigurationError(

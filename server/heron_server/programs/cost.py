@@ -62,8 +62,10 @@ def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int)
 
 
 def choose_micro_batch(plan: Plan, activation_bytes: int) -> int:
-    """Return the largest divisor of a group whose activations stay within MICRO_BATCH_BYTES; at least 1."""
-    return max((m for m in _divisors(plan.group_size) if m * activation_bytes <= MICRO_BATCH_BYTES), default=1)
+    """Return the largest divisor of a group whose activations stay within MICRO_BATCH_BYTES; at least 1, whatever the groups."""
+    return max(
+        (m for m in _divisors(plan.group_size if plan.direction_groups > 0 else 1) if m * activation_bytes <= MICRO_BATCH_BYTES), default=1
+    )
 
 
 def _divisors(n: int) -> list[int]:

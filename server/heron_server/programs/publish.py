@@ -43,7 +43,7 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
     if plan.direction_groups == 0:
         groups = choose_direction_groups(plan.batch_size, _dimension(model, plan), cost.forward_flops) if plan.batch_size > 0 else 1
         plan = dataclasses.replace(plan, direction_groups=groups)
-    if plan.micro_batch == 0 and plan.batch_size % plan.direction_groups == 0 and plan.batch_size > 0:
+    if plan.micro_batch == 0:
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
     completed = dataclasses.replace(algorithm, plan=plan)
     mistakes = algorithm_mistakes(completed)

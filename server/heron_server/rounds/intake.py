@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
@@ -128,6 +130,7 @@ class Intake:
         run, record = self._run, ticket.client
         with run.changed:
             attempt = self._attempt_of_update(record, run.facts.run_id, ticket.round)
+            _check_statistics(statistics)
             known = attempt.updates.get(record.name)
             if known is not None:
                 if known.sha256 != sha256:
@@ -196,3 +199,10 @@ def _commit(writer: SpoolWriter) -> SpoolEntry:
         return writer.commit()
     except StorageError as exc:
         raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
+
+
+def _check_statistics(statistics: LocalStatistics) -> None:
+    values = dataclasses.asdict(statistics)
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise RefusedError(ErrorCode.NON_FINITE, f"the statistic {bad[0]!r} must be finite, but {values[bad[0]]} came: sit this round out")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.ids import RoundReference, new_token
 from heron_server.storage.atomic import write_json_atomically
@@ -34,14 +34,7 @@ class RunDirectory:
 
         """
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise ConfigurationError(f"another heron-server is using {path}: stop it or choose another --run-dir") from exc
-        except OSError as exc:
-            raise StorageError(f"cannot write the run directory {path} ({exc.strerror or exc}): choose another --run-dir") from exc
+        self._lock = DirectoryLock(path, "heron-server", "stop it or choose another --run-dir")
 
     @property
     def checkpoints(self) -> Path:

@@ -1,0 +1,75 @@
+"""The client's options: defaults, environment, all mistakes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from heron_client.config import default_name, default_state_dir, parse_config
+from heron_client.state_directory import StateDirectory
+from heron_common.assignment import BlobReference
+from heron_common.data.partition import Shard
+from heron_common.errors import ConfigurationError
+
+GOOD = ["--server", "127.0.0.1:50051", "--data", "digits:train"]
+
+
+def test_the_name_defaults_to_host_and_shard() -> None:
+    config = parse_config([*GOOD, "--shard", "2/4"], {})
+    assert config.name.endswith("-shard-2-of-4")
+    assert config.name == default_name(Shard(2, 4))
+    assert config.state_dir.name == config.name
+
+
+def test_flags_beat_the_environment() -> None:
+    environment = {"HERON_CLIENT_NAME": "from-environment", "HERON_CLIENT_THREADS": "3"}
+    config = parse_config([*GOOD, "--name", "from-flag"], environment)
+    assert (config.name, config.threads) == ("from-flag", 3)
+
+
+def test_every_mistake_comes_in_one_message() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_config(["--server", "nowhere", "--shard", "4/4", "--name", "a/b", "--threads", "0", "--log-level", "loud"], {})
+    for part in ("--server is host:port", "--data is missing", "--shard", "--name", "--threads", "--log-level"):
+        assert part in str(caught.value)
+
+
+def test_ipv6_servers_are_written_in_brackets() -> None:
+    assert parse_config(["--server", "[::1]:50051", "--data", "digits:train"], {}).server == "[::1]:50051"
+
+
+def test_state_lives_where_the_desktop_convention_puts_it() -> None:
+    assert default_state_dir("a", {"XDG_STATE_HOME": "/somewhere"}) == Path("/somewhere/heron-client/a")
+
+
+def test_a_client_keeps_its_identity_and_nobody_shares_it(tmp_path: Path) -> None:
+    first = StateDirectory(tmp_path, "a")
+    with pytest.raises(ConfigurationError, match="another heron-client is using"):
+        StateDirectory(tmp_path, "a")
+    first.close()
+    second = StateDirectory(tmp_path, "a")
+    assert second.identity_key == first.identity_key
+    second.close()
+    with pytest.raises(ConfigurationError, match="belongs to client 'a'"):
+        StateDirectory(tmp_path, "b")
+
+
+def test_a_damaged_cached_program_is_not_used(tmp_path: Path) -> None:
+    import hashlib
+
+    state = StateDirectory(tmp_path, "a")
+    blob = BlobReference(hashlib.sha256(b"program").hexdigest(), 7)
+    assert state.cached_program(blob) is None
+    state.keep_program(blob, b"program")
+    assert state.cached_program(blob) == b"program"
+    (tmp_path / "programs" / f"{blob.sha256}.onnx").write_bytes(b"progrBm")
+    assert state.cached_program(blob) is None
+    state.close()
+
+
+def test_a_digest_that_is_a_path_names_no_file_outside_the_cache(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state", "a")
+    with pytest.raises(ValueError, match="invalid literal"):
+        state.keep_program(BlobReference("../../evil", 4), b"evil")
+    state.close()

@@ -1,0 +1,200 @@
+"""The bounded window and the one-answer-for-every-upload rule, against a network that fails on purpose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from random import Random
+
+import numpy as np
+import pytest
+
+from heron_client.sending import RoundStopped, StepSender
+from heron_client.uploader import Upload, Uploader, UploadRequest
+from heron_common.assignment import UploadAnswer, UploadPurpose
+from heron_common.chunks import MAX_CHUNK_BYTES
+from heron_common.clock import MonotonicClock
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
+from heron_common.ids import RoundReference
+from heron_common.retry import BackoffPolicy
+from heron_common.tensors import DType, Float32Array, TensorSpec, raw_bytes
+from tests.harness.polling import eventually
+
+QUICK = BackoffPolicy(initial_seconds=0.001, cap_seconds=0.002, floor_seconds=0.0005)
+Chunks = Iterator[tuple[int, bytes]]
+
+
+def _request(rows: int = 4, probes: int = 0, step: int = 0) -> UploadRequest:
+    tensors = (TensorSpec("activations", DType.FLOAT32, (rows, 256)), TensorSpec("labels", DType.INT64, (rows,)))
+    return UploadRequest(RoundReference(0, 0), UploadPurpose.PROBE if probes else UploadPurpose.TRAIN, step, probes, tensors)
+
+
+def _stream(seed: int, rows: int = 4) -> Callable[[Upload], Float32Array]:
+    """A deterministic step: writes row by row, returns losses."""
+
+    def stream(upload: Upload) -> Float32Array:
+        values = np.random.default_rng(seed).standard_normal((rows, 256)).astype(np.float32)
+        for row in range(rows):
+            upload.write(0, raw_bytes(values[row : row + 1]))
+        upload.write(1, raw_bytes(np.arange(rows)))
+        upload.finish()
+        return values[:, 0]
+
+    return stream
+
+
+class FlakyNetwork:
+    """Fails as scripted, then succeeds; remembers every payload that it saw whole."""
+
+    def __init__(self, failures: list[HeronError]) -> None:
+        self._failures = failures
+        self.payloads: list[bytes] = []
+        self.calls = 0
+
+    def send(self, request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        self.calls += 1
+        if self._failures:
+            next(chunks)
+            raise self._failures.pop(0)
+        self.payloads.append(b"".join(data for _, data in chunks))
+        return UploadAnswer(7, (), ())
+
+
+def _sender(
+    send: Callable[[UploadRequest, Chunks], UploadAnswer], stop: threading.Event | None = None, over: threading.Event | None = None
+) -> StepSender:
+    uploader = Uploader(send, MonotonicClock(), MAX_CHUNK_BYTES)
+    return StepSender(uploader, stop or threading.Event(), over or threading.Event(), lambda _: None, Random(0), QUICK)
+
+
+def test_a_failed_upload_is_recomputed_and_sent_again_with_the_same_bytes() -> None:
+    undisturbed = FlakyNetwork([])
+    sender = _sender(undisturbed.send)
+    sender.send(_request(), _stream(1))
+    sender.settle()
+    network = FlakyNetwork([TransportError("cut"), RefusedError(ErrorCode.SPOOL_FULL, "later", 0.001), TransportError("cut again")])
+    sender = _sender(network.send)
+    sender.send(_request(), _stream(1))
+    sender.settle()
+    assert network.calls == 4
+    assert network.payloads == undisturbed.payloads
+
+
+def test_the_upload_before_is_settled_before_the_next_is_opened() -> None:
+    network = FlakyNetwork([TransportError("cut")])
+    sender = _sender(network.send)
+    sender.send(_request(step=0), _stream(1))
+    sender.send(_request(step=1), _stream(2))
+    sender.settle()
+    assert len(network.payloads) == 2
+    assert network.payloads[0] != network.payloads[1]
+
+
+def test_an_upload_with_probes_waits_for_its_answer_and_others_do_not() -> None:
+    network = FlakyNetwork([])
+    sender = _sender(network.send)
+    assert sender.send(_request(), _stream(1)).answer is None
+    answer = sender.send(_request(probes=1, step=1), _stream(1)).answer
+    assert answer is not None
+    assert answer.server_version == 7
+
+
+def test_a_refusal_for_good_is_raised_and_not_repeated() -> None:
+    network = FlakyNetwork([RefusedError(ErrorCode.NON_FINITE, "NaN came")])
+    sender = _sender(network.send)
+    sender.send(_request(), _stream(1))
+    with pytest.raises(RefusedError, match="NaN came"):
+        sender.settle()
+    assert network.calls == 1
+
+
+def test_a_defect_in_the_upload_thread_reaches_the_training_thread() -> None:
+    def broken(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        raise ZeroDivisionError("a defect")
+
+    stop = threading.Event()
+    sender = _sender(broken, stop)
+    sender.send(_request(), _stream(1))
+    stop.set()
+    with pytest.raises(Interrupted):
+        sender.settle()
+
+
+def test_a_round_that_is_over_ends_the_retries() -> None:
+    over = threading.Event()
+    network = FlakyNetwork([TransportError("cut")] * 1000)
+    sender = _sender(network.send, over=over)
+    sender.send(_request(), _stream(1))
+    over.set()
+    with pytest.raises(RoundStopped):
+        sender.settle()
+
+
+def test_compute_waits_while_the_window_is_full_and_goes_on_when_it_drains() -> None:
+    gate, taken = threading.Event(), []
+
+    def slow(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        for _, data in chunks:
+            gate.wait(30)
+            taken.append(len(data))
+        return UploadAnswer(0, (), ())
+
+    rows = 4 * MAX_CHUNK_BYTES // 1024
+    upload = Uploader(slow, MonotonicClock(), MAX_CHUNK_BYTES).open(_request(rows))
+    written = threading.Event()
+
+    def write() -> None:
+        _stream(3, rows)(upload)
+        written.set()
+
+    threading.Thread(target=write, daemon=True).start()
+    assert not written.wait(0.3), "4 MiB were taken by a window of 1 MiB although nothing was sent"
+    gate.set()
+    assert written.wait(30)
+    assert upload.answer() is not None
+    assert sum(taken) == rows * 1024 + rows * 8
+    assert max(taken) <= MAX_CHUNK_BYTES
+
+
+def test_a_stream_that_fails_releases_the_writer() -> None:
+    def refuse(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        raise TransportError("no route")
+
+    rows = 8 * MAX_CHUNK_BYTES // 1024
+    upload = Uploader(refuse, MonotonicClock(), MAX_CHUNK_BYTES).open(_request(rows))
+    _stream(3, rows)(upload)
+    with pytest.raises(TransportError, match="no route"):
+        upload.answer()
+
+
+def test_chunks_hold_whole_rows() -> None:
+    sizes: list[int] = []
+
+    def record(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        sizes.extend(len(data) for index, data in chunks if index == 0)
+        return UploadAnswer(0, (), ())
+
+    spec = TensorSpec("activations", DType.FLOAT32, (700, 1000))
+    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, 0, 0, (spec, TensorSpec("labels", DType.INT64, (700,))))
+    upload = Uploader(record, MonotonicClock()).open(request)
+    upload.write(0, raw_bytes(np.zeros((700, 1000), np.float32)))
+    upload.finish()
+    upload.answer()
+    assert sum(sizes) == spec.size_bytes
+    assert all(size % 4000 == 0 for size in sizes)
+    assert len(sizes) > 1
+
+
+def test_abort_ends_the_thread() -> None:
+    ended = threading.Event()
+
+    def drain(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        for _ in chunks:
+            pass
+        ended.set()
+        return UploadAnswer(0, (), ())
+
+    upload = Uploader(drain, MonotonicClock()).open(_request())
+    upload.abort()
+    eventually(ended.is_set, 10, "the end of the upload thread")
