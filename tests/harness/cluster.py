@@ -67,9 +67,9 @@ class Cluster:
             self.address = json.loads(listening.read_text())["address"]
         return process
 
-    def start(self, name: str, module: str, arguments: list[str]) -> LoggedProcess:
-        """Start any module as a process of this cluster."""
-        return self._group.start(name, module, arguments)
+    def start_command(self, name: str, command: list[str]) -> LoggedProcess:
+        """Start any command as a process of this cluster."""
+        return self._group.start_command(name, command)
 
     def summary(self) -> dict[str, Any]:
         """Return the run's summary."""

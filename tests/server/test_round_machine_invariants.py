@@ -83,6 +83,7 @@ class RoundLife(RuleBasedStateMachine):
         assert before in self.outcome
 
     def carry_out(self, effects: list[Effect]) -> None:
+        self.forget_silent()
         for effect in effects:
             if isinstance(effect, OpenRound):
                 assert not self.opened or effect.round > self.opened[-1], "references strictly increase"
@@ -103,7 +104,6 @@ class RoundLife(RuleBasedStateMachine):
                 self.end(effect.round, "abandoned")
             elif isinstance(effect, FinishRun):
                 self.finished += 1
-            self.forget_silent()
 
     def end(self, reference: RoundReference, outcome: str) -> None:
         assert reference == self.opened[-1] and reference not in self.outcome
