@@ -32,7 +32,7 @@ class DirectoryLock:
             raise StorageError(f"cannot write the directory {path} ({exc.strerror or exc}): choose one that this user may write") from exc
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             os.close(self._descriptor)
             self._descriptor = -1
             raise ConfigurationError(f"another {owner} is using {path}: {remedy}") from exc

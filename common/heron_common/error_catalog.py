@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """Why a request was refused. The value travels in trailing metadata and labels `heron_rejections_total`."""
+    """Why a request was refused. The value travels in trailing metadata and labels `heron_server_rejections_total`."""
 
     PROTOCOL_VERSION = "protocol_version"
     NAME_IN_USE = "name_in_use"

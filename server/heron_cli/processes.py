@@ -49,7 +49,10 @@ class ProcessGroup:
     def __init__(self, log_directory: Path) -> None:
         self._log_directory = log_directory
         self._members: list[LoggedProcess] = []
-        log_directory.mkdir(parents=True, exist_ok=True)
+        try:
+            log_directory.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ProcessError(f"cannot write {log_directory} ({exc.strerror or exc}): choose another --run-dir") from exc
 
     def start(self, name: str, module: str, arguments: Sequence[str]) -> LoggedProcess:
         """Start `python -m module arguments` with its output in NAME.log."""

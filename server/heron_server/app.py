@@ -53,6 +53,7 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
 
 
 def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metrics_port: int, stop: threading.Event) -> None:
+    directory.record(parts.identity)
     parts.worker.save()
     parts.network.start()
     parts.worker.start(parts.worklist, on_end=parts.ended.set)
@@ -81,9 +82,9 @@ def _drain(config: ServerConfig, parts: Assembly, interrupted: bool) -> None:
     parts.network.announce_drain()
     if interrupted:
         log.info("draining: the open round will run again on --resume", extra={"grace_seconds": grace})
-        parts.coordinator.drain()
     elif parts.coordinator.machine.phase is Phase.FINISHED:
         parts.reception.wait_until_empty(grace)
+    parts.coordinator.drain()
     if not parts.worker.join(grace):
         log.warning("the trainer did not end its job in time; the last checkpoint stands")
     parts.network.stop(grace)

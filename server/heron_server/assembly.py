@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource, open_source, parse_specification
-from heron_common.ids import RoundReference
 from heron_common.plan import Algorithm, preset
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig
 from heron_server.metrics import ServerMetrics
@@ -33,7 +33,7 @@ from heron_server.service.server import NetworkServer
 from heron_server.service.servicer import Servicer
 from heron_server.storage.blobs import BlobStore
 from heron_server.storage.checkpoint import CheckpointStore
-from heron_server.storage.run_directory import RunDirectory
+from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, restore_clients, versions
 from heron_server.training.trainer import Trainer, TrainerSettings
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assembly:
-    """The running parts of a server."""
+    """The running parts of a server; `ended` is set when the trainer has ended."""
 
     coordinator: Coordinator
     reception: Reception
@@ -52,6 +52,7 @@ class Assembly:
     worker: TrainWorker
     network: NetworkServer
     ended: threading.Event
+    identity: RunIdentity
 
 
 def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> Assembly:
@@ -61,12 +62,14 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         HeronError: see `run_server`.
 
     """
+    # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
+    torch.set_num_threads(config.trainer.server_threads)
     data = parse_specification(config.run.data_spec)
     eval_source = _eval_source(config, data)
     algorithm = configured_algorithm(config.run.preset, config.plan)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
     algorithm, cost = complete_algorithm(algorithm, model)
-    identity = directory.begin(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
+    identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
     programs, parity = publish(algorithm, model, ProgramCache(config.storage.program_cache or default_program_cache()), config.run.seed)
     trains_head = algorithm.plan.head_training.value == "server"
     trainer = Trainer(model, _trainer_settings(config), trains_head)
@@ -99,12 +102,12 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         metrics,
         directory.write_summary,
         lambda: client_table(clients.by_name.values()),
+        clock,
     )
     worker = TrainWorker(run_parts, summary)
     if config.run.resume:
         _resume(worker, checkpoints, clients)
-    next_round = directory.next_attempt(len(worker.rounds))
-    coordinator = _coordinator(config, facts, programs, clients, spool, metrics, clock, directory, next_round)
+    coordinator = _coordinator(config, facts, programs, clients, spool, metrics, clock, directory, len(worker.rounds))
     reception, intake = Reception(coordinator), Intake(coordinator)
     servicer = Servicer(reception, intake, metrics, data.num_classes)
     network = NetworkServer(
@@ -115,7 +118,7 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         lambda code: metrics.rejections.labels(reason=code.value).inc(),
     )
     _log_plan(algorithm, cost.num_parameters, facts)
-    return Assembly(coordinator, reception, Worklist(coordinator), worker, network, threading.Event())
+    return Assembly(coordinator, reception, Worklist(coordinator), worker, network, threading.Event(), identity)
 
 
 def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
@@ -173,7 +176,7 @@ def _coordinator(
     metrics: ServerMetrics,
     clock: Clock,
     directory: RunDirectory,
-    next_round: RoundReference,
+    completed_rounds: int,
 ) -> Coordinator:
     blobs = BlobStore()
     for program in programs:
@@ -187,7 +190,16 @@ def _coordinator(
         rounds.liveness_seconds,
         rounds.cohort_wait_seconds,
     )
-    return Coordinator(facts, RoundMachine(rules, next_round), clients, spool, blobs, metrics, clock, directory.begin_attempt)
+    return Coordinator(
+        facts,
+        RoundMachine(rules, completed_rounds, directory.begun_attempts()),
+        clients,
+        spool,
+        blobs,
+        metrics,
+        clock,
+        directory.begin_attempt,
+    )
 
 
 def _head_size(model: SplitModel) -> int:

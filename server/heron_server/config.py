@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from heron_common.errors import ConfigurationError
 from heron_common.plan import ClientOptimiser, ServerSchedule, Weighting
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
@@ -16,7 +17,7 @@ from heron_server.models.registry import parse_model_options
 class Section(BaseModel):
     """A group of options: frozen, nothing unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -41,7 +42,11 @@ class RunSection(Section):
     @field_validator("model_options", mode="before")
     @classmethod
     def _parse_options(cls, value: Any) -> Any:
-        return parse_model_options(value) if isinstance(value, str) else value
+        try:
+            return parse_model_options(value) if isinstance(value, str) else value
+        except ConfigurationError as exc:
+            # pydantic collects ValueErrors with the option's name; ours would hide every other mistake.
+            raise ValueError(str(exc)) from exc
 
 
 class RoundsSection(Section):

@@ -56,6 +56,7 @@ class RunningServer:
         except BaseException:
             self.directory.close()
             raise
+        self.directory.record(self.parts.identity)
         self.parts.worker.save()
         self.parts.network.start()
         if trains:

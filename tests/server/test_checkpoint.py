@@ -100,7 +100,6 @@ def test_no_usable_checkpoint_is_an_error_that_names_the_directory(tmp_path: Pat
 
 
 def test_a_damaged_manifest_is_a_checkpoint_error_or_does_no_harm(tmp_path: Path) -> None:
-    # BUG: an entry whose key is misspelt raises KeyError, not CheckpointError, so the server dies with a traceback.
     store = written(tmp_path, 1, 2)
     manifest = tmp_path / "manifest.json"
     good = manifest.read_bytes()

@@ -112,7 +112,6 @@ def test_groups_that_do_not_divide_the_batch_are_named_and_nothing_else_is() -> 
 
 
 def test_a_cut_of_one_float_completes_or_is_refused_with_a_sentence() -> None:
-    # BUG: GroupNorm refuses a single value, so that the count (one sample) escapes as ValueError after the build (two samples) passed.
     try:
         model = build_model("cnn", {"front_widths": [1], "front_strides": [4]}, DataSpecification("test", (1, 4, 4), 3), 0)
         completed(model, batch_size=4)

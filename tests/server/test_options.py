@@ -142,7 +142,6 @@ def test_flags_are_not_guessed_from_their_beginning() -> None:
 
 @pytest.mark.parametrize("content", [b"[run\n", b"[run]\nrounds = \n", b"\xff\xfe", None])
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, content: bytes | None) -> None:
-    # BUG: a file that is not UTF-8 escapes as UnicodeDecodeError instead of a sentence about --config.
     path = tmp_path / "options.toml"
     if content is not None:
         path.write_bytes(content)

@@ -118,7 +118,6 @@ def test_clients_get_the_programs_their_plans_need(
 
 
 def test_nothing_is_published_when_a_program_in_the_cache_is_not_the_models(tiny_model: SplitModel, tmp_path: Path) -> None:
-    # BUG: a damaged file in the cache escapes as onnxruntime's own exception, and the next start meets the same file again.
     cache = ProgramCache(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "export", lambda _function: b"cut short")

@@ -124,7 +124,6 @@ def test_programs_of_other_models_kinds_and_sizes_are_kept_apart(tiny_model: Spl
 
 
 def test_a_cache_that_cannot_be_written_is_no_surprise(tiny_model: SplitModel, tmp_path: Path) -> None:
-    # BUG: an unwritable cache (a read-only home in a container) escapes as OSError: exit code 1 and a traceback instead of a sentence, or no cache.
     (tmp_path / "file").write_text("")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "export", lambda _function: b"program")

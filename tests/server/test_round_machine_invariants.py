@@ -32,7 +32,7 @@ class RoundLife(RuleBasedStateMachine):
         super().__init__()
         rules = RoundRules(4, 2, 3, DEADLINE, LIVENESS, COHORT_WAIT)
         self.clock = ManualClock()
-        self.machine = RoundMachine(rules, RoundReference(0, 0))
+        self.machine = RoundMachine(rules)
         self.opened: list[RoundReference] = []
         self.outcome: dict[RoundReference, str] = {}
         self.cohort: tuple[str, ...] = ()

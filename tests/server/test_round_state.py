@@ -29,7 +29,7 @@ def machine(first: tuple[int, int] = (0, 0), **rules: Any) -> RoundMachine:
         "liveness_seconds": 1000.0,
         "cohort_wait_seconds": 10.0,
     }
-    return RoundMachine(RoundRules(**{**defaults, **rules}), RoundReference(*first))
+    return RoundMachine(RoundRules(**{**defaults, **rules}), first[0], {first[0]: first[1] - 1} if first[1] else None)
 
 
 def opened(m: RoundMachine, *names: str, now: float = 0.0) -> RoundMachine:
@@ -219,7 +219,6 @@ def test_a_resumed_run_whose_rounds_are_done_finishes_without_clients() -> None:
 
 @pytest.mark.parametrize("count", [5, 600])
 def test_any_number_of_clients_may_go_silent_at_once(count: int) -> None:
-    # BUG: tick -> departed -> drop -> tick recurses once per silent client; a network outage of some hundred clients ends in RecursionError.
     m = machine(num_clients=count, min_updates=count // 2, liveness_seconds=20.0)
     names = [f"c{i:04d}" for i in range(count)]
     for name in names:

@@ -167,8 +167,6 @@ def test_payload_bytes_are_counted_by_client_and_metric(serve: Serve) -> None:
 
 
 def test_a_client_that_joins_before_the_first_round_may_open_waits(serve: Serve) -> None:
-    # BUG: app._start opens the network before coordinator.start: a client that joins in between makes the machine open a round without inputs
-    # (RuntimeError, INTERNAL) and leaves it in TRAINING without an attempt until the deadline. Clients that wait for a resumed server do exactly that.
     server = serve(trains=False, opens=False)
     with WireClient(server.target) as client:
         client.join()

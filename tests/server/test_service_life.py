@@ -70,7 +70,6 @@ def test_a_draining_server_admits_nothing_and_keeps_what_is_checkpointed(serve: 
 
 
 def test_a_draining_server_closes_the_round_that_is_closing_and_opens_no_other(serve: Serve) -> None:
-    # BUG: next_round lets the machine open the next round although the server drains: an attempt number is spent and a round is announced in the log.
     server = serve(trains=False)
     (client,) = joined(server, "a")
     for step in range(client.assignment.plan.local_steps):
@@ -81,7 +80,7 @@ def test_a_draining_server_closes_the_round_that_is_closing_and_opens_no_other(s
     assert server.parts.worker.join(10)
     assert server.sample("rounds_completed_total") == 1
     assert server.parts.coordinator.attempt is None
-    assert server.directory.next_attempt(1) == (1, 0)
+    assert server.directory.begun_attempts() == {0: 0}
 
 
 def test_an_unexpected_error_is_internal_and_tells_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +174,6 @@ def test_uploads_that_wait_when_an_attempt_is_abandoned_are_freed(serve: Serve) 
 
 
 def test_a_stalled_stream_gives_its_room_back_when_its_round_is_over(serve: Serve) -> None:
-    # BUG: a client that stops in the middle of an upload and sets no deadline holds a thread and its reservation for ever (the server has no
-    # stream deadline and no keepalive); 2 * --max-clients + 8 such streams refuse everybody.
     server = serve(clients=2, min_updates=2)
     a, b = joined(server, "a", "b")
     stream = OpenStream(a, timeout=None).send(*a.upload_parts(0)[:2])
@@ -191,8 +188,6 @@ def test_a_stalled_stream_gives_its_room_back_when_its_round_is_over(serve: Serv
 
 
 def test_a_dead_trainer_ends_the_server_even_while_probes_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    # BUG: _drain calls coordinator.drain() only after an interrupt; when the trainer has died, probes wait in Intake.answer for ever, and
-    # NetworkServer.stop waits for their threads: the process hangs instead of exiting with an error.
     server = serve(trains=False, preset="heron-server-loss", clients=2)
     a, _b = joined(server, "a", "b")
 
@@ -216,8 +211,6 @@ def test_a_dead_trainer_ends_the_server_even_while_probes_wait(serve: Serve, mon
 
 
 def test_a_start_that_failed_can_be_tried_again_in_the_same_directory(tmp_path: Path, program_cache_dir: Path) -> None:
-    # BUG: run.json is written before the programs are proved and the port is bound; after such a failure a start without --resume finds a run,
-    # and one with --resume finds no checkpoint: the remedy that the error names cannot be followed in this --run-dir.
     places: dict[str, Any] = {"run_dir": tmp_path / "run", "program_cache": program_cache_dir}
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -228,7 +221,6 @@ def test_a_start_that_failed_can_be_tried_again_in_the_same_directory(tmp_path: 
 
 
 def test_a_radius_that_was_refused_can_be_corrected_in_the_same_directory(tmp_path: Path, program_cache_dir: Path) -> None:
-    # BUG: as above, for the parity gate.
     places: dict[str, Any] = {"run_dir": tmp_path / "run", "program_cache": program_cache_dir}
     with pytest.raises(ParityError, match="smoothing_radius"):
         RunningServer(tiny_config(smoothing_radius=1.0, **places))

@@ -93,7 +93,6 @@ def test_a_second_stream_while_one_is_open_is_busy_and_harms_nobody(serve: Serve
 
 
 def test_the_stream_of_a_replaced_session_ends_and_does_not_free_the_new_ones_place(serve: Serve) -> None:
-    # BUG: when the old session's stream ends, `release` clears `uploading` of the record, although the stream of the new session is still open.
     server = serve(trains=False)
     (old,) = joined(server, "a")
     old_parts = old.upload_parts(0)
@@ -132,7 +131,6 @@ def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Ser
 
 
 def test_an_upload_larger_than_the_whole_spool_is_not_told_to_come_back_for_ever(serve: Serve) -> None:
-    # BUG: under arrival nothing is "needed next", so that an upload larger than --spool-bytes is refused with a retry hint every time: no round ends.
     server = serve(trains=False)
     (client,) = joined(server, "a")
     server.parts.coordinator.spool._budget = 10
@@ -214,7 +212,7 @@ def test_accepting_an_upload_twice_from_two_streams_keeps_one(serve: Serve) -> N
     tickets = []
     for _ in range(2):
         tickets.append(intake.admit_upload(record, client.run_id, of_step, 0, attempt.upload_specs, len(payload)))
-        intake.release(record)
+        intake.release(tickets[-1])
     for ticket in tickets:
         assert ticket.writer is not None
         with ticket.writer:

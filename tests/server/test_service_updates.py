@@ -220,7 +220,6 @@ def test_the_next_round_starts_from_the_mean_of_the_second_moments_that_are_know
 
 
 def test_the_summary_is_valid_json_when_the_model_has_diverged(serve: Serve) -> None:
-    # BUG: a test loss of NaN is written as NaN, which is not JSON: strict readers of summary.json fail.
     server = serve(trains=False)
     server.parts.worker.rounds.append(RoundRecord(0, 0, 1, 1, 0.1, math.nan, None, math.inf, 0, 0.0))
     server.parts.worker.save()

@@ -105,7 +105,6 @@ def test_judging_each_row_alone_gives_the_same_losses(tiny_model: SplitModel) ->
 
 @pytest.mark.parametrize("poisoned", ["back", "head", "both"])
 def test_a_loss_that_is_not_finite_moves_nothing(tiny_model: SplitModel, poisoned: str) -> None:
-    # BUG: back and head step apart: when one loss is not finite the other part moves, though the step counts as skipped and has no version.
     trainer = Trainer(tiny_model, settings(), trains_head=True)
     trainer.train(*batch(0))
     with torch.no_grad():

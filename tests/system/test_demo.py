@@ -22,8 +22,8 @@ def _demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def _children(pid: int) -> dict[int, str]:
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
-    return {int(line.split(None, 1)[0]): line.split(None, 1)[1] for line in listed.splitlines()}
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child): Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children}
 
 
 def test_the_demo_ends_with_a_true_table_and_clients_under_100_mb(tmp_path: Path) -> None:

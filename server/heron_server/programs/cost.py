@@ -21,6 +21,10 @@ MICRO_BATCH_BYTES = 1 << 20
 """Activations of one run stay within 1 MiB: beyond it memory grows and speed does not."""
 
 
+_SAMPLES = 2
+"""Counted together and divided: a normalisation over a single value of a single sample is refused by torch."""
+
+
 @dataclass(frozen=True)
 class ClientCost:
     """Counts for one sample: forward FLOPs of front and head, trainable weights, bytes of the two largest neighbouring activations."""
@@ -35,7 +39,7 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
     modules = [model.front, model.auxiliary_head] if with_head else [model.front]
     sizes: list[int] = []
     hooks = [
-        leaf.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size()))
+        leaf.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size() // _SAMPLES))
         for module in modules
         for leaf in module.modules()
         if not list(leaf.children())
@@ -44,14 +48,14 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            value = torch.zeros(1, *model.input_shape, device=device)
+            value = torch.zeros(_SAMPLES, *model.input_shape, device=device)
             for module in modules:
                 value = module(value)
     finally:
         for hook in hooks:
             hook.remove()
     pairs = [a + b for a, b in itertools.pairwise(sizes)] or sizes
-    return ClientCost(counter.get_total_flops(), sum(p.numel() for m in modules for p in m.parameters()), max(pairs))
+    return ClientCost(counter.get_total_flops() // _SAMPLES, sum(p.numel() for m in modules for p in m.parameters()), max(pairs))
 
 
 def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int) -> int:

@@ -26,6 +26,9 @@ MAX_PROGRAM_BYTES = 4 << 20
 """A program holds no weights, so four mebibytes is generous; clients refuse more."""
 
 
+_DIGEST_BYTES = 32
+
+
 class ProgramCache:
     """Exports programs once per (model, kind, micro-batch, versions) and keeps them in a directory."""
 
@@ -41,13 +44,28 @@ class ProgramCache:
         """
         versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
         key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions], sort_keys=True)
-        path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
-        if path.is_file():
-            return path.read_bytes()
-        log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
-        program = export(compile_function(model, kind, micro_batch))
-        write_atomically(path, program)
+        path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.program"
+        program = self._read(path)
+        if program is None:
+            log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
+            program = export(compile_function(model, kind, micro_batch))
+            self._keep(path, program)
         return program
+
+    def _read(self, path: Path) -> bytes | None:
+        """Return a cached program if it is whole: the file begins with its digest."""
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        digest, program = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        return program if hashlib.sha256(program).digest() == digest else None
+
+    def _keep(self, path: Path, program: bytes) -> None:
+        try:
+            write_atomically(path, hashlib.sha256(program).digest() + program)
+        except OSError as exc:
+            log.warning("the program cache cannot be written, programs are compiled at every start", extra={"reason": str(exc)})
 
 
 def export(function: CompiledFunction) -> bytes:

@@ -14,7 +14,7 @@ import torch
 
 from heron_common.assignment import ProgramKind
 from heron_common.directions import Directions, derive_seed
-from heron_common.errors import ParityError
+from heron_common.errors import ParityError, ProgramError
 from heron_common.ids import RoundReference
 from heron_common.layout import FlatLayout
 from heron_common.plan import Objective, Plan
@@ -47,7 +47,12 @@ def load_runner(program: bytes) -> NamedRunner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:
+        raise ProgramError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the program ({exc}): empty the program cache, or update"
+        ) from exc
     return lambda feeds: session.run(None, feeds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from heron_common.assignment import UploadLoss
@@ -20,7 +21,9 @@ class ClientRecord:
     identity_key: str
     session: str = ""
     live: bool = False
-    uploading: bool = False
+    uploading: str = ""
+    """The session whose stream is open, or nothing."""
+    cancel_stream: Callable[[], None] | None = None
     num_examples: int = 0
     version: str = ""
     rounds_completed: int = 0
@@ -32,7 +35,7 @@ class ClientRecord:
 
     def open_session(self, session: str) -> None:
         """Begin a session; losses are numbered from its start."""
-        self.session, self.live, self.uploading = session, True, False
+        self.session, self.live, self.uploading = session, True, ""
         self._losses.clear()
         self._losses_dropped = 0
 
@@ -110,6 +113,10 @@ class ClientRegistry:
         record.live = False
         if forget_session:
             self._by_session.pop(record.session, None)
+
+    def live_records(self) -> list[ClientRecord]:
+        """Return the live clients."""
+        return [record for record in self.by_name.values() if record.live]
 
     @property
     def num_live(self) -> int:

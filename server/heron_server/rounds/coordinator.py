@@ -27,6 +27,10 @@ from heron_server.storage.spool import Spool
 log = logging.getLogger(__name__)
 
 
+STALLED_STREAM_SECONDS = 5.0
+"""A stream whose round is over hears so with its next chunk; one that sends none for so long is cancelled, to free its thread and its room."""
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What every client of the run is told."""
@@ -66,25 +70,30 @@ class Coordinator:
         self.closing: CloseJob | AbandonJob | None = None
         self.draining = False
         self._inputs: RoundInputs | None = None
+        machine.may_open = False
         self._begin_attempt = begin_attempt
+        self._orphans: list[tuple[float, Callable[[], None]]] = []
 
     def start(self, inputs: RoundInputs) -> None:
         """Give the first round's inputs; rounds may open from now on."""
         with self.changed:
             self._inputs = inputs
+            self.machine.may_open = True
             self.tick()
 
     def tick(self) -> None:
         """Let time pass; call a few times a second."""
         with self.changed:
-            if self._inputs is not None and not self.draining:
+            if not self.draining:
                 self.apply(self.machine.tick(self.clock.now()))
+            self._cancel_stalled_streams()
             self.metrics.connected_clients.set(self.registry.num_live)
 
     def drain(self) -> None:
         """Admit nothing more: a round that is closing is closed, an open one is left for --resume; returns at once."""
         with self.changed:
             self.draining = True
+            self.machine.may_open = False
             self.metrics.phase("draining")
             self.changed.notify_all()
 
@@ -94,8 +103,16 @@ class Coordinator:
             if self.attempt is not None:
                 for entry in self.attempt.entries():
                     self.spool.release(entry)
+                for name in self.attempt.cohort:
+                    self.orphan_stream(self.registry.by_name[name])
             self.previous, self.attempt, self.closing, self._inputs = self.attempt, None, None, inputs
             self.apply(self.machine.closed(self.clock.now()))
+
+    def orphan_stream(self, record: ClientRecord) -> None:
+        """What a client's open stream belongs to is over; the client may open another."""
+        if record.cancel_stream is not None:
+            self._orphans.append((self.clock.now(), record.cancel_stream))
+        record.cancel_stream, record.uploading = None, ""
 
     def status(self, record: ClientRecord) -> MemberStatus | None:
         """Return a client's place in the open round, or None if it has none."""
@@ -119,13 +136,21 @@ class Coordinator:
                 self._abandon(effect)
             elif isinstance(effect, FinishRun):
                 log.info("all rounds are done", extra={"rounds": self.machine.rules.num_rounds})
-        for name, record in self.registry.by_name.items():
-            if record.live and name not in self.machine.live:
-                self.registry.depart(name, forget_session=False)
         if effects:
+            live = set(self.machine.live)
+            for record in self.registry.live_records():
+                if record.name not in live:
+                    self.registry.depart(record.name, forget_session=False)
             self.metrics.phase(self.machine.phase.value)
             self.metrics.round.set(self.machine.round.round_index)
         self.changed.notify_all()
+
+    def _cancel_stalled_streams(self) -> None:
+        now = self.clock.now()
+        due = [cancel for since, cancel in self._orphans if now - since >= STALLED_STREAM_SECONDS]
+        self._orphans = [(since, cancel) for since, cancel in self._orphans if now - since < STALLED_STREAM_SECONDS]
+        for cancel in due:
+            cancel()
 
     def _open(self, effect: OpenRound) -> None:
         if self._inputs is None:
@@ -149,6 +174,7 @@ class Coordinator:
     def _drop(self, effect: DropMember) -> None:
         log.warning("client dropped from the round", extra={"client": effect.client_id, "reason": effect.reason})
         self.metrics.dropped_clients.labels(reason=effect.reason.replace(" ", "_")).inc()
+        self.orphan_stream(self.registry.by_name[effect.client_id])
         if self.attempt is not None:
             self.attempt.order.ended(effect.client_id)
 

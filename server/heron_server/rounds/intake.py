@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
@@ -17,6 +18,9 @@ from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.state import MemberStatus, Phase
 from heron_server.storage.spool import SpoolEntry, SpoolWriter
 
+Cancel = Callable[[], None] | None
+"""Ends a stream from outside, when what it belongs to is over."""
+
 
 @dataclass(frozen=True)
 class UploadTicket:
@@ -27,6 +31,7 @@ class UploadTicket:
     specs: tuple[TensorSpec, ...]
     writer: SpoolWriter | None
     started_at: float
+    session: str
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class UpdateTicket:
     round: RoundReference
     specs: tuple[TensorSpec, ...]
     writer: SpoolWriter | None
+    session: str
 
 
 class Intake:
@@ -46,7 +52,14 @@ class Intake:
         self._run = coordinator
 
     def admit_upload(
-        self, record: ClientRecord, run_id: str, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int
+        self,
+        record: ClientRecord,
+        run_id: str,
+        key: UploadKey,
+        num_probes: int,
+        tensors: tuple[TensorSpec, ...],
+        announced_bytes: int,
+        cancel: Cancel = None,
     ) -> UploadTicket:
         """Check an upload's header and reserve room for its payload.
 
@@ -62,8 +75,8 @@ class Intake:
             writer = None
             if attempt.known_digest(key) is None:
                 writer = self._writer(total_bytes(attempt.upload_specs), attempt.is_needed_next(key))
-            record.uploading = True
-            return UploadTicket(record, key, attempt.upload_specs, writer, run.clock.now())
+            record.uploading, record.cancel_stream = record.session, cancel
+            return UploadTicket(record, key, attempt.upload_specs, writer, run.clock.now(), record.session)
 
     def accept_upload(self, ticket: UploadTicket, sha256: str) -> None:
         """Acknowledge an upload that arrived whole.
@@ -102,7 +115,8 @@ class Intake:
                 attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
                 upload = attempt.uploads[ticket.key]
                 if ticket.key.purpose is UploadPurpose.TRAIN or upload.probe_losses is not None:
-                    return UploadAnswer(upload.server_version, upload.probe_losses or (), ticket.client.losses_after(losses_seen))
+                    version = upload.server_version if upload.probe_losses else 0
+                    return UploadAnswer(version, upload.probe_losses or (), ticket.client.losses_after(losses_seen))
                 run.changed.wait(1.0)
 
     def admit_update(
@@ -113,6 +127,7 @@ class Intake:
         steps: int,
         tensors: tuple[TensorSpec, ...],
         announced_bytes: int,
+        cancel: Cancel = None,
     ) -> UpdateTicket:
         """Check an update's header and reserve room for its payload; refuses like `admit_upload`."""
         with self._run.changed:
@@ -122,8 +137,8 @@ class Intake:
             writer = None
             if attempt.update_specs and record.name not in attempt.updates:
                 writer = self._writer(total_bytes(attempt.update_specs), True)
-            record.uploading = True
-            return UpdateTicket(record, reference, attempt.update_specs, writer)
+            record.uploading, record.cancel_stream = record.session, cancel
+            return UpdateTicket(record, reference, attempt.update_specs, writer, record.session)
 
     def accept_update(self, ticket: UpdateTicket, sha256: str, statistics: LocalStatistics) -> None:
         """Accept an update that arrived whole; the same one again is fine, another one is refused with CONFLICTING_UPLOAD."""
@@ -144,10 +159,11 @@ class Intake:
             record.note_memory(statistics.peak_memory_bytes)
             run.apply(run.machine.submitted(record.name, run.clock.now()))
 
-    def release(self, record: ClientRecord) -> None:
-        """A stream of this client ended."""
+    def release(self, ticket: UploadTicket | UpdateTicket) -> None:
+        """The stream of a ticket ended; a stream that a later session of its client opened is not touched."""
         with self._run.changed:
-            record.uploading = False
+            if ticket.client.uploading == ticket.session:
+                ticket.client.uploading, ticket.client.cancel_stream = "", None
 
     def _writer(self, size_bytes: int, always: bool) -> SpoolWriter:
         try:

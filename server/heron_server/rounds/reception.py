@@ -36,6 +36,7 @@ class Reception:
         with run.changed:
             run.refuse_if_draining()
             record = run.registry.join(name, identity_key)
+            run.orphan_stream(record)
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
             run.apply(run.machine.seen(name, run.clock.now()))

@@ -7,6 +7,7 @@ WAITING --(enough clients)--> TRAINING --(all submitted, or deadline with quorum
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -95,12 +96,16 @@ Effect = OpenRound | DropMember | CloseRound | AbandonRound | FinishRun
 class RoundMachine:
     """Round state and its transitions. Every method takes the time and returns the effects to carry out, in order."""
 
-    def __init__(self, rules: RoundRules, next_round: RoundReference) -> None:
+    def __init__(self, rules: RoundRules, first_round: int = 0, begun: Mapping[int, int] | None = None) -> None:
+        """Start before `first_round`; `begun` has the last attempt that earlier processes began at each round."""
         self.rules = rules
-        self.round = next_round
+        self._begun = dict(begun or {})
+        self.round = self._next_attempt(first_round)
         self.phase = Phase.WAITING
         self.cohort: dict[str, MemberStatus] = {}
         self.opened_at = 0.0
+        self.may_open = True
+        """Whether rounds may open: not before the first round's inputs are known, and not while the server drains."""
         self._last_seen: dict[str, float] = {}
         self._quorum_since: float | None = None
         self._opened_before = False
@@ -127,10 +132,7 @@ class RoundMachine:
 
     def drop(self, client_id: str, now: float, reason: str) -> list[Effect]:
         """Exclude a member from this attempt; what it submitted before stays."""
-        if self.phase is not Phase.TRAINING or self.cohort.get(client_id) is not MemberStatus.TRAINING:
-            return self.tick(now)
-        self.cohort[client_id] = MemberStatus.DROPPED
-        return [DropMember(client_id, reason), *self.tick(now)]
+        return [*self._exclude(client_id, reason), *self.tick(now)]
 
     def submitted(self, client_id: str, now: float) -> list[Effect]:
         """A member's update was accepted."""
@@ -139,10 +141,7 @@ class RoundMachine:
 
     def closed(self, now: float) -> list[Effect]:
         """The effect CloseRound or AbandonRound was carried out."""
-        if self._abandoned:
-            self.round = RoundReference(self.round.round_index, self.round.attempt + 1)
-        else:
-            self.round = RoundReference(self.round.round_index + 1, 0)
+        self.round = self._next_attempt(self.round.round_index + (0 if self._abandoned else 1))
         self._abandoned = False
         self.cohort = {}
         self.phase = Phase.WAITING
@@ -152,17 +151,29 @@ class RoundMachine:
         """Let time pass: departures, deadlines, openings."""
         effects: list[Effect] = []
         for name in [n for n, seen in self._last_seen.items() if now - seen > self.rules.liveness_seconds]:
-            effects += self.departed(name, now, "went silent")
+            del self._last_seen[name]
+            effects += self._exclude(name, "went silent")
         if self.phase is Phase.WAITING:
             effects += self._open_if_due(now)
         elif self.phase is Phase.TRAINING:
             effects += self._close_if_due(now)
         return effects
 
+    def _exclude(self, client_id: str, reason: str) -> list[Effect]:
+        if self.phase is not Phase.TRAINING or self.cohort.get(client_id) is not MemberStatus.TRAINING:
+            return []
+        self.cohort[client_id] = MemberStatus.DROPPED
+        return [DropMember(client_id, reason)]
+
+    def _next_attempt(self, round_index: int) -> RoundReference:
+        return RoundReference(round_index, self._begun.get(round_index, -1) + 1)
+
     def _open_if_due(self, now: float) -> list[Effect]:
         if self.round.round_index >= self.rules.num_rounds:
             self.phase = Phase.FINISHED
             return [FinishRun()]
+        if not self.may_open:
+            return []
         if len(self._last_seen) < self.rules.min_updates:
             self._quorum_since = None
             return []
@@ -175,6 +186,7 @@ class RoundMachine:
         self.phase = Phase.TRAINING
         self.cohort = dict.fromkeys(self.live, MemberStatus.TRAINING)
         self.opened_at = now
+        self._begun[self.round.round_index] = self.round.attempt
         return [OpenRound(self.round, self.live)]
 
     def _close_if_due(self, now: float) -> list[Effect]:

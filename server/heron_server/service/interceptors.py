@@ -53,9 +53,9 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         return call
 
     def _abort(self, context: Any, error: Exception) -> NoReturn:
-        if not context.is_active():
-            # The client is gone; there is nobody to tell, and it is not our error.
-            raise error
+        if isinstance(error, grpc.RpcError) or not context.is_active():
+            # The client is gone, or we cut its stream: there is nobody to tell, and nothing to log.
+            context.abort(grpc.StatusCode.CANCELLED, "the call was cancelled")
         if not isinstance(error, RefusedError):
             log.error("unexpected error in a call", exc_info=error)
             error = RefusedError(ErrorCode.INTERNAL, "the server met an unexpected error; its log has the details", 1.0)

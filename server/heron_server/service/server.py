@@ -31,7 +31,7 @@ class NetworkServer:
     """Listens from `start` until `stop`."""
 
     def __init__(self, servicer: Servicer, host: str, port: int, max_clients: int, on_refusal: Callable[[ErrorCode], None]) -> None:
-        """Bind to host:port; port 0 takes a free one.
+        """Bind to host:port, without accepting calls yet; port 0 takes a free one.
 
         Raises:
             ConfigurationError: the address cannot be bound.

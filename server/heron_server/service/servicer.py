@@ -76,13 +76,13 @@ class Servicer(SplitTrainingServicer):
         record = self._reception.client(header.session)
         key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
         specs = tensor_specs_from_proto(header.tensors)
-        ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes)
+        ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
         try:
             with ticket.writer or nullcontext():
                 digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, self._on_chunk(record, header.session))
                 self._intake.accept_upload(ticket, digest)
         finally:
-            self._intake.release(record)
+            self._intake.release(ticket)
         response = pb.TrainBatchResponse(answer=answer_to_proto(self._intake.answer(ticket, header.losses_seen)))
         self._count(record, "down", "losses", response.ByteSize())
         yield response
@@ -96,7 +96,9 @@ class Servicer(SplitTrainingServicer):
             )
         reference = round_from_proto(header.round)
         specs = tensor_specs_from_proto(header.tensors)
-        ticket = self._intake.admit_update(record, header.run_id, reference, header.steps_completed, specs, header.total_bytes)
+        ticket = self._intake.admit_update(
+            record, header.run_id, reference, header.steps_completed, specs, header.total_bytes, context.cancel
+        )
         count = self._on_chunk(record, header.session)
         try:
             with ticket.writer or nullcontext():
@@ -105,7 +107,7 @@ class Servicer(SplitTrainingServicer):
                 )
                 self._intake.accept_update(ticket, digest, statistics_from_proto(header.statistics))
         finally:
-            self._intake.release(record)
+            self._intake.release(ticket)
         response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
         self._count(record, "down", "losses", response.ByteSize())
         return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write a JSON document the same way, indented and with a final newline."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value in which NaN and infinity, which JSON does not have, are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from heron_common.errors import CheckpointError
-from heron_server.storage.atomic import write_atomically, write_json_atomically
+from heron_server.storage.atomic import finite, write_atomically, write_json_atomically
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class CheckpointStore:
 
         """
         path = self.path_of(checkpoint.completed_rounds)
-        state = json.dumps(checkpoint.state, sort_keys=True)
+        state = json.dumps(finite(checkpoint.state), sort_keys=True, allow_nan=False)
         data = save({name: t.contiguous() for name, t in checkpoint.tensors.items()}, {"state": state})
         try:
             write_atomically(path, data)
@@ -88,11 +88,13 @@ class CheckpointStore:
     def _entries(self) -> list[dict[str, Any]]:
         try:
             entries = json.loads((self._directory / _MANIFEST).read_text(encoding="utf-8"))
+            return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
         except FileNotFoundError:
             return []
-        except ValueError as exc:
-            raise CheckpointError(f"{self._directory / _MANIFEST} is damaged ({exc}): restore it from a backup or start a new run") from exc
-        return list(entries)
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise CheckpointError(
+                f"{self._directory / _MANIFEST} is damaged ({exc!r}): restore it from a backup or start a new run"
+            ) from exc
 
 
 def _state_of(data: bytes) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ class RunDirectory:
         """Release the lock; safe to repeat."""
         self._lock.close()
 
-    def begin(self, configuration: dict[str, Any], resume: bool, may_change: frozenset[str]) -> RunIdentity:
-        """Start a new run here, or continue the one that is here.
+    def identify(self, configuration: dict[str, Any], resume: bool, may_change: frozenset[str]) -> RunIdentity:
+        """Return the identity of a new run, or of the one that is here; writes nothing, so that a failed start leaves no trace.
 
         Args:
             configuration: options by name, as JSON values.
@@ -66,9 +65,7 @@ class RunDirectory:
         if known is None:
             if resume:
                 raise ConfigurationError(f"--resume: there is no run in {self.path}: give the --run-dir of the run, or leave --resume out")
-            identity = RunIdentity(new_token(), configuration)
-            self._write("run.json", {"run_id": identity.run_id, "configuration": configuration})
-            return identity
+            return RunIdentity(new_token(), configuration)
         if not resume:
             raise ConfigurationError(f"{self.path} holds a run already: give --resume to continue it, or another --run-dir")
         then = known["configuration"]
@@ -80,16 +77,18 @@ class RunDirectory:
             raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
         return RunIdentity(str(known["run_id"]), configuration)
 
-    def begin_attempt(self, reference: RoundReference) -> None:
-        """Note an attempt before it takes effect, so that no attempt number is used twice."""
-        self._write("attempt.json", {"round_index": reference.round_index, "attempt": reference.attempt})
+    def record(self, identity: RunIdentity) -> None:
+        """Write down the run once it has really started; from then on it is continued with --resume only."""
+        self._write("run.json", {"run_id": identity.run_id, "configuration": identity.configuration})
 
-    def next_attempt(self, completed_rounds: int) -> RoundReference:
-        """Return the round after `completed_rounds`, with an attempt that was never begun."""
-        begun = self._read("attempt.json")
-        if begun is None or int(begun["round_index"]) != completed_rounds:
-            return RoundReference(completed_rounds, 0)
-        return RoundReference(completed_rounds, int(begun["attempt"]) + 1)
+    def begin_attempt(self, reference: RoundReference) -> None:
+        """Note an attempt before it takes effect, so that no attempt number is used twice, not even after going back several rounds."""
+        begun = {**self.begun_attempts(), reference.round_index: reference.attempt}
+        self._write("attempts.json", {str(index): attempt for index, attempt in begun.items()})
+
+    def begun_attempts(self) -> dict[int, int]:
+        """Return the last attempt that was begun at each round."""
+        return {int(index): int(attempt) for index, attempt in (self._read("attempts.json") or {}).items()}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""
@@ -113,8 +112,3 @@ class RunDirectory:
             write_json_atomically(self.path / name, value)
         except OSError as exc:
             raise StorageError(f"cannot write {self.path / name} ({exc.strerror or exc}): free some space") from exc
-
-
-def new_seed() -> int:
-    """Return a random 31-bit seed for a run that was given none."""
-    return secrets.randbelow(2**31)

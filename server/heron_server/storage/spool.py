@@ -70,7 +70,8 @@ class Spool:
 
         """
         with self._lock:
-            if self._used + size_bytes > self._budget and not always:
+            # An upload larger than the whole budget is admitted alone: refused for ever, it would keep its round from ending.
+            if self._used and self._used + size_bytes > self._budget and not always:
                 raise SpoolFullError(f"the spool holds {self._used} of {self._budget} bytes, so an upload of {size_bytes} has to wait")
             self._used += size_bytes
             path = self._directory / f"{next(self._numbers):09d}.upload"

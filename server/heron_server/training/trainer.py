@@ -92,12 +92,18 @@ class Trainer:
     def train(self, activations: Float32Array, labels: Int64Array) -> StepLosses:
         """Take one first-order step of the back, and of the head if the server trains it, on one upload; a non-finite loss moves nothing."""
         z, y = self._tensor(activations), self._tensor(labels)
-        server = self._step(self.model.back, self._optimisers["back"], z, y)
-        head = self._step(self.model.auxiliary_head, self._optimisers["head"], z, y) if "head" in self._optimisers else None
-        skipped = not math.isfinite(server) or (head is not None and not math.isfinite(head))
+        losses = {"back": self._loss(self.model.back, z, y)}
+        if "head" in self._optimisers:
+            losses["head"] = self._loss(self.model.auxiliary_head, z, y)
+        values = {part: float(loss.detach()) for part, loss in losses.items()}
+        skipped = not all(math.isfinite(value) for value in values.values())
         if not skipped:
+            for part, loss in losses.items():
+                self._optimisers[part].zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimisers[part].step()
             self.server_version += 1
-        return StepLosses(server, head, skipped)
+        return StepLosses(values["back"], values.get("head"), skipped)
 
     def client_weights(self) -> tuple[Float32Array, Float32Array]:
         """Return copies of front and head, flat."""
@@ -140,16 +146,10 @@ class Trainer:
     def _parts(self) -> dict[str, nn.Module]:
         return {"front": self.model.front, "head": self.model.auxiliary_head, "back": self.model.back}
 
-    def _step(self, module: nn.Module, optimiser: torch.optim.Optimizer, z: torch.Tensor, y: torch.Tensor) -> float:
+    def _loss(self, module: nn.Module, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         module.train()
-        optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = self.model.sample_losses(module(z), y).float().mean()
-        value = float(loss.detach())
-        if math.isfinite(value):
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        return value
+            return self.model.sample_losses(module(z), y).float().mean()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from heron_common.assignment import DataSpecification, ModelSpec, upload_specs
+from heron_common.clock import Clock
 from heron_common.data.sources import DataSource
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.plan import Algorithm
@@ -43,6 +43,7 @@ class RunParts:
     metrics: ServerMetrics
     write_summary: Callable[[dict[str, Any]], None]
     client_table: Callable[[], dict[str, Any]]
+    clock: Clock
 
 
 class TrainWorker:
@@ -51,7 +52,7 @@ class TrainWorker:
     def __init__(self, parts: RunParts, summary_facts: dict[str, Any]) -> None:
         self._parts = parts
         self._summary_facts = summary_facts
-        self._started = time.monotonic()
+        self._started = self._parts.clock.now()
         self._seconds_before = 0.0
         self.rounds: list[RoundRecord] = []
         self.second_moment = 0.0
@@ -130,7 +131,7 @@ class TrainWorker:
             log.error(str(exc))
 
     def _seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._started
+        return self._seconds_before + self._parts.clock.now() - self._started
 
     def _run(self, worklist: Worklist) -> None:
         while (job := worklist.next_job()) is not None:
@@ -144,7 +145,7 @@ class TrainWorker:
                 worklist.round_done(self.inputs())
 
     def _train(self, job: TrainJob, worklist: Worklist) -> None:
-        started = time.monotonic()
+        started = self._parts.clock.now()
         trainer, metrics, plan = self._parts.trainer, self._parts.metrics, job.plan
         specs = upload_specs(plan, self._parts.model)
         data = memoryview(job.upload.entry.read())
@@ -164,7 +165,7 @@ class TrainWorker:
             metrics.train_loss.set(losses.server)
             if losses.head is not None:
                 metrics.head_loss.set(losses.head)
-        metrics.step_seconds.observe(time.monotonic() - started)
+        metrics.step_seconds.observe(self._parts.clock.now() - started)
         worklist.upload_trained(job.upload, loss, judged, version)
 
     def _close(self, job: CloseJob) -> None:
@@ -186,7 +187,7 @@ class TrainWorker:
             local_loss=float(np.mean([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
             server_loss=float(np.mean(self._server_losses)) if self._server_losses else None,
             client_forward_passes=sum(s.forward_passes for s in statistics),
-            seconds=round(time.monotonic() - job.opened_at, 3),
+            seconds=round(self._parts.clock.now() - job.opened_at, 3),
         )
         self.rounds.append(record)
         self._server_losses.clear()
