@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lint format proto clean
+.PHONY: help install demo test test-all bench-defaults lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: install  ## lint-free, fast: the whole suite but the slow variants
 
 test-all: install  ## the whole suite, three-seed variants included
 	$(BIN)/python -m pytest -q
+
+bench-defaults: install  ## compare plans on the digits task, three seeds (about an hour); writes docs/algorithm-defaults.md
+	$(BIN)/python benchmarks/defaults.py
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .

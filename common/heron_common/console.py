@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from heron_common.log_setup import redirect_logs
+
 Rows = Callable[[], list[tuple[str, str]]]
 
 
@@ -29,10 +31,13 @@ class LiveConsole:
 
     def __enter__(self) -> LiveConsole:
         self._live.start()
+        # rich has replaced sys.stderr by one that prints above the table; log lines have to go there too.
+        redirect_logs(sys.stderr)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._live.stop()
+        redirect_logs(sys.stderr)
 
     def _render(self) -> Any:
         from rich.table import Table

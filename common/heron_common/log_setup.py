@@ -41,3 +41,10 @@ def set_up_logging(level: str = "info", stream: Any = None) -> logging.Handler:
     for name in ("heron_server", "heron_client", "heron_common", "heron_cli"):
         logging.getLogger(name).setLevel(level.upper())
     return handler
+
+
+def redirect_logs(stream: Any) -> None:
+    """Send what `set_up_logging` set up to another stream."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.formatter, StructuredFormatter):
+            handler.setStream(stream)

@@ -97,6 +97,7 @@ class Session:
         self._random = random
         self._stop = stop
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
+        self._heartbeat_seconds = 10.0
         self.state = SessionState.NEW
 
     def run(self) -> None:

@@ -132,7 +132,7 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
     changes = {key: value for key, value in section.model_dump().items() if value is not None}
     renamed = {"client_learning_rate": "learning_rate", "client_optimiser": "optimiser", "server_schedule": "schedule"}
     changes = {renamed.get(key, key): value for key, value in changes.items()}
-    around = {key: changes.pop(key) for key in ("schedule", "weighting", "warmup_rounds") if key in changes}
+    around = {key: changes.pop(key) for key in ("schedule", "weighting", "warmup_rounds", "direction_scale") if key in changes}
     return dataclasses.replace(algorithm, plan=dataclasses.replace(algorithm.plan, **changes), **around)
 
 

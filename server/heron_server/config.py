@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from heron_common.errors import ConfigurationError
-from heron_common.plan import ClientOptimiser, ServerSchedule, Weighting
+from heron_common.plan import ClientOptimiser, DirectionScale, ServerSchedule, Weighting
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
 
@@ -78,6 +78,10 @@ class PlanSection(Section):
         None, ge=1, description="samples of one run of a program; changes memory only (default: fixed from activation bytes)"
     )
     smoothing_radius: float | None = Field(None, gt=0, description="mu, length of a perturbation in units of the direction's scale")
+    direction_scale: DirectionScale | None = Field(
+        None,
+        description="entries of a direction: unit, tensor_rms (each tensor's root mean square) or global_rms (that of all trained weights)",
+    )
     difference: FiniteDifference | None = Field(None, description="forward or central")
     client_optimiser: ClientOptimiser | None = Field(None, description="sgd, adam or scalar_adaptive")
     client_learning_rate: float | None = Field(None, gt=0, description="eta of the client's steps")
