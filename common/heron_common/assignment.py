@@ -18,6 +18,10 @@ class BlobReference:
     size_bytes: int
 
 
+MAX_PROGRAM_BYTES = 4 << 20
+"""A program holds no weights, so four mebibytes is generous; a server publishes no larger one and a client runs none."""
+
+
 class ProgramKind(StrEnum):
     """What a program computes.
 

@@ -33,7 +33,6 @@ class ErrorCode(StrEnum):
     SPOOL_FULL = "spool_full"
     STREAM_BUSY = "stream_busy"
     UPDATE_INCOMPLETE = "update_incomplete"
-    ATTEMPT_ABANDONED = "attempt_abandoned"
     INTERNAL = "internal"
 
 
@@ -62,7 +61,7 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ),
     ErrorCode.NON_FINITE: CatalogEntry("INVALID_ARGUMENT", False, "a tensor holds NaN or infinity"),
     ErrorCode.LABEL_RANGE: CatalogEntry("INVALID_ARGUMENT", False, "a label is outside the classes of the data specification"),
-    ErrorCode.TRUNCATED: CatalogEntry("INVALID_ARGUMENT", False, "a stream ended early"),
+    ErrorCode.TRUNCATED: CatalogEntry("DATA_LOSS", True, "a stream ended early"),
     ErrorCode.OVERSIZED: CatalogEntry("INVALID_ARGUMENT", False, "a stream or chunk is larger than announced or allowed"),
     ErrorCode.DIGEST_MISMATCH: CatalogEntry("DATA_LOSS", True, "the bytes that arrived are not the bytes that were sent"),
     ErrorCode.CONFLICTING_UPLOAD: CatalogEntry("FAILED_PRECONDITION", False, "the same upload came before with other bytes"),
@@ -72,7 +71,6 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.UPDATE_INCOMPLETE: CatalogEntry(
         "FAILED_PRECONDITION", False, "the update does not follow the uploads that the plan asks for"
     ),
-    ErrorCode.ATTEMPT_ABANDONED: CatalogEntry("ABORTED", False, "the attempt ended without a quorum and will be repeated"),
     ErrorCode.INTERNAL: CatalogEntry("INTERNAL", True, "the server met an unexpected error; its log has the details"),
 }
 """Every code has an entry; a test compares the two."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from heron_common.errors import ConfigurationError, DataError, HeronError, ProgramError, RefusedError, StorageError, TransportError
+
 
 class ExitCode(IntEnum):
     """What a process says with its exit status."""
@@ -31,3 +33,22 @@ EXIT_HELP: dict[ExitCode, str] = {
     ExitCode.FORCED: "a second signal forced the end",
 }
 """Every code has help; a test compares the two."""
+
+_BY_ERROR: tuple[tuple[type[HeronError], ExitCode], ...] = (
+    (ConfigurationError, ExitCode.CONFIGURATION),
+    (DataError, ExitCode.DATA),
+    (ProgramError, ExitCode.PROGRAM),
+    (StorageError, ExitCode.STORAGE),
+    (RefusedError, ExitCode.REFUSED),
+    (TransportError, ExitCode.UNREACHABLE),
+)
+
+
+def exit_code_of(error: HeronError) -> ExitCode:
+    """Return the exit code that an error ends a process with."""
+    return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), ExitCode.FAILURE)
+
+
+def exit_codes_help() -> str:
+    """Return the table of exit codes in one paragraph, for --help."""
+    return "Exit codes: " + "; ".join(f"{code.value} {text}" for code, text in EXIT_HELP.items()) + "."

@@ -253,8 +253,3 @@ def statistics_to_proto(statistics: LocalStatistics) -> pb.LocalStatistics:
 def statistics_from_proto(message: pb.LocalStatistics) -> LocalStatistics:
     """Decode a client's own measurements."""
     return LocalStatistics(**{f.name: getattr(message, f.name) for f in dataclasses.fields(LocalStatistics)})
-
-
-def dtypes_to_proto() -> list[Any]:
-    """Return the wire numbers of every dtype that this version understands."""
-    return list(_DTYPE.values())

@@ -15,6 +15,7 @@ from heron_client.runtime import self_test
 from heron_client.session import Session, SessionSettings
 from heron_client.state_directory import StateDirectory
 from heron_client.transport import Transport
+from heron_common.addresses import join_host_port
 from heron_common.clock import MonotonicClock
 from heron_common.console import LiveConsole, human_bytes, is_terminal
 from heron_common.data.partition import shard_rows
@@ -43,8 +44,8 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         if config.metrics_port is not None:
             endpoint = MetricsServer(registry, config.metrics_host, config.metrics_port)
             stack.callback(endpoint.stop)
-            log.info("serving metrics", extra={"address": f"http://{config.metrics_host}:{endpoint.port}/metrics"})
-        transport = Transport(config.server, metrics.count_bytes)
+            log.info("serving metrics", extra={"address": f"http://{join_host_port(config.metrics_host, endpoint.port)}/metrics"})
+        transport = Transport(config.server, metrics.count_bytes, lambda code: metrics.rejections.labels(reason=code.value).inc())
         stack.callback(transport.close)
         settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)
         session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop)

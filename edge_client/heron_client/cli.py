@@ -9,32 +9,10 @@ import threading
 from collections.abc import Sequence
 
 from heron_client.memory import tame_allocator
-from heron_common.errors import (
-    ConfigurationError,
-    DataError,
-    HeronError,
-    ProgramError,
-    RefusedError,
-    StorageError,
-    TransportError,
-)
-from heron_common.exit_codes import ExitCode
+from heron_common.errors import HeronError
+from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.log_setup import set_up_logging
 from heron_common.signals import stop_on_signals
-
-_EXIT_CODES: tuple[tuple[type[HeronError], ExitCode], ...] = (
-    (ConfigurationError, ExitCode.CONFIGURATION),
-    (DataError, ExitCode.DATA),
-    (ProgramError, ExitCode.PROGRAM),
-    (StorageError, ExitCode.STORAGE),
-    (RefusedError, ExitCode.REFUSED),
-    (TransportError, ExitCode.UNREACHABLE),
-)
-
-
-def exit_code_of(error: HeronError) -> ExitCode:
-    """Return the exit code that an error ends the process with."""
-    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.FAILURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

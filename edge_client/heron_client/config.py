@@ -13,6 +13,7 @@ from pathlib import Path
 from heron_common.data.partition import Shard, parse_shard
 from heron_common.data.sources import source_names
 from heron_common.errors import ConfigurationError
+from heron_common.exit_codes import exit_codes_help
 from heron_common.ids import checked_client_name
 from heron_common.version import VERSION
 
@@ -70,7 +71,7 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
     parser = argparse.ArgumentParser(
         prog="heron-client",
         description="Trains the front of a model on this device by forward passes alone.",
-        epilog="Every option may also be given in the environment: --state-dir as HERON_CLIENT_STATE_DIR, and so on.",
+        epilog="Every option may also be given in the environment: --state-dir as HERON_CLIENT_STATE_DIR. " + exit_codes_help(),
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")

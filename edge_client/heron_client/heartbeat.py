@@ -11,7 +11,6 @@ from heron_common.assignment import Assignment, Finished, UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, TransportError
 from heron_common.ids import RoundReference
-from heron_common.process_memory import resident_memory
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stopped.wait(self._period):
             try:
-                step, losses = self._transport.next_step(self._training, resident_memory().resident_bytes)
+                step, losses = self._transport.next_step(self._training)
             except TransportError as exc:
                 log.debug("heartbeat not heard", extra={"reason": str(exc)})
             except RefusedError as exc:

@@ -58,6 +58,12 @@ class RoundMeter:
             self.mean += delta / self.count
             self.squares += delta * (float(value) - self.mean)
 
+    def add_losses(self, losses: Float32Array) -> None:
+        """Account for the finite losses of one step; the others are counted with the differences that they make."""
+        finite = losses[np.isfinite(losses)]
+        if finite.size:
+            self.losses.append(float(np.mean(finite, dtype=np.float64)))
+
     def to_statistics(self, second_moment: float, step_seconds: float, wait_seconds: float, peak_memory_bytes: int) -> LocalStatistics:
         """Return what the client reports of the round."""
         return LocalStatistics(
@@ -160,7 +166,7 @@ class LocalRound:
             if base is None:
                 raise ValueError("a forward difference needs the base losses")
             minus = base
-        self.meter.losses.append(float(np.mean(base if base is not None else plus)))
+        self.meter.add_losses(base if base is not None else plus)
         derivatives = directional_derivatives(plus, minus, plan.direction_groups, plan.smoothing_radius, plan.difference)
         guarded = guard(derivatives, self.second_moment, plan.clip_factor)
         self.second_moment = guarded.second_moment
@@ -202,4 +208,5 @@ class LocalRound:
                 losses[part] = self._program.losses
             if upload is not None:
                 upload.write(0, raw_bytes(self._program.activations))
-        self.meter.forward_passes += rows.stop - rows.start
+        if upload is None or not upload.repeats:
+            self.meter.forward_passes += rows.stop - rows.start

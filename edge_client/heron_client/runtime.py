@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,9 @@ import numpy.typing as npt
 import onnxruntime
 
 from heron_client.parameters import LocalParameters
-from heron_common.assignment import ModelSpec, ProgramKind, ProgramReference
+from heron_common.assignment import MAX_PROGRAM_BYTES, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.tensors import Float32Array, Int64Array
-
-MAX_PROGRAM_BYTES = 4 << 20
-"""A program holds no weights; a larger one is not what we asked for."""
 
 
 class Program:
@@ -77,6 +75,21 @@ class Program:
                 raise ProgramError(
                     f"the {self.kind.value} program's {what}s are not the model's ({different}): server and client disagree, restart the server"
                 )
+
+
+def check_reference(reference: ProgramReference) -> None:
+    """Refuse a program by what is said of it, before a byte of it is fetched.
+
+    Raises:
+        ProgramError: it is too large, or its digest is not one.
+
+    """
+    if reference.blob.size_bytes > MAX_PROGRAM_BYTES:
+        raise ProgramError(
+            f"a program has at most {MAX_PROGRAM_BYTES} bytes, but one of {reference.blob.size_bytes} is offered: it is refused"
+        )
+    if re.fullmatch(r"[0-9a-f]{64}", reference.blob.sha256) is None:
+        raise ProgramError(f"a digest is 64 hexadecimal digits, not {reference.blob.sha256[:80]!r}: the program is refused")
 
 
 def self_test() -> None:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
 
-from heron_client.uploader import Upload, Uploader, UploadRequest
+from heron_client.patience import Patience
+from heron_client.uploader import StreamEnded, Upload, Uploader, UploadRequest
 from heron_common.assignment import UploadAnswer
-from heron_common.error_catalog import CATALOG, ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
-from heron_common.retry import BackoffPolicy
 from heron_common.tensors import Float32Array
-
-log = logging.getLogger(__name__)
-
-_PACING = {ErrorCode.TOO_FAR_AHEAD, ErrorCode.SPOOL_FULL, ErrorCode.STREAM_BUSY}
-"""Refusals that only mean "later" are the normal course of things."""
 
 Stream = Callable[[Upload], Float32Array]
 """Writes one upload, from the beginning, and returns the base losses; the same call writes the same bytes."""
@@ -48,18 +40,16 @@ class StepSender:
     def __init__(
         self,
         uploader: Uploader,
+        patience: Patience,
         stop: threading.Event,
         round_over: threading.Event,
         on_answer: Callable[[UploadAnswer], None],
-        random: Random,
-        backoff: BackoffPolicy | None = None,
     ) -> None:
         self._uploader = uploader
+        self._patience = patience
         self._stop = stop
         self._round_over = round_over
         self._on_answer = on_answer
-        self._random = random
-        self._backoff = backoff or BackoffPolicy()
         self._pending: _Pending | None = None
 
     def send(self, request: UploadRequest, stream: Stream) -> SendOutcome:
@@ -69,6 +59,7 @@ class StepSender:
             Interrupted: this process was asked to stop.
             RoundStopped: the server ended the round.
             RefusedError: the server refuses the upload for good.
+            TransportError: the server was out of reach for longer than patience lasts.
 
         """
         self.settle()
@@ -79,17 +70,18 @@ class StepSender:
         return SendOutcome(losses, self.settle() if request.num_probes else None)
 
     def settle(self) -> UploadAnswer | None:
-        """Wait for the answer to the upload under way, retrying for as long as it takes; None if there is none."""
+        """Wait for the answer to the upload under way, repeating it as long as patience lasts; None if there is none."""
         if self._pending is None:
             return None
-        delays = self._backoff.delays(self._random)
+        attempts = self._patience.begin("upload a step")
         while True:
             try:
                 answer = self._pending.upload.answer()
             except (TransportError, RefusedError) as exc:
-                self._wait_to_retry(exc, delays)
-                self._pending.upload = self._uploader.open(self._pending.upload.request)
-                self._pending.stream(self._pending.upload)
+                self.check()
+                attempts.wait(exc)
+                self.check()
+                self._repeat(self._pending)
             else:
                 self._pending = None
                 self._on_answer(answer)
@@ -108,14 +100,10 @@ class StepSender:
             self._pending.upload.abort()
             self._pending = None
 
-    def _wait_to_retry(self, error: HeronError, delays: Iterator[float]) -> None:
-        self.check()
-        delay = next(delays)
-        if isinstance(error, RefusedError):
-            if not CATALOG[error.code].retryable:
-                raise error
-            delay = error.retry_after_seconds or delay
-        if not (isinstance(error, RefusedError) and error.code in _PACING):
-            log.warning("upload failed, will be repeated", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
-        self._stop.wait(delay)
-        self.check()
+    def _repeat(self, pending: _Pending) -> None:
+        pending.upload = self._uploader.open(pending.upload.request, repeats=True)
+        try:
+            pending.stream(pending.upload)
+        except StreamEnded:
+            # Refused again, at its header: its error comes with the answer.
+            return

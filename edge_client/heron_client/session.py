@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -17,7 +17,8 @@ from heron_client.local_training import LocalContext, LocalRound
 from heron_client.memory import return_freed_memory
 from heron_client.metrics import ClientMetrics
 from heron_client.parameters import LocalParameters
-from heron_client.runtime import Program
+from heron_client.patience import Patience
+from heron_client.runtime import Program, check_reference
 from heron_client.sending import RoundStopped, StepSender
 from heron_client.state_directory import StateDirectory
 from heron_client.transport import Transport
@@ -36,8 +37,8 @@ from heron_common.assignment import (
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource
-from heron_common.error_catalog import CATALOG, ErrorCode
-from heron_common.errors import DataError, Interrupted, ProgramError, RefusedError, TransportError
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import DataError, HeronError, Interrupted, ProgramError, RefusedError, TransportError
 from heron_common.process_memory import resident_memory
 from heron_common.retry import BackoffPolicy
 from heron_common.tensors import Float32Array, Int64Array
@@ -48,7 +49,7 @@ T = TypeVar("T")
 
 _ROUND_ENDED = {
     ErrorCode.ROUND_OVER,
-    ErrorCode.ATTEMPT_ABANDONED,
+    ErrorCode.NON_FINITE,
     ErrorCode.NOT_IN_COHORT,
     ErrorCode.CONFLICTING_UPLOAD,
     ErrorCode.BLOB_UNKNOWN,
@@ -94,8 +95,10 @@ class Session:
         self._state_directory = state
         self._metrics = metrics
         self._clock = clock
-        self._random = random
         self._stop = stop
+        self._patience = Patience(stop, clock, random, settings.give_up_after_seconds)
+        self._random = random
+        self._rejoin_delays = BackoffPolicy().delays(random)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
         self._heartbeat_seconds = 10.0
         self.state = SessionState.NEW
@@ -119,11 +122,23 @@ class Session:
                 except RefusedError as exc:
                     if exc.code is not ErrorCode.SESSION_UNKNOWN:
                         raise
-                    log.warning("the server does not know this session, joining again")
-                    self._metrics.reconnects.inc()
-                    self._enter(SessionState.NEW)
+                    self._rejoin()
         except Interrupted:
             self._leave("stopped by a signal")
+        except TransportError:
+            self._enter(SessionState.LEFT)
+            raise
+        except HeronError:
+            self._leave("stopped by an error")
+            raise
+
+    def _rejoin(self) -> None:
+        delay = next(self._rejoin_delays)
+        log.warning("the server does not know this session, joining again", extra={"retry_seconds": round(delay, 2)})
+        self._metrics.reconnects.inc()
+        self._enter(SessionState.NEW)
+        # Two devices with one identity end each other's sessions in turn: without a growing pause they would do nothing else.
+        self._patience.pause(delay)
 
     def _enter(self, state: SessionState) -> None:
         self.state = state
@@ -133,11 +148,7 @@ class Session:
         settings, source = self._settings, self._source
         identity = self._state_directory.identity_key
         membership = self._retry(lambda: self._transport.join(settings.client_name, identity, source.num_examples), "join")
-        try:
-            check_source(source, membership.data_specification)
-        except DataError:
-            self._leave("its data does not fit the run")
-            raise
+        check_source(source, membership.data_specification)
         self._state_directory.remember_run(membership.run_id)
         parameters = LocalParameters(membership.model)
         programs = {p.kind: self._program(membership, parameters, p.kind) for p in membership.programs}
@@ -157,6 +168,7 @@ class Session:
 
     def _program(self, membership: Membership, parameters: LocalParameters, kind: ProgramKind) -> Program:
         reference = next(p for p in membership.programs if p.kind is kind)
+        check_reference(reference)
         data = self._state_directory.cached_program(reference.blob)
         if data is None:
             data = self._retry(lambda: self._transport.fetch(reference.blob, "program"), "fetch a program")
@@ -165,12 +177,12 @@ class Session:
 
     def _work(self, context: LocalContext) -> None:
         while self.state is SessionState.JOINED:
-            step, losses = self._retry(lambda: self._transport.next_step(None, resident_memory().resident_bytes), "ask for work")
+            step, losses = self._retry(lambda: self._transport.next_step(None), "ask for work")
             self._note_losses(losses)
             if isinstance(step, Assignment):
                 self._train(context, step)
             elif isinstance(step, Wait):
-                self._pause(step.seconds)
+                self._patience.pause(step.seconds)
             elif isinstance(step, Finished):
                 log.info("the run is finished", extra={"reason": step.reason})
                 self._leave("the run is finished")
@@ -178,8 +190,9 @@ class Session:
     def _train(self, context: LocalContext, assignment: Assignment) -> None:
         self._enter(SessionState.TRAINING)
         self._metrics.round_started(assignment)
+        left_early = False
         round_over = threading.Event()
-        sender = StepSender(self._uploader, self._stop, round_over, self._on_answer, self._random)
+        sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer)
         heartbeat = Heartbeat(self._transport, assignment.round, self._heartbeat_seconds, round_over, self._note_losses)
         try:
             self._load_weights(context, assignment)
@@ -195,13 +208,17 @@ class Session:
         except RefusedError as exc:
             if exc.code not in _ROUND_ENDED:
                 raise
-            self._metrics.rejections.labels(reason=exc.code.value).inc()
             log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": exc.sentence})
+            left_early = exc.code is ErrorCode.NON_FINITE
         finally:
             heartbeat.stop()
             sender.abort()
             return_freed_memory()
         self._enter(SessionState.JOINED)
+        if left_early:
+            # The same round would end in the same values, so the server must not wait for this client; the next round starts from others.
+            self._transport.leave("its values were not finite", resident_memory().peak_bytes)
+            self._rejoin()
 
     def _load_weights(self, context: LocalContext, assignment: Assignment) -> None:
         targets: list[tuple[BlobReference | None, Float32Array, str]] = [
@@ -229,6 +246,7 @@ class Session:
         )
         self._note_losses(losses)
         self._metrics.round_done(statistics)
+        self._rejoin_delays = BackoffPolicy().delays(self._random)
         log.info(
             "round done",
             extra={
@@ -257,27 +275,13 @@ class Session:
             except (TransportError, RefusedError) as exc:
                 log.info("left without the server hearing it", extra={"reason": str(exc)})
 
-    def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise Interrupted("asked to stop")
-
     def _retry(self, call: Callable[[], T], what: str) -> T:
-        """Call until it succeeds; backs off on transport failures and retryable refusals, and says so."""
-        started = self._clock.now()
-        delays: Iterator[float] = BackoffPolicy().delays(self._random)
+        """Call until it succeeds, as long as patience lasts."""
+        attempts = self._patience.begin(what)
         while True:
             if self._stop.is_set():
                 raise Interrupted("asked to stop")
             try:
                 return call()
             except (TransportError, RefusedError) as exc:
-                delay = next(delays)
-                if isinstance(exc, RefusedError):
-                    self._metrics.rejections.labels(reason=exc.code.value).inc()
-                    if not CATALOG[exc.code].retryable:
-                        raise
-                    delay = exc.retry_after_seconds or delay
-                elif 0 < self._settings.give_up_after_seconds <= self._clock.now() - started:
-                    raise
-                log.warning(f"could not {what}, trying again", extra={"reason": str(exc), "retry_seconds": round(delay, 2)})
-                self._pause(delay)
+                attempts.wait(exc)

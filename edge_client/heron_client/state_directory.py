@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from heron_common.assignment import BlobReference
+from heron_common.atomic import write_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, HeronError, StorageError
 from heron_common.ids import new_token
@@ -78,22 +78,17 @@ class StateDirectory:
     def _read(self) -> dict[str, str]:
         try:
             known = json.loads((self._path / "client.json").read_text(encoding="utf-8"))
+            return {str(k): str(v) for k, v in known.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, AttributeError) as exc:
             raise StorageError(f"{self._path / 'client.json'} is damaged ({exc}): delete it to start with a new identity") from exc
-        return {str(k): str(v) for k, v in known.items()}
 
     def _write(self) -> None:
         self._replace(self._path / "client.json", (json.dumps(self._known, indent=2) + "\n").encode())
 
     def _replace(self, path: Path, data: bytes) -> None:
-        temporary = path.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_atomically(path, data)
         except OSError as exc:
             raise StorageError(f"cannot write {path} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc

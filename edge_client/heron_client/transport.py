@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from heron_common.tensors import Float32Array, TensorSpec, raw_bytes
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_common.wire import (
     answer_from_proto,
-    dtypes_to_proto,
     losses_from_proto,
     membership_from_proto,
     next_step_from_proto,
@@ -39,6 +37,9 @@ from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 CountBytes = Callable[[str, str, int], None]
 """(direction "up" or "down", kind, bytes)."""
 
+LEAVE_DEADLINE_SECONDS = 5.0
+"""A goodbye is a courtesy: the server notices a silent client by itself."""
+
 _FATAL_TRANSPORT = {grpc.StatusCode.UNIMPLEMENTED}
 
 
@@ -48,14 +49,19 @@ class Transport:
     Safe to use from the training, upload and heartbeat threads at once; control calls take turns.
     """
 
-    def __init__(self, target: str, count_bytes: CountBytes, stream_deadline_seconds: float = 300.0) -> None:
+    def __init__(
+        self, target: str, count_bytes: CountBytes, count_refusal: Callable[[ErrorCode], None], stream_deadline_seconds: float = 3600.0
+    ) -> None:
         self._target = target
         self._count = count_bytes
+        self._count_refusal = count_refusal
         self._stream_deadline = stream_deadline_seconds
         self._channel = grpc.insecure_channel(target, options=channel_options())
         self._stub = SplitTrainingStub(self._channel)  # type: ignore[no-untyped-call]
         self._control = threading.Lock()
+        self._lock = threading.Lock()
         self._calls: set[Any] = set()
+        self._cancelled = False
         self._session = ""
         self._run_id = ""
         self._losses_seen = 0
@@ -76,8 +82,6 @@ class Transport:
             capabilities=pb.Capabilities(
                 client_version=VERSION,
                 runtime_version=f"onnxruntime {onnxruntime.__version__}",
-                wire_dtypes=dtypes_to_proto(),
-                cpu_count=os.cpu_count() or 1,
             ),
         )
         response = self._call(self._stub.Join, request)
@@ -85,19 +89,18 @@ class Transport:
         self._session, self._run_id, self._losses_seen = membership.session, membership.run_id, 0
         return membership
 
-    def next_step(self, training: RoundReference | None, resident_memory_bytes: int) -> tuple[NextStep, tuple[UploadLoss, ...]]:
+    def next_step(self, training: RoundReference | None) -> tuple[NextStep, tuple[UploadLoss, ...]]:
         """Ask what to do next, or, while training, say that this client is alive; returns at once."""
         request = pb.NextAssignmentRequest(
             session=self._session,
             training=round_to_proto(training) if training else None,
             losses_seen=self._losses_seen,
-            resident_memory_bytes=resident_memory_bytes,
         )
         response = self._call(self._stub.NextAssignment, request)
-        return next_step_from_proto(response), self._received(response.losses)
+        return next_step_from_proto(response), self._new_losses(request.losses_seen, losses_from_proto(response.losses))
 
     def fetch(self, blob: BlobReference, kind: str) -> bytes:
-        """Fetch a blob, going on by offset after a broken stream is retried by the caller; checks size and digest.
+        """Fetch a blob; checks size and digest. A caller that repeats it after a TransportError gets the whole blob again.
 
         Raises:
             ProgramError: the bytes are not the ones that the digest names.
@@ -129,13 +132,15 @@ class Transport:
             losses_seen=self._losses_seen,
         )
         kinds = [spec.name for spec in request.tensors]
-        messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds)
+        call: list[Any] = []
+        messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, lambda: call[0].cancel())
         answer: UploadAnswer | None = None
         with self._mapped():
-            for response in self._tracked(self._stub.TrainBatch(messages, timeout=self._stream_deadline)):
+            call.append(self._stub.TrainBatch(messages, timeout=self._stream_deadline))
+            for response in self._tracked(call[0]):
                 answer = answer_from_proto(response.answer)
                 self._count("down", "losses", response.ByteSize())
-                self._losses_seen += len(answer.losses)
+                answer = UploadAnswer(answer.server_version, answer.probe_losses, self._new_losses(header.losses_seen, answer.losses))
         if answer is None:
             raise TransportError("the server closed the upload without an answer")
         return answer
@@ -160,20 +165,27 @@ class Transport:
             for index, (spec, array) in enumerate(zip(specs, weights, strict=True))
             for piece in split_rows(raw_bytes(np.ascontiguousarray(array)), spec.row_bytes)
         )
-        messages = self._stream(pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs))
+        messages = self._stream(
+            pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs), lambda: None
+        )
         with self._mapped():
-            response = self._stub.SubmitUpdate(messages, timeout=self._stream_deadline)
-        return self._received(response.losses)
+            response = self._result(self._stub.SubmitUpdate.future(messages, timeout=self._stream_deadline))
+        return self._new_losses(header.losses_seen, losses_from_proto(response.losses))
 
     def leave(self, reason: str, peak_memory_bytes: int) -> None:
-        """Say goodbye; raises TransportError or RefusedError if the server did not hear it."""
-        self._call(
-            self._stub.Leave, pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes), timeout=5.0
-        )
+        """Say goodbye, even after `cancel`; raises TransportError or RefusedError if the server did not hear it."""
+        if not self._session:
+            return
+        request = pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes)
+        with self._mapped():
+            self._stub.Leave(request, timeout=LEAVE_DEADLINE_SECONDS)
 
     def cancel(self) -> None:
-        """Cancel every stream under way; their callers get a TransportError."""
-        for call in list(self._calls):
+        """Cancel every call under way and every later one but `leave`; their callers get a TransportError."""
+        with self._lock:
+            self._cancelled = True
+            calls = list(self._calls)
+        for call in calls:
             call.cancel()
 
     def close(self) -> None:
@@ -181,40 +193,65 @@ class Transport:
         self.cancel()
         self._channel.close()
 
-    def _call(self, method: Any, request: Any, timeout: float = CALL_DEADLINE_SECONDS) -> Any:
+    def _call(self, method: Any, request: Any) -> Any:
         with self._control, self._mapped():
-            response = method(request, timeout=timeout)
+            response = self._result(method.future(request, timeout=CALL_DEADLINE_SECONDS))
         self._count("up", "control", request.ByteSize())
         self._count("down", "control", response.ByteSize())
         return response
 
-    def _stream(self, part: Any, header: Any, chunks: Iterator[Chunk], kinds: list[str]) -> Iterator[Any]:
+    def _stream(self, part: Any, header: Any, chunks: Iterator[Chunk], kinds: list[str], give_up: Callable[[], None]) -> Iterator[Any]:
         account = StreamAccount()
         yield header
-        for tensor_index, data in chunks:
+        for chunk in chunks:
+            if chunk is None:
+                give_up()
+                return
+            tensor_index, data = chunk
             account.add(data)
             self._count("up", kinds[tensor_index], len(data))
             yield part(chunk=pb.TensorChunk(tensor_index=tensor_index, data=data))
         yield part(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
-    def _received(self, messages: Any) -> tuple[UploadLoss, ...]:
-        losses = losses_from_proto(messages)
-        self._losses_seen += len(losses)
-        return losses
+    def _new_losses(self, seen: int, losses: tuple[UploadLoss, ...]) -> tuple[UploadLoss, ...]:
+        """Return the losses after the first `seen` that no other answer, which overtook this one, has brought already."""
+        with self._lock:
+            fresh = losses[max(0, self._losses_seen - seen) :]
+            self._losses_seen = max(self._losses_seen, seen + len(losses))
+        return fresh
+
+    def _result(self, call: Any) -> Any:
+        with self._registered(call):
+            return call.result()
 
     def _tracked(self, call: Any) -> Iterator[Any]:
-        self._calls.add(call)
-        try:
+        with self._registered(call):
             yield from call
+
+    @contextmanager
+    def _registered(self, call: Any) -> Iterator[None]:
+        with self._lock:
+            self._calls.add(call)
+            cancelled = self._cancelled
+        if cancelled:
+            call.cancel()
+        try:
+            yield
         finally:
-            self._calls.discard(call)
+            with self._lock:
+                self._calls.discard(call)
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
         try:
             yield
+        except grpc.FutureCancelledError as exc:
+            raise TransportError(f"the call to {self._target} was cancelled") from exc
         except grpc.RpcError as exc:
-            raise _translate(exc, self._target) from exc
+            error = _translate(exc, self._target)
+            if isinstance(error, RefusedError):
+                self._count_refusal(error.code)
+            raise error from exc
 
 
 def _translate(error: Any, target: str) -> HeronError:

@@ -29,7 +29,14 @@ class UploadRequest:
     tensors: tuple[TensorSpec, ...]
 
 
-Chunk = tuple[int, bytes]
+Chunk = tuple[int, bytes] | None
+"""Tensor index and bytes; None gives the stream up."""
+
+
+class StreamEnded(Exception):  # noqa: N818 - not a failure of its own: the answer says why
+    """A repeated upload was refused while it was being computed, so that computing on is pointless."""
+
+
 SendUpload = Callable[[UploadRequest, Iterator[Chunk]], UploadAnswer]
 """Sends header, chunks (tensor index, bytes) and trailer; returns the answer or raises HeronError."""
 
@@ -50,16 +57,20 @@ class UploadTotals:
 class Upload:
     """One upload under way: rows go in from the computing thread, chunks go out on a thread of its own."""
 
-    def __init__(self, request: UploadRequest, send: SendUpload, window_bytes: int, clock: Clock, totals: UploadTotals) -> None:
+    def __init__(
+        self, request: UploadRequest, send: SendUpload, window_bytes: int, clock: Clock, totals: UploadTotals, repeats: bool
+    ) -> None:
         self.request = request
+        self.repeats = repeats
         self._window_bytes = window_bytes
         self._clock = clock
         self._totals = totals
         self._condition = threading.Condition()
-        self._queue: deque[Chunk] = deque()
+        self._queue: deque[tuple[int, bytes]] = deque()
         self._queued_bytes = 0
         self._closed = False
         self._done = False
+        self._aborted = False
         self._answer: UploadAnswer | None = None
         self._error: HeronError | None = None
         self._tensor_index = 0
@@ -68,7 +79,12 @@ class Upload:
         self._thread.start()
 
     def write(self, tensor_index: int, rows: memoryview) -> None:
-        """Queue whole rows of a tensor; blocks while the window is full; does nothing once the stream has failed."""
+        """Queue whole rows of a tensor; blocks while the window is full.
+
+        Once the stream has failed this does nothing, for the step still needs the losses of its forward passes; a repeat raises StreamEnded instead.
+        """
+        if self.repeats and self._done:
+            raise StreamEnded
         if tensor_index != self._tensor_index:
             self._flush()
             self._tensor_index = tensor_index
@@ -103,8 +119,7 @@ class Upload:
     def abort(self) -> None:
         """Give the upload up; returns at once, safe to repeat."""
         with self._condition:
-            self._done = True
-            self._closed = True
+            self._aborted = self._done = self._closed = True
             self._queue.clear()
             self._condition.notify_all()
 
@@ -128,11 +143,15 @@ class Upload:
             with self._condition:
                 while not self._queue and not self._closed:
                     self._condition.wait()
-                if self._done or not self._queue:
-                    return
-                chunk = self._queue.popleft()
-                self._queued_bytes -= len(chunk[1])
-                self._condition.notify_all()
+                aborted, over = self._aborted, self._done or not self._queue
+                chunk = None if over else self._queue.popleft()
+                if chunk is not None:
+                    self._queued_bytes -= len(chunk[1])
+                    self._condition.notify_all()
+            if aborted:
+                yield None
+            if chunk is None:
+                return
             yield chunk
 
     def _run(self, send: SendUpload) -> None:
@@ -158,6 +177,6 @@ class Uploader:
         self._window_bytes = max(window_bytes, MAX_CHUNK_BYTES)
         self.totals = UploadTotals()
 
-    def open(self, request: UploadRequest) -> Upload:
-        """Start an upload; the caller settles it before opening the next."""
-        return Upload(request, self._send, self._window_bytes, self._clock, self.totals)
+    def open(self, request: UploadRequest, repeats: bool = False) -> Upload:
+        """Start an upload, or repeat one that failed; the caller settles it before opening the next."""
+        return Upload(request, self._send, self._window_bytes, self._clock, self.totals, repeats)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from heron_cli import demo
-from heron_common.errors import ConfigurationError, HeronError
-from heron_common.exit_codes import ExitCode
+from heron_common.errors import HeronError
+from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.version import VERSION
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.FORCED
     except HeronError as exc:
         print(f"heron {options.verb}: {exc}", file=sys.stderr)
-        return ExitCode.CONFIGURATION if isinstance(exc, ConfigurationError) else ExitCode.FAILURE
+        return exit_code_of(exc)
     return code
 
 

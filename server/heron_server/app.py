@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry
 
+from heron_common.addresses import join_host_port
 from heron_common.clock import MonotonicClock
 from heron_common.console import LiveConsole, is_terminal
 from heron_common.errors import CheckpointError, HeronError
@@ -37,9 +38,12 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         stack.callback(directory.close)
         registry = CollectorRegistry()
         parts = assemble(config, directory, registry, MonotonicClock())
+        # Whatever happens from here on: nobody waits for an answer that will not come. Both are safe to repeat.
+        stack.callback(parts.network.stop, 0)
+        stack.callback(parts.coordinator.drain)
         endpoint = MetricsServer(registry, config.network.metrics_host, config.network.metrics_port)
         stack.callback(endpoint.stop)
-        _start(config, parts, directory, endpoint.port, stop)
+        _start(config, parts, directory, endpoint.port)
         if is_terminal():
             stack.enter_context(LiveConsole(f"heron-server {config.run.preset}", lambda: console_rows(parts)))
         _serve(parts, stop)
@@ -52,15 +56,19 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         raise CheckpointError("the last checkpoint could not be written: free some space, then --resume from the one before")
 
 
-def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metrics_port: int, stop: threading.Event) -> None:
+def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metrics_port: int) -> None:
     directory.record(parts.identity)
-    parts.worker.save()
+    if config.run.resume:
+        # The checkpoint of this boundary is there; writing it again could only damage it.
+        parts.worker.write_summary()
+    else:
+        parts.worker.save()
     parts.network.start()
     parts.worker.start(parts.worklist, on_end=parts.ended.set)
     parts.coordinator.start(parts.worker.inputs())
     address = {
-        "address": f"{config.network.host}:{parts.network.port}",
-        "metrics": f"{config.network.metrics_host}:{metrics_port}",
+        "address": join_host_port(config.network.host, parts.network.port),
+        "metrics": join_host_port(config.network.metrics_host, metrics_port),
         "pid": os.getpid(),
     }
     directory.write_address(address)

@@ -56,7 +56,7 @@ class RoundsSection(Section):
         600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
     )
     liveness_seconds: float = Field(
-        30.0, ge=1, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often"
+        30.0, ge=3, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often"
     )
     cohort_wait_seconds: float = Field(
         30.0,

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from heron_common.errors import ConfigurationError
+from heron_common.exit_codes import exit_codes_help
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -81,7 +82,7 @@ def _parse_flags(sections: dict[str, type[BaseModel]], source: OptionSource, arg
         prog=source.program,
         description=source.description,
         epilog=f"Every option may also be given in the environment (--run-dir as {prefix}RUN_DIR) or in a TOML file (--config), "
-        f"in the table that is its group's name here. Flags win over the environment, the environment over the file.",
+        f"in the table that is its group's name here. Flags win over the environment, the environment over the file. {exit_codes_help()}",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{source.program} {source.version}")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from heron_client.config import default_name, default_state_dir, parse_config
+from heron_client.runtime import check_reference
 from heron_client.state_directory import StateDirectory
-from heron_common.assignment import BlobReference
+from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.data.partition import Shard
-from heron_common.errors import ConfigurationError
+from heron_common.errors import ConfigurationError, ProgramError
 
 GOOD = ["--server", "127.0.0.1:50051", "--data", "digits:train"]
 
@@ -68,8 +69,11 @@ def test_a_damaged_cached_program_is_not_used(tmp_path: Path) -> None:
     state.close()
 
 
-def test_a_digest_that_is_a_path_names_no_file_outside_the_cache(tmp_path: Path) -> None:
-    state = StateDirectory(tmp_path / "state", "a")
-    with pytest.raises(ValueError, match="invalid literal"):
-        state.keep_program(BlobReference("../../evil", 4), b"evil")
-    state.close()
+def test_a_program_is_refused_by_what_is_said_of_it_before_it_is_fetched() -> None:
+    for blob, sentence in (
+        (BlobReference("../../evil", 4), "64 hexadecimal digits"),
+        (BlobReference("0" * 64, MAX_PROGRAM_BYTES + 1), "at most"),
+    ):
+        with pytest.raises(ProgramError, match=sentence):
+            check_reference(ProgramReference(ProgramKind.LOSS, blob, 1))
+    check_reference(ProgramReference(ProgramKind.LOSS, BlobReference("0" * 64, MAX_PROGRAM_BYTES), 1))

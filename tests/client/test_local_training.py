@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator
 from random import Random
@@ -13,8 +14,9 @@ import pytest
 
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.parameters import LocalParameters
+from heron_client.patience import Patience
 from heron_client.sending import StepSender
-from heron_client.uploader import Uploader, UploadRequest
+from heron_client.uploader import Chunk, Uploader, UploadRequest
 from heron_common.assignment import Assignment, BlobReference, ProgramKind, UploadAnswer
 from heron_common.clock import ManualClock
 from heron_common.data.partition import SampleOrder
@@ -35,10 +37,11 @@ class Network:
         self.uploads: list[tuple[UploadRequest, list[bytes]]] = []
         self._judge = judge
 
-    def send(self, request: UploadRequest, chunks: Iterator[tuple[int, bytes]]) -> UploadAnswer:
+    def send(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         payload = [b"", b""]
-        for index, data in chunks:
-            payload[index] += data
+        for chunk in chunks:
+            if chunk is not None:
+                payload[chunk[0]] += chunk[1]
         self.uploads.append((request, payload))
         judged = tuple(float(v) for v in self._judge(request, payload)) if self._judge else ()
         return UploadAnswer(0, judged, ())
@@ -66,7 +69,10 @@ def _run(tiny: TinyModel, plan: Plan, network: Network, theta: Any) -> tuple[Loc
     num_tensors = len(parameters.trained_layout(plan.trains_head).specs)
     blob = BlobReference("0" * 64, 0)
     assignment = Assignment(ROUND, plan, blob, blob, (SCALE,) * num_tensors, 0.0)
-    sender = StepSender(Uploader(network.send, ManualClock()), threading.Event(), threading.Event(), lambda answer: None, Random(0))
+    stop = threading.Event()
+    sender = StepSender(
+        Uploader(network.send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0), stop, threading.Event(), lambda _: None
+    )
     local_round = LocalRound(context, assignment, sender, lambda *_: None)
     for step in range(plan.local_steps):
         local_round.run_step(step)
@@ -222,6 +228,8 @@ def test_poisoned_server_losses_never_reach_the_weights(tiny: TinyModel, poison:
     assert bool(np.isfinite(parameters.theta).all())
     assert float(np.abs(parameters.theta - theta).max()) <= 3 * SCALE
     assert local_round.meter.clipped + local_round.meter.non_finite >= 1
+    statistics = local_round.meter.to_statistics(local_round.second_moment.value, 1.0, 0.0, 0)
+    assert all(math.isfinite(value) for value in dataclasses.asdict(statistics).values())
 
 
 def test_forward_passes_are_counted_by_difference(tiny: TinyModel) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from heron_client.parameters import LocalParameters
-from heron_client.runtime import MAX_PROGRAM_BYTES, Program, self_test
-from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
+from heron_client.runtime import Program, self_test
+from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from tests.client.models import TinyModel, tiny_model
 

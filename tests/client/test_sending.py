@@ -9,8 +9,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from heron_client.patience import Patience
 from heron_client.sending import RoundStopped, StepSender
-from heron_client.uploader import Upload, Uploader, UploadRequest
+from heron_client.uploader import Chunk, StreamEnded, Upload, Uploader, UploadRequest
 from heron_common.assignment import UploadAnswer, UploadPurpose
 from heron_common.chunks import MAX_CHUNK_BYTES
 from heron_common.clock import MonotonicClock
@@ -22,7 +23,7 @@ from heron_common.tensors import DType, Float32Array, TensorSpec, raw_bytes
 from tests.harness.polling import eventually
 
 QUICK = BackoffPolicy(initial_seconds=0.001, cap_seconds=0.002, floor_seconds=0.0005)
-Chunks = Iterator[tuple[int, bytes]]
+Chunks = Iterator[Chunk]
 
 
 def _request(rows: int = 4, probes: int = 0, step: int = 0) -> UploadRequest:
@@ -57,15 +58,20 @@ class FlakyNetwork:
         if self._failures:
             next(chunks)
             raise self._failures.pop(0)
-        self.payloads.append(b"".join(data for _, data in chunks))
+        self.payloads.append(b"".join(chunk[1] for chunk in chunks if chunk))
         return UploadAnswer(7, (), ())
 
 
 def _sender(
-    send: Callable[[UploadRequest, Chunks], UploadAnswer], stop: threading.Event | None = None, over: threading.Event | None = None
+    send: Callable[[UploadRequest, Chunks], UploadAnswer],
+    stop: threading.Event | None = None,
+    over: threading.Event | None = None,
+    give_up_after_seconds: float = 0.0,
 ) -> StepSender:
     uploader = Uploader(send, MonotonicClock(), MAX_CHUNK_BYTES)
-    return StepSender(uploader, stop or threading.Event(), over or threading.Event(), lambda _: None, Random(0), QUICK)
+    stop = stop or threading.Event()
+    patience = Patience(stop, MonotonicClock(), Random(0), give_up_after_seconds, QUICK)
+    return StepSender(uploader, patience, stop, over or threading.Event(), lambda _: None)
 
 
 def test_a_failed_upload_is_recomputed_and_sent_again_with_the_same_bytes() -> None:
@@ -135,9 +141,9 @@ def test_compute_waits_while_the_window_is_full_and_goes_on_when_it_drains() -> 
     gate, taken = threading.Event(), []
 
     def slow(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
-        for _, data in chunks:
+        for chunk in chunks:
             gate.wait(30)
-            taken.append(len(data))
+            taken.append(len(chunk[1]) if chunk else 0)
         return UploadAnswer(0, (), ())
 
     rows = 4 * MAX_CHUNK_BYTES // 1024
@@ -172,7 +178,7 @@ def test_chunks_hold_whole_rows() -> None:
     sizes: list[int] = []
 
     def record(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
-        sizes.extend(len(data) for index, data in chunks if index == 0)
+        sizes.extend(len(chunk[1]) for chunk in chunks if chunk and chunk[0] == 0)
         return UploadAnswer(0, (), ())
 
     spec = TensorSpec("activations", DType.FLOAT32, (700, 1000))
@@ -184,6 +190,48 @@ def test_chunks_hold_whole_rows() -> None:
     assert sum(sizes) == spec.size_bytes
     assert all(size % 4000 == 0 for size in sizes)
     assert len(sizes) > 1
+
+
+def test_patience_ends_with_the_error_that_tried_it() -> None:
+    network = FlakyNetwork([TransportError("cut")] * 100_000)
+    sender = _sender(network.send, give_up_after_seconds=0.05)
+    sender.send(_request(), _stream(1))
+    with pytest.raises(TransportError, match="cut"):
+        sender.settle()
+    assert network.calls > 1
+
+
+def test_a_repeat_that_is_refused_at_its_header_stops_computing() -> None:
+    refused = threading.Event()
+
+    def refuse(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        refused.set()
+        raise RefusedError(ErrorCode.TOO_FAR_AHEAD, "later", 0.001)
+
+    upload = Uploader(refuse, MonotonicClock()).open(_request(), repeats=True)
+    with pytest.raises(RefusedError):
+        upload.answer()
+    with pytest.raises(StreamEnded):
+        _stream(1)(upload)
+    first = Uploader(refuse, MonotonicClock()).open(_request())
+    with pytest.raises(RefusedError):
+        first.answer()
+    assert _stream(1)(first).shape == (4,)
+
+
+def test_an_aborted_upload_tells_the_transport_to_give_up() -> None:
+    seen: list[Chunk] = []
+    ended = threading.Event()
+
+    def collect(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        seen.extend(chunks)
+        ended.set()
+        return UploadAnswer(0, (), ())
+
+    upload = Uploader(collect, MonotonicClock()).open(_request())
+    upload.abort()
+    eventually(ended.is_set, 10, "the end of the upload thread")
+    assert seen == [None]
 
 
 def test_abort_ends_the_thread() -> None:

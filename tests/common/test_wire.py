@@ -157,10 +157,6 @@ def test_all_wire_enums_but_the_encoding_of_updates_have_a_domain_twin() -> None
     assert set(pb.DESCRIPTOR.enum_types_by_name) - {wire_enum.DESCRIPTOR.name for _, wire_enum, _ in DOMAIN_AND_WIRE} == {"UpdateEncoding"}
 
 
-def test_every_dtype_is_announced() -> None:
-    assert wire.dtypes_to_proto() == [number for number in pb.DType.values() if number != 0]
-
-
 UNKNOWN = [0, 99]
 
 

@@ -25,6 +25,8 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "client_optimiser": ("sgd", "adam", "scalar_adaptive"),
     "server_schedule": ("arrival", "sequential", "lockstep"),
     "weighting": ("examples", "uniform", "examples"),
+    "direction_scale": ("unit", "tensor_rms", "global_rms"),
+    "liveness_seconds": ("31", "32", "33"),
     "server_optimiser": ("sgd", "adamw", "sgd"),
     "device": ("cpu", "cuda", "cuda:1"),
     "precision": ("bf16", "fp32", "bf16"),

@@ -39,13 +39,6 @@ def test_every_rpc_is_served_and_called() -> None:
         assert f"_stub.{rpc}" in transport
 
 
-def test_every_message_and_field_of_the_wire_has_a_unit_where_it_has_one() -> None:
-    text = (ROOT / "proto" / "heron_proto" / "v1" / "split_training.proto").read_text()
-    numbers = re.findall(r"(?:double|uint64|uint32) (\w*(?:bytes|seconds|memory|length|offset)\w*) =", text)
-    assert numbers
-    assert all(name.endswith(("_bytes", "_seconds")) for name in numbers), numbers
-
-
 def test_both_sides_serve_their_metrics_over_http(cluster: Cluster) -> None:
     server = cluster.server(clients=1, rounds=400, local_steps=3)
     port = free_port()

@@ -20,7 +20,7 @@ from heron_server.models.registry import build_model
 from tests.harness.cluster import NARROWEST, Cluster, wait_for_exit
 
 MARGINS = {"heron": 0.08, "heron-server-loss": 0.08, "heron-paper": 0.04}
-ROUNDS = 40
+ROUNDS = 50
 EXACT_GAP = 0.05
 
 

@@ -11,7 +11,7 @@ from tests.harness.proxy import DelayingProxy
 
 def test_killing_a_client_neither_hangs_nor_fails_the_run(cluster: Cluster) -> None:
     # 1. Three clients train. 2. One is SIGKILLed in the middle of a round. 3. It is dropped, the round and the run end with two.
-    server = cluster.server(clients=3, min_updates=2, rounds=8, liveness_seconds=2, local_steps=20)
+    server = cluster.server(clients=3, min_updates=2, rounds=8, liveness_seconds=3, local_steps=20)
     clients = cluster.clients(3)
     eventually(lambda: cluster.rounds_completed() >= 2, 60, "two rounds")
     clients[1].process.send_signal(signal.SIGKILL)

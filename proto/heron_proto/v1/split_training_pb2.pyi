@@ -206,16 +206,12 @@ class Plan(_message.Message):
     def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("client_version", "runtime_version", "wire_dtypes", "cpu_count")
+    __slots__ = ("client_version", "runtime_version")
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_VERSION_FIELD_NUMBER: _ClassVar[int]
-    WIRE_DTYPES_FIELD_NUMBER: _ClassVar[int]
-    CPU_COUNT_FIELD_NUMBER: _ClassVar[int]
     client_version: str
     runtime_version: str
-    wire_dtypes: _containers.RepeatedScalarFieldContainer[DType]
-    cpu_count: int
-    def __init__(self, client_version: _Optional[str] = ..., runtime_version: _Optional[str] = ..., wire_dtypes: _Optional[_Iterable[_Union[DType, str]]] = ..., cpu_count: _Optional[int] = ...) -> None: ...
+    def __init__(self, client_version: _Optional[str] = ..., runtime_version: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities")
@@ -276,16 +272,14 @@ class RoundReference(_message.Message):
     def __init__(self, round_index: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class NextAssignmentRequest(_message.Message):
-    __slots__ = ("session", "training", "losses_seen", "resident_memory_bytes")
+    __slots__ = ("session", "training", "losses_seen")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     LOSSES_SEEN_FIELD_NUMBER: _ClassVar[int]
-    RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     session: str
     training: RoundReference
     losses_seen: int
-    resident_memory_bytes: int
-    def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ..., resident_memory_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment")

@@ -11,19 +11,16 @@ from pathlib import Path
 
 import torch
 
-from heron_common.assignment import ProgramKind
+from heron_common.assignment import MAX_PROGRAM_BYTES, ProgramKind
+from heron_common.atomic import write_atomically
 from heron_common.errors import ProgramError
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import CompiledFunction, compile_function
-from heron_server.storage.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 
 EXPORT_VERSION = 1
 """Raised when the exporter's own output changes, so that cached programs of older exporters are not used."""
-
-MAX_PROGRAM_BYTES = 4 << 20
-"""A program holds no weights, so four mebibytes is generous; clients refuse more."""
 
 
 _DIGEST_BYTES = 32

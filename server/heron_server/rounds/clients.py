@@ -22,7 +22,7 @@ class ClientRecord:
     session: str = ""
     live: bool = False
     uploading: str = ""
-    """The session whose stream is open, or nothing."""
+    """The token of the stream that is open, or nothing."""
     cancel_stream: Callable[[], None] | None = None
     num_examples: int = 0
     version: str = ""

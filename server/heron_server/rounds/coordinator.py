@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 STALLED_STREAM_SECONDS = 5.0
-"""A stream whose round is over hears so with its next chunk; one that sends none for so long is cancelled, to free its thread and its room."""
+"""A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,10 @@ class Coordinator:
                 self._abandon(effect)
             elif isinstance(effect, FinishRun):
                 log.info("all rounds are done", extra={"rounds": self.machine.rules.num_rounds})
+        for record in self.registry.live_records():
+            if not self.machine.is_live(record.name):
+                self.registry.depart(record.name, forget_session=False)
         if effects:
-            live = set(self.machine.live)
-            for record in self.registry.live_records():
-                if record.name not in live:
-                    self.registry.depart(record.name, forget_session=False)
             self.metrics.phase(self.machine.phase.value)
             self.metrics.round.set(self.machine.round.round_index)
         self.changed.notify_all()

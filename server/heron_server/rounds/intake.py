@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, SpoolFullError, StorageError
-from heron_common.ids import RoundReference
+from heron_common.ids import RoundReference, new_token
 from heron_common.tensors import TensorSpec, total_bytes
 from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload, Attempt
 from heron_server.rounds.clients import ClientRecord
@@ -31,7 +31,7 @@ class UploadTicket:
     specs: tuple[TensorSpec, ...]
     writer: SpoolWriter | None
     started_at: float
-    session: str
+    token: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class UpdateTicket:
     round: RoundReference
     specs: tuple[TensorSpec, ...]
     writer: SpoolWriter | None
-    session: str
+    token: str
 
 
 class Intake:
@@ -75,8 +75,8 @@ class Intake:
             writer = None
             if attempt.known_digest(key) is None:
                 writer = self._writer(total_bytes(attempt.upload_specs), attempt.is_needed_next(key))
-            record.uploading, record.cancel_stream = record.session, cancel
-            return UploadTicket(record, key, attempt.upload_specs, writer, run.clock.now(), record.session)
+            token = self._occupy(record, cancel)
+            return UploadTicket(record, key, attempt.upload_specs, writer, run.clock.now(), token)
 
     def accept_upload(self, ticket: UploadTicket, sha256: str) -> None:
         """Acknowledge an upload that arrived whole.
@@ -137,8 +137,8 @@ class Intake:
             writer = None
             if attempt.update_specs and record.name not in attempt.updates:
                 writer = self._writer(total_bytes(attempt.update_specs), True)
-            record.uploading, record.cancel_stream = record.session, cancel
-            return UpdateTicket(record, reference, attempt.update_specs, writer, record.session)
+            token = self._occupy(record, cancel)
+            return UpdateTicket(record, reference, attempt.update_specs, writer, token)
 
     def accept_update(self, ticket: UpdateTicket, sha256: str, statistics: LocalStatistics) -> None:
         """Accept an update that arrived whole; the same one again is fine, another one is refused with CONFLICTING_UPLOAD."""
@@ -160,9 +160,9 @@ class Intake:
             run.apply(run.machine.submitted(record.name, run.clock.now()))
 
     def release(self, ticket: UploadTicket | UpdateTicket) -> None:
-        """The stream of a ticket ended; a stream that a later session of its client opened is not touched."""
+        """The stream of a ticket ended; another that its client opened since is not touched."""
         with self._run.changed:
-            if ticket.client.uploading == ticket.session:
+            if ticket.client.uploading == ticket.token:
                 ticket.client.uploading, ticket.client.cancel_stream = "", None
 
     def _writer(self, size_bytes: int, always: bool) -> SpoolWriter:
@@ -170,6 +170,19 @@ class Intake:
             return self._run.spool.open(size_bytes, always)
         except (SpoolFullError, StorageError) as exc:
             raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
+
+    def check_open(self, ticket: UploadTicket | UpdateTicket) -> None:
+        """Refuse the rest of a stream whose round or session is over: ROUND_OVER."""
+        with self._run.changed:
+            if ticket.client.uploading != ticket.token:
+                raise RefusedError(
+                    ErrorCode.ROUND_OVER, "the round of this stream is not open on this server any more: ask for the next assignment"
+                )
+
+    def _occupy(self, record: ClientRecord, cancel: Cancel) -> str:
+        token = new_token()
+        record.uploading, record.cancel_stream = token, cancel
+        return token
 
     def _refuse_second_stream(self, record: ClientRecord) -> None:
         if record.uploading:

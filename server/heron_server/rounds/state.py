@@ -116,6 +116,10 @@ class RoundMachine:
         """Names of live clients, sorted."""
         return tuple(sorted(self._last_seen))
 
+    def is_live(self, client_id: str) -> bool:
+        """Whether a client sent something within the liveness window, as far as the machine has been told."""
+        return client_id in self._last_seen
+
     def members(self, status: MemberStatus) -> tuple[str, ...]:
         """Names of cohort members with this status, sorted."""
         return tuple(sorted(name for name, s in self.cohort.items() if s is status))

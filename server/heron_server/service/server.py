@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from heron_common.addresses import join_host_port
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
 from heron_common.grpc_options import server_options
@@ -45,7 +46,7 @@ class NetworkServer:
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = join_host_port(host, port)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as exc:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from heron_common.assignment import UploadKey
@@ -25,7 +25,7 @@ from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingServicer
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.clients import ClientRecord
-from heron_server.rounds.intake import Intake
+from heron_server.rounds.intake import Intake, UpdateTicket, UploadTicket
 from heron_server.rounds.reception import Reception
 from heron_server.service.streams import receive_header, receive_payload
 
@@ -77,12 +77,9 @@ class Servicer(SplitTrainingServicer):
         key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
-        try:
-            with ticket.writer or nullcontext():
-                digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, self._on_chunk(record, header.session))
-                self._intake.accept_upload(ticket, digest)
-        finally:
-            self._intake.release(ticket)
+        with self._receiving(ticket):
+            digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, self._on_chunk(ticket, header.session))
+            self._intake.accept_upload(ticket, digest)
         response = pb.TrainBatchResponse(answer=answer_to_proto(self._intake.answer(ticket, header.losses_seen)))
         self._count(record, "down", "losses", response.ByteSize())
         yield response
@@ -99,15 +96,10 @@ class Servicer(SplitTrainingServicer):
         ticket = self._intake.admit_update(
             record, header.run_id, reference, header.steps_completed, specs, header.total_bytes, context.cancel
         )
-        count = self._on_chunk(record, header.session)
-        try:
-            with ticket.writer or nullcontext():
-                digest = receive_payload(
-                    messages, ticket.specs, ticket.writer, self._num_classes, lambda _name, size: count("update", size)
-                )
-                self._intake.accept_update(ticket, digest, statistics_from_proto(header.statistics))
-        finally:
-            self._intake.release(ticket)
+        count = self._on_chunk(ticket, header.session, "update")
+        with self._receiving(ticket):
+            digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, count)
+            self._intake.accept_update(ticket, digest, statistics_from_proto(header.statistics))
         response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
         self._count(record, "down", "losses", response.ByteSize())
         return response
@@ -118,11 +110,21 @@ class Servicer(SplitTrainingServicer):
         self._reception.leave(record, request.reason, request.peak_memory_bytes)
         return pb.LeaveResponse()
 
-    def _on_chunk(self, record: ClientRecord, session: str) -> Callable[[str, int], None]:
-        def note(kind: str, size: int) -> None:
+    @contextmanager
+    def _receiving(self, ticket: UploadTicket | UpdateTicket) -> Iterator[None]:
+        """Free room and place when a stream ends, however it ends."""
+        try:
+            with ticket.writer or nullcontext():
+                yield
+        finally:
+            self._intake.release(ticket)
+
+    def _on_chunk(self, ticket: UploadTicket | UpdateTicket, session: str, kind: str | None = None) -> Callable[[str, int], None]:
+        def note(tensor: str, size: int) -> None:
             # Every chunk is a sign of life: a slow uplink must not look like a departed client.
             self._reception.client(session)
-            self._count(record, "up", kind, size)
+            self._count(ticket.client, "up", kind or tensor, size)
+            self._intake.check_open(ticket)
 
         return note
 

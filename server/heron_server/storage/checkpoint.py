@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from heron_common.atomic import finite, write_atomically, write_json_atomically
 from heron_common.errors import CheckpointError
-from heron_server.storage.atomic import finite, write_atomically, write_json_atomically
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heron_common.atomic import write_json_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.ids import RoundReference, new_token
-from heron_server.storage.atomic import write_json_atomically
 
 
 @dataclass(frozen=True)

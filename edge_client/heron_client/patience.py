@@ -1,0 +1,71 @@
+"""When a failed call is tried again: one policy for control calls, uploads and updates."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from random import Random
+
+from heron_common.clock import Clock
+from heron_common.error_catalog import CATALOG, ErrorCode
+from heron_common.errors import HeronError, Interrupted, RefusedError
+from heron_common.retry import BackoffPolicy
+
+log = logging.getLogger(__name__)
+
+_PACING = {ErrorCode.TOO_FAR_AHEAD, ErrorCode.SPOOL_FULL, ErrorCode.STREAM_BUSY}
+"""Refusals that only mean "later" are the normal course of things and are not logged."""
+
+
+class Patience:
+    """Backs off on transport failures and retryable refusals until asked to stop, or until the server was out of reach for too long."""
+
+    def __init__(
+        self, stop: threading.Event, clock: Clock, random: Random, give_up_after_seconds: float, backoff: BackoffPolicy | None = None
+    ) -> None:
+        """`give_up_after_seconds` of 0 means never."""
+        self._stop = stop
+        self._clock = clock
+        self._random = random
+        self._give_up_after = give_up_after_seconds
+        self._backoff = backoff or BackoffPolicy()
+
+    def begin(self, what: str) -> Attempts:
+        """Start counting for one call; `what` completes "could not ..." in the log."""
+        return Attempts(self, what)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until this process is asked to stop; raises Interrupted then."""
+        if self._stop.wait(seconds):
+            raise Interrupted("asked to stop")
+
+
+class Attempts:
+    """The failures of one call."""
+
+    def __init__(self, patience: Patience, what: str) -> None:
+        self._patience = patience
+        self._what = what
+        self._delays = patience._backoff.delays(patience._random)
+        self._started = patience._clock.now()
+
+    def wait(self, error: HeronError) -> None:
+        """Wait until the next attempt makes sense.
+
+        Raises:
+            Interrupted: this process was asked to stop.
+            HeronError: `error` itself, if it is a refusal for good or patience is at an end.
+
+        """
+        patience = self._patience
+        patience.pause(0.0)
+        delay = next(self._delays)
+        if isinstance(error, RefusedError):
+            if not CATALOG[error.code].retryable:
+                raise error
+            delay = error.retry_after_seconds or delay
+        elif 0 < patience._give_up_after <= patience._clock.now() - self._started:
+            raise error
+        if not (isinstance(error, RefusedError) and error.code in _PACING):
+            log.warning(f"could not {self._what}, trying again", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
+        patience.pause(delay)
