@@ -61,7 +61,7 @@ def run(variant: Variant, model: str, seed: int, rounds: int, directory: Path) -
             group.start(
                 f"client-{index}", "heron_client", [*words, "--name", f"c{index}", "--state-dir", str(directory / f"state-{index}")]
             )
-        if server.process.wait(900) != 0:
+        if server.wait(900) != 0:
             raise ProcessError(f"{variant.name}: {server.last_line()}")
     accuracies = [r["test_accuracy"] for r in read_summary(directory)["rounds"]]
     return statistics.mean(accuracies[-LAST_ROUNDS:])
@@ -72,8 +72,8 @@ def table(results: dict[str, dict[str, list[float]]], rounds: int, seeds: int) -
     lines = [
         "# Where the defaults come from",
         "",
-        f"Written by `make bench-defaults`: scikit-learn's digits, {CLIENTS} client processes, {rounds} rounds of 10 steps, batch 64, {seeds} seeds; test accuracy in",
-        "per cent, mean of the last five rounds, each seed and their mean. The standard error of one score is about 0.8 points (360 held-out digits), so differences",
+        f"Written by `make bench-defaults`: scikit-learn's digits, {CLIENTS} client processes, {rounds} rounds of 10 steps, batch 64, seeds 0 to {seeds - 1}; test accuracy",
+        "in per cent, mean of the last five rounds, each seed and their mean. The standard error of one score is about 0.8 points (360 held-out digits), so differences",
         "below a point mean little.",
         "",
         "Two fronts of two 3x3 convolutions, the second with stride 2: 1->4->2 (126 weights, 32 floats a sample at the cut) and 1->4->1 (87 weights, 16 floats).",
@@ -99,16 +99,18 @@ def main() -> int:
     options = parser.parse_args()
     record = options.output.with_suffix(".json")
     key = f"rounds={options.rounds}"
-    cells: dict[str, float] = json.loads(record.read_text()).get(key, {}) if record.exists() else {}
+    known: dict[str, dict[str, float]] = json.loads(record.read_text()) if record.exists() else {}
+    cells = known.setdefault(key, {})
     results: dict[str, dict[str, list[float]]] = {}
     for seed in range(options.seeds):
         for model in (NARROW, NARROWEST):
             for variant in VARIANTS:
-                cell = f"{variant.name} | {model} | seed {seed}"
+                # The options are part of the key: a changed variant is measured again. Delete the file after a change of the presets.
+                cell = f"{variant.name} | {variant.options} | {model} | seed {seed}"
                 if cell not in cells:
                     with tempfile.TemporaryDirectory() as directory:
                         cells[cell] = run(variant, model, seed, options.rounds, Path(directory))
-                    record.write_text(json.dumps({key: cells}, indent=2, sort_keys=True) + "\n")
+                    record.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
                 results.setdefault(variant.name, {}).setdefault(model, []).append(cells[cell])
                 print(f"{cell}: {cells[cell]:.2%}", flush=True)
                 options.output.write_text(table(results, options.rounds, seed + 1))

@@ -125,11 +125,6 @@ class Plan:
         return tuple(step for step in range(self.local_steps) if self.sends_at(step))
 
     @property
-    def num_uploads(self) -> int:
-        """How many uploads of a whole round the server trains on."""
-        return len(range(0, self.local_steps, self.upload_interval))
-
-    @property
     def group_size(self) -> int:
         """Samples that share a direction."""
         return self.batch_size // self.direction_groups

@@ -57,10 +57,6 @@ class TensorSpec:
         """Bytes of one index of the first dimension; of the whole tensor for a scalar."""
         return self.size_bytes // self.shape[0] if self.shape else self.size_bytes
 
-    def with_rows(self, rows: int) -> TensorSpec:
-        """Return this specification with a leading dimension of `rows` before its shape."""
-        return TensorSpec(self.name, self.dtype, (rows, *self.shape))
-
 
 def total_bytes(specs: tuple[TensorSpec, ...]) -> int:
     """Return the bytes of all tensors together."""

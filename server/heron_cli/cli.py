@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo.add_parser(verbs)
     options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = options.run(options)
     except KeyboardInterrupt:

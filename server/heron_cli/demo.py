@@ -24,6 +24,9 @@ PRESETS = ("heron", "frozen")
 PIXELS = 64
 """A digit is 8 x 8 pixels; as a raw image, one byte each."""
 
+CLIENT_END_SECONDS = 30.0
+"""Clients hear that the run is finished within a second, unless they are waiting to reach a server that has ended."""
+
 STALL_SECONDS = 120.0
 """A round takes about a second; without one for so long, something is wrong."""
 
@@ -90,7 +93,7 @@ def _run_preset(preset: str, directory: Path, options: argparse.Namespace, progr
             lambda done, accuracy: _show(preset, progress, task, console, done, options.rounds, accuracy),
         )
         for client in clients:
-            client.process.wait(30)
+            client.wait(CLIENT_END_SECONDS)
     lost = sum(client.exit_code != 0 for client in clients)
     return DemoRun(preset, read_summary(directory), lost)
 

@@ -37,6 +37,13 @@ class LoggedProcess:
         """Its exit code, or None while it runs."""
         return self.process.poll()
 
+    def wait(self, deadline_seconds: float) -> int | None:
+        """Wait for its end and return its exit code, or None if it still runs."""
+        try:
+            return self.process.wait(deadline_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def last_line(self) -> str:
         """Return the last line that it printed."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -62,7 +69,8 @@ class ProcessGroup:
         """Start a command with its output in NAME.log."""
         log = self._log_directory / f"{name}.log"
         with log.open("wb") as file:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            # A session of its own: a Ctrl-C reaches this process alone, which then asks its children to end, once.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         member = LoggedProcess(name, process, log)
         self._members.append(member)
         return member
@@ -75,9 +83,7 @@ class ProcessGroup:
         for member in running:
             member.process.terminate()
         for member in running:
-            try:
-                member.process.wait(STOP_DEADLINE_SECONDS)
-            except subprocess.TimeoutExpired:
+            if member.wait(STOP_DEADLINE_SECONDS) is None:
                 member.process.kill()
                 member.process.wait()
 

@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
+from heron_common.assignment import DataSpecification
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource, open_source, parse_specification
-from heron_common.plan import Algorithm, preset
+from heron_common.plan import Algorithm, HeadTraining, preset
+from heron_common.tensors import num_parameters
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
+from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
+from heron_server.programs.parity import ParityReport
 from heron_server.programs.publish import PublishedProgram, complete_algorithm, publish
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.coordinator import Coordinator, RunFacts
@@ -55,6 +59,18 @@ class Assembly:
     identity: RunIdentity
 
 
+@dataclass(frozen=True)
+class _Published:
+    """What is trained, and the proof that its programs are right."""
+
+    data: DataSpecification
+    model: SplitModel
+    algorithm: Algorithm
+    cost: ClientCost
+    programs: list[PublishedProgram]
+    parity: ParityReport
+
+
 def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> Assembly:
     """Build everything; nothing is started, the port is bound.
 
@@ -64,61 +80,62 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     """
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
-    data = parse_specification(config.run.data_spec)
-    eval_source = _eval_source(config, data)
-    algorithm = configured_algorithm(config.run.preset, config.plan)
-    model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
-    algorithm, cost = complete_algorithm(algorithm, model)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
-    programs, parity = publish(algorithm, model, ProgramCache(config.storage.program_cache or default_program_cache()), config.run.seed)
-    trains_head = algorithm.plan.head_training.value == "server"
-    trainer = Trainer(model, _trainer_settings(config), trains_head)
+    eval_source = _eval_source(config)
+    published = _publish(config)
+    algorithm, data = published.algorithm, published.data
+    trainer = Trainer(published.model, _trainer_settings(config), algorithm.plan.head_training is HeadTraining.SERVER)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints)
     spool = Spool(directory.spool, config.storage.spool_bytes)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(config.network.max_clients)
-    facts = RunFacts(identity.run_id, config.run.seed, data, model.to_spec(), tuple(p.reference for p in programs), algorithm)
-    summary = {
-        "summary_version": SUMMARY_VERSION,
-        "run_id": identity.run_id,
-        "preset": config.run.preset,
-        "algorithm": dataclasses.asdict(algorithm),
-        "configuration": config.model_dump(mode="json"),
-        "num_rounds": config.run.rounds,
-        "model": {
-            "client_model_weights": cost.num_parameters - (_head_size(model) if algorithm.plan.needs_head else 0),
-            "cut": list(facts.model.cut.shape),
-        },
-        "parity": dataclasses.asdict(parity),
-        "versions": versions(),
-    }
-    run_parts = RunParts(
-        trainer,
-        algorithm,
-        data,
-        facts.model,
-        eval_source,
-        checkpoints,
-        metrics,
-        directory.write_summary,
-        lambda: client_table(clients.by_name.values()),
-        clock,
-    )
-    worker = TrainWorker(run_parts, summary)
+    references = tuple(program.reference for program in published.programs)
+    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm)
+
+    def client_rows() -> dict[str, Any]:
+        with coordinator.changed:
+            return client_table(clients.by_name.values())
+
+    parts = RunParts(trainer, algorithm, data, facts.model, eval_source, checkpoints, metrics, directory.write_summary, client_rows, clock)
+    worker = TrainWorker(parts, _summary_facts(config, identity, published))
     if config.run.resume:
         _resume(worker, checkpoints, clients)
-    coordinator = _coordinator(config, facts, programs, clients, spool, metrics, clock, directory, len(worker.rounds))
-    reception, intake = Reception(coordinator), Intake(coordinator)
-    servicer = Servicer(reception, intake, metrics, data.num_classes)
+    coordinator = _coordinator(config, facts, published.programs, clients, spool, metrics, clock, directory, len(worker.rounds))
+    reception = Reception(coordinator)
     network = NetworkServer(
-        servicer,
+        Servicer(reception, Intake(coordinator), metrics, data.num_classes),
         config.network.host,
         config.network.port,
         config.network.max_clients,
         lambda code: metrics.rejections.labels(reason=code.value).inc(),
     )
-    _log_plan(algorithm, cost.num_parameters, facts)
+    _log_plan(algorithm, published.cost.num_parameters, facts)
     return Assembly(coordinator, reception, Worklist(coordinator), worker, network, threading.Event(), identity)
+
+
+def _publish(config: ServerConfig) -> _Published:
+    data = parse_specification(config.run.data_spec)
+    chosen = configured_algorithm(config.run.preset, config.plan)
+    model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
+    algorithm, cost = complete_algorithm(chosen, model)
+    cache = ProgramCache(config.storage.program_cache or default_program_cache())
+    programs, parity = publish(algorithm, model, cache, config.run.seed)
+    return _Published(data, model, algorithm, cost, programs, parity)
+
+
+def _summary_facts(config: ServerConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
+    spec = published.model.to_spec()
+    return {
+        "summary_version": SUMMARY_VERSION,
+        "run_id": identity.run_id,
+        "preset": config.run.preset,
+        "algorithm": dataclasses.asdict(published.algorithm),
+        "configuration": config.model_dump(mode="json"),
+        "num_rounds": config.run.rounds,
+        "model": {"client_model_weights": num_parameters(spec.client_model), "cut": list(spec.cut.shape)},
+        "parity": dataclasses.asdict(published.parity),
+        "versions": versions(),
+    }
 
 
 def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
@@ -141,19 +158,17 @@ def default_program_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
 
 
-def _eval_source(config: ServerConfig, data: Any) -> DataSource | None:
+def _eval_source(config: ServerConfig) -> DataSource | None:
     if config.run.eval_data is None:
         return None
     source = open_source(config.run.eval_data)
-    check_source(source, data)
+    check_source(source, parse_specification(config.run.data_spec))
     return source
 
 
 def _trainer_settings(config: ServerConfig) -> TrainerSettings:
     t = config.trainer
-    return TrainerSettings(
-        t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision, t.server_threads
-    )
+    return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision)
 
 
 def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRegistry) -> None:
@@ -200,10 +215,6 @@ def _coordinator(
         clock,
         directory.begin_attempt,
     )
-
-
-def _head_size(model: SplitModel) -> int:
-    return sum(p.numel() for p in model.auxiliary_head.parameters())
 
 
 def _log_plan(algorithm: Algorithm, num_parameters: int, facts: RunFacts) -> None:

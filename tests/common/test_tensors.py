@@ -47,10 +47,6 @@ def test_totals_are_sums_over_tensors() -> None:
     assert (total_bytes(()), num_parameters(())) == (0, 0)
 
 
-def test_with_rows_puts_the_batch_first() -> None:
-    assert TensorSpec("z", DType.FLOAT32, (3, 4)).with_rows(8) == TensorSpec("z", DType.FLOAT32, (8, 3, 4))
-
-
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", list(DType))
 def test_encode_then_decode_is_the_identity_bit_for_bit(shape: tuple[int, ...], dtype: DType) -> None:

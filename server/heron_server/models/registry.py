@@ -17,11 +17,6 @@ from heron_server.models.split_model import SplitModel
 _FAMILIES: dict[str, tuple[type[BaseModel], Callable[[Any, DataSpecification, str], SplitModel]]] = {"cnn": (CnnOptions, build_cnn)}
 
 
-def model_names() -> list[str]:
-    """Return the families that exist."""
-    return list(_FAMILIES)
-
-
 def build_model(family: str, options: Mapping[str, Any], data: DataSpecification, seed: int) -> SplitModel:
     """Build a split model; the same arguments give the same weights.
 

@@ -97,7 +97,10 @@ def export(function: CompiledFunction) -> bytes:
     proto = exported.model_proto
     _strip(proto)
     _check(proto, function)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as exc:
+        raise ProgramError(f"the exported {function.kind.value} program is not valid ONNX ({exc}): report this") from exc
     data: bytes = proto.SerializeToString(deterministic=True)
     if len(data) > MAX_PROGRAM_BYTES:
         raise ProgramError(f"a program may have {MAX_PROGRAM_BYTES} bytes, but this one has {len(data)}: it seems to hold weights")

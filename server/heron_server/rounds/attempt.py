@@ -139,10 +139,6 @@ class Attempt:
         plan = self.assignment.plan
         return plan.batch_size * sum(key.client_id == client_id and plan.uploads_at(key.local_step) for key in self.uploads)
 
-    def untrained(self) -> int:
-        """Return how many acknowledged uploads are not trained yet."""
-        return sum(not upload.trained for upload in self.uploads.values())
-
     def entries(self) -> list[SpoolEntry]:
         """Return every spool entry that this attempt still holds."""
         held = [upload.entry for upload in self.uploads.values() if not upload.trained]

@@ -68,7 +68,9 @@ class RunDirectory:
             return RunIdentity(new_token(), configuration)
         if not resume:
             raise ConfigurationError(f"{self.path} holds a run already: give --resume to continue it, or another --run-dir")
-        then = known["configuration"]
+        then = known.get("configuration")
+        if not isinstance(then, dict) or "run_id" not in known:
+            raise StorageError(f"{self.path / 'run.json'} is damaged: restore it from a backup or start a new run")
         changed = [name for name in sorted({*then, *configuration} - may_change) if then.get(name) != configuration.get(name)]
         if changed:
             details = "; ".join(
@@ -88,7 +90,11 @@ class RunDirectory:
 
     def begun_attempts(self) -> dict[int, int]:
         """Return the last attempt that was begun at each round."""
-        return {int(index): int(attempt) for index, attempt in (self._read("attempts.json") or {}).items()}
+        begun = self._read("attempts.json") or {}
+        try:
+            return {int(index): int(attempt) for index, attempt in begun.items()}
+        except (ValueError, TypeError) as exc:
+            raise StorageError(f"{self.path / 'attempts.json'} is damaged ({exc}): restore it from a backup or start a new run") from exc
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""
@@ -100,10 +106,10 @@ class RunDirectory:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            value: dict[str, Any] = dict(json.loads((self.path / name).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, TypeError) as exc:
             raise StorageError(f"{self.path / name} is damaged ({exc}): restore it from a backup or start a new run") from exc
         return value
 

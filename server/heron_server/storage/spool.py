@@ -48,9 +48,12 @@ class Spool:
         self._used = 0
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        directory.mkdir(parents=True, exist_ok=True)
-        for left in directory.glob("*.upload"):
-            left.unlink()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for left in directory.glob("*.upload"):
+                left.unlink()
+        except OSError as exc:
+            raise StorageError(f"cannot prepare the spool {directory} ({exc.strerror or exc}): choose another --run-dir") from exc
 
     @property
     def used_bytes(self) -> int:
@@ -62,7 +65,7 @@ class Spool:
 
         Args:
             size_bytes: what will be written, exactly.
-            always: admit it over budget, because training waits for it; at most one upload is.
+            always: admit it over budget: the upload that training waits for, and updates, of which there is one a client and round.
 
         Raises:
             SpoolFullError: the budget is used up now.

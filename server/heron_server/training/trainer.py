@@ -27,7 +27,6 @@ class TrainerSettings:
         weight_decay, momentum: as torch understands them; momentum for sgd only.
         device: cpu, cuda, cuda:1, or auto for cuda if there is one.
         precision: fp32, or bf16 for autocast.
-        threads: of torch on the CPU.
 
     """
 
@@ -37,7 +36,6 @@ class TrainerSettings:
     momentum: float
     device: str
     precision: str
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,10 @@ _OPTIMISERS: dict[str, Callable[[nn.Module, TrainerSettings], torch.optim.Optimi
 }
 
 
-def optimiser_names() -> list[str]:
-    """Return the server optimisers that exist."""
-    return list(_OPTIMISERS)
-
-
 class Trainer:
     """Back and, where the plan says so, auxiliary head, stepped on what clients upload."""
 
     def __init__(self, model: SplitModel, settings: TrainerSettings, trains_head: bool) -> None:
-        torch.set_num_threads(settings.threads)
         self.model = model
         self.device = choose_device(settings.device)
         self._precision = settings.precision
