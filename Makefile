@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## train real handwritten digits with a server and four client processes, then show the table
 	@$(BIN)/heron demo
 
-test: install  ## lint-free, fast: the whole suite but the slow variants
-	$(BIN)/python -m pytest -q -m 'not slow'
+test: install  ## the whole suite but the slow variants, on two cores
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
 
 test-all: install  ## the whole suite, three-seed variants included
 	$(BIN)/python -m pytest -q

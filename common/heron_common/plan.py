@@ -193,7 +193,7 @@ PRESETS: dict[str, Algorithm] = {
         DirectionScale.UNIT,
         1e-2,
         0,
-        1.0,
+        0.0,
     ),
     # Differences of the per-sample losses that the server returns: no auxiliary head, no bias of a local loss (HOSL, arXiv 2601.10940, federated).
     "heron-server-loss": Algorithm(

@@ -180,3 +180,14 @@ def test_a_method_that_does_not_exist_is_unimplemented(serve: Serve) -> None:
     with WireClient(server.target) as client, pytest.raises(grpc.RpcError) as caught:
         client.channel.unary_unary("/heron.v1.SplitTraining/Shutdown", lambda x: x, lambda x: x, _registered_method=False)(b"", timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_client_that_goes_silent_outside_a_round_frees_its_name(serve: Serve) -> None:
+    # The replacement of a broken device has its name and another key, and must not be refused for ever.
+    server = serve(trains=False, clients=2, min_updates=2)
+    with WireClient(server.target) as broken, WireClient(server.target, identity_key="other" * 5) as replacement:
+        broken.join()
+        assert server.parts.coordinator.registry.num_live == 1
+        server.advance(server.config.rounds.liveness_seconds + 1)
+        assert server.parts.coordinator.registry.num_live == 0
+        assert replacement.join().session
