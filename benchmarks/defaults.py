@@ -38,7 +38,9 @@ VARIANTS = (
     Variant("heron, one direction a batch", {"preset": "heron", "direction-groups": "1"}),
     Variant("heron-server-loss", {"preset": "heron-server-loss"}),
     Variant("heron-paper (plain step, rate from 3e-2 to 0)", {"preset": "heron-paper"}),
-    Variant("heron-paper, Adam, rate from 1e-2 to 0", {"preset": "heron-paper", "client-optimiser": "adam", "client-learning-rate": "1e-2"}),
+    Variant(
+        "heron-paper, Adam, rate from 1e-2 to 0", {"preset": "heron-paper", "client-optimiser": "adam", "client-learning-rate": "1e-2"}
+    ),
 )
 
 

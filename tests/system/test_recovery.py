@@ -93,11 +93,13 @@ def test_sigterm_to_a_client_leaves_at_once_and_exits_0(cluster: Cluster) -> Non
     server = cluster.server(clients=2, min_updates=1, rounds=1, round_deadline_seconds=60, local_steps=400)
     clients = cluster.clients(2)
     eventually(lambda: "round opened" in log_of(server), 60, "an open round")
+    # A client that does not know yet that it has joined has nothing to say goodbye to.
+    eventually(lambda: all("joined" in log_of(client) for client in clients), 60, "both clients to have joined")
     clients[0].process.send_signal(signal.SIGTERM)
-    assert wait_for_exit(clients[0], 10) == 0
+    assert wait_for_exit(clients[0], 20) == 0
     eventually(lambda: "client left" in log_of(server), 10, "the goodbye")
     clients[1].process.send_signal(signal.SIGTERM)
-    assert wait_for_exit(clients[1], 10) == 0
+    assert wait_for_exit(clients[1], 20) == 0
     server.process.send_signal(signal.SIGTERM)
     assert wait_for_exit(server, 30) == 0
 
