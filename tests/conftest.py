@@ -10,6 +10,14 @@ import pytest
 
 from tests.harness.cluster import Cluster
 
+_LONGEST_FIRST = ("test_learning", "test_recovery", "test_lockstep", "test_lean_client", "test_demo", "test_bad_input")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that two workers end at about the same time."""
+    rank = {name: position for position, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def private_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
