@@ -60,7 +60,7 @@ def test_the_papers_preset_is_strict() -> None:
     algorithm = preset("heron-paper")
     plan = algorithm.plan
     assert (algorithm.schedule, algorithm.weighting) == (ServerSchedule.SEQUENTIAL, Weighting.UNIFORM)
-    assert (algorithm.warmup_rounds, algorithm.final_rate_fraction) == (0, 1.0)
+    assert (algorithm.warmup_rounds, algorithm.final_rate_fraction) == (0, 0.0)
     assert (algorithm.direction_scale, plan.direction_groups) == (DirectionScale.UNIT, 1)
     assert (plan.distribution, plan.optimiser) == (DirectionDistribution.SPHERE, ClientOptimiser.SGD)
     assert plan.objective is Objective.AUXILIARY
