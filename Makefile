@@ -23,7 +23,7 @@ demo: install  ## train real handwritten digits with a server and four client pr
 	@$(BIN)/heron demo
 
 test: install  ## the whole suite but the slow variants, on two cores
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: install  ## the whole suite, three-seed variants included
 	$(BIN)/python -m pytest -q
