@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.cluster import Cluster
+from heron_common.quiet_libraries import quiet_libraries
+
+quiet_libraries()
+
+from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
 _LONGEST_FIRST = ("test_learning", "test_recovery", "test_lockstep", "test_lean_client", "test_demo", "test_bad_input")
 

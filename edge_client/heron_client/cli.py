@@ -8,21 +8,23 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from heron_client.memory import tame_allocator
+from heron_client.memory import import_sparingly, tame_allocator
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.log_setup import set_up_logging
+from heron_common.quiet_libraries import quiet_libraries
 from heron_common.signals import stop_on_signals
+
+_LARGE_LIBRARIES = ("numpy", "onnxruntime", "grpc", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the client and return its exit code."""
     tame_allocator()
-    # gRPC's own log lines repeat what our errors say in a sentence.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    quiet_libraries()
     # Nothing here multiplies matrices in numpy; its BLAS need not reserve buffers for every core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import_sparingly(_LARGE_LIBRARIES)
     from heron_client.app import run_client
     from heron_client.config import parse_config
 

@@ -173,7 +173,11 @@ class Session:
         if data is None:
             data = self._retry(lambda: self._transport.fetch(reference.blob, "program"), "fetch a program")
             self._state_directory.keep_program(reference.blob, data)
-        return Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, self._settings.threads)
+        # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
+        return_freed_memory()
+        program = Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, self._settings.threads)
+        return_freed_memory()
+        return program
 
     def _work(self, context: LocalContext) -> None:
         while self.state is SessionState.JOINED:

@@ -170,7 +170,7 @@ def _show(preset: str, progress: Progress | None, task: Any, console: Console, d
 
 def _table(runs: list[DemoRun]) -> Table:
     table = Table(title="Result", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for run in runs:
         table.add_column(run.preset, justify="right")
     for name, cells in _rows(runs):

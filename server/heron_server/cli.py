@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.log_setup import set_up_logging
+from heron_common.quiet_libraries import quiet_libraries
 from heron_common.signals import stop_on_signals
 from heron_common.version import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server and return its exit code."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    quiet_libraries()
     from heron_server.config import ServerConfig
     from heron_server.options import OptionSource, read_options
 

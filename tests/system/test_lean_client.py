@@ -109,6 +109,17 @@ def test_a_client_stays_under_its_memory_ceiling_whatever_the_batch(cluster: Clu
     assert 0 < reported <= MEMORY_CEILING_BYTES
 
 
+def test_nothing_of_the_runtime_reports_to_its_maker(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In CI the runtime keeps quiet by itself, which would hide a client that does not ask it to.
+    for name in ("CI", "TF_BUILD", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = cluster.server(clients=1, rounds=1, local_steps=1)
+    client = cluster.client(0, 1)
+    assert [wait_for_exit(client), wait_for_exit(server)] == [0, 0]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"heron"}
+
+
 def test_memory_does_not_grow_from_round_to_round(cluster: Cluster) -> None:
     server = cluster.server(clients=1, rounds=40, local_steps=2, batch_size=32)
     client = cluster.client(0, 1)
