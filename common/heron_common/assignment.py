@@ -23,13 +23,18 @@ MAX_PROGRAM_BYTES = 4 << 20
 
 
 class ProgramKind(StrEnum):
-    """What a program computes.
+    """What a program computes; lambda is the gradient of each sample's server loss at the cut.
 
     LOSS: theta_c, theta_a, x, y -> z, per-sample local loss. FRONT: theta_c, x -> z.
+    GRADIENT: theta_c, theta_a, x, y -> z, per-sample local loss, gradients of the losses' sum. SURROGATE: theta_c, x, lambda -> z, per-sample <lambda, z>.
+    PULLBACK: theta_c, x, lambda -> gradients of the sum of <lambda, z>.
     """
 
     LOSS = "loss"
     FRONT = "front"
+    GRADIENT = "gradient"
+    SURROGATE = "surrogate"
+    PULLBACK = "pullback"
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,19 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_UNSPECIFIED: _ClassVar[DType]
     DTYPE_FLOAT32: _ClassVar[DType]
     DTYPE_INT64: _ClassVar[DType]
+    DTYPE_FLOAT16: _ClassVar[DType]
+    DTYPE_BFLOAT16: _ClassVar[DType]
+    DTYPE_INT8: _ClassVar[DType]
+    DTYPE_FLOAT64: _ClassVar[DType]
 
 class ProgramKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PROGRAM_KIND_UNSPECIFIED: _ClassVar[ProgramKind]
     PROGRAM_KIND_LOSS: _ClassVar[ProgramKind]
     PROGRAM_KIND_FRONT: _ClassVar[ProgramKind]
+    PROGRAM_KIND_GRADIENT: _ClassVar[ProgramKind]
+    PROGRAM_KIND_SURROGATE: _ClassVar[ProgramKind]
+    PROGRAM_KIND_PULLBACK: _ClassVar[ProgramKind]
 
 class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,12 +32,14 @@ class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OBJECTIVE_NONE: _ClassVar[Objective]
     OBJECTIVE_AUXILIARY: _ClassVar[Objective]
     OBJECTIVE_SERVER: _ClassVar[Objective]
+    OBJECTIVE_CUT_GRADIENT: _ClassVar[Objective]
 
 class Estimator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ESTIMATOR_UNSPECIFIED: _ClassVar[Estimator]
     ESTIMATOR_NONE: _ClassVar[Estimator]
     ESTIMATOR_ZEROTH_ORDER: _ClassVar[Estimator]
+    ESTIMATOR_FIRST_ORDER: _ClassVar[Estimator]
 
 class FiniteDifference(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -51,6 +60,8 @@ class ClientOptimiser(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLIENT_OPTIMISER_SGD: _ClassVar[ClientOptimiser]
     CLIENT_OPTIMISER_ADAM: _ClassVar[ClientOptimiser]
     CLIENT_OPTIMISER_SCALAR_ADAPTIVE: _ClassVar[ClientOptimiser]
+    CLIENT_OPTIMISER_MOMENTUM: _ClassVar[ClientOptimiser]
+    CLIENT_OPTIMISER_ADAMW: _ClassVar[ClientOptimiser]
 
 class HeadTraining(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -58,6 +69,7 @@ class HeadTraining(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HEAD_TRAINING_NONE: _ClassVar[HeadTraining]
     HEAD_TRAINING_CLIENT: _ClassVar[HeadTraining]
     HEAD_TRAINING_SERVER: _ClassVar[HeadTraining]
+    HEAD_TRAINING_ALIGNMENT: _ClassVar[HeadTraining]
 
 class UploadPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -69,19 +81,29 @@ class UpdateEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     UPDATE_ENCODING_UNSPECIFIED: _ClassVar[UpdateEncoding]
     UPDATE_ENCODING_DENSE: _ClassVar[UpdateEncoding]
+    UPDATE_ENCODING_LOG: _ClassVar[UpdateEncoding]
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_INT64: DType
+DTYPE_FLOAT16: DType
+DTYPE_BFLOAT16: DType
+DTYPE_INT8: DType
+DTYPE_FLOAT64: DType
 PROGRAM_KIND_UNSPECIFIED: ProgramKind
 PROGRAM_KIND_LOSS: ProgramKind
 PROGRAM_KIND_FRONT: ProgramKind
+PROGRAM_KIND_GRADIENT: ProgramKind
+PROGRAM_KIND_SURROGATE: ProgramKind
+PROGRAM_KIND_PULLBACK: ProgramKind
 OBJECTIVE_UNSPECIFIED: Objective
 OBJECTIVE_NONE: Objective
 OBJECTIVE_AUXILIARY: Objective
 OBJECTIVE_SERVER: Objective
+OBJECTIVE_CUT_GRADIENT: Objective
 ESTIMATOR_UNSPECIFIED: Estimator
 ESTIMATOR_NONE: Estimator
 ESTIMATOR_ZEROTH_ORDER: Estimator
+ESTIMATOR_FIRST_ORDER: Estimator
 FINITE_DIFFERENCE_UNSPECIFIED: FiniteDifference
 FINITE_DIFFERENCE_FORWARD: FiniteDifference
 FINITE_DIFFERENCE_CENTRAL: FiniteDifference
@@ -93,15 +115,19 @@ CLIENT_OPTIMISER_UNSPECIFIED: ClientOptimiser
 CLIENT_OPTIMISER_SGD: ClientOptimiser
 CLIENT_OPTIMISER_ADAM: ClientOptimiser
 CLIENT_OPTIMISER_SCALAR_ADAPTIVE: ClientOptimiser
+CLIENT_OPTIMISER_MOMENTUM: ClientOptimiser
+CLIENT_OPTIMISER_ADAMW: ClientOptimiser
 HEAD_TRAINING_UNSPECIFIED: HeadTraining
 HEAD_TRAINING_NONE: HeadTraining
 HEAD_TRAINING_CLIENT: HeadTraining
 HEAD_TRAINING_SERVER: HeadTraining
+HEAD_TRAINING_ALIGNMENT: HeadTraining
 UPLOAD_PURPOSE_UNSPECIFIED: UploadPurpose
 UPLOAD_PURPOSE_TRAIN: UploadPurpose
 UPLOAD_PURPOSE_PROBE: UploadPurpose
 UPDATE_ENCODING_UNSPECIFIED: UpdateEncoding
 UPDATE_ENCODING_DENSE: UpdateEncoding
+UPDATE_ENCODING_LOG: UpdateEncoding
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape")
@@ -172,7 +198,7 @@ class Model(_message.Message):
     def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor")
+    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay")
     PRESET_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +214,11 @@ class Plan(_message.Message):
     OPTIMISER_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     CLIP_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    NUM_DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ENCODING_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     preset: str
     objective: Objective
     estimator: Estimator
@@ -203,7 +234,12 @@ class Plan(_message.Message):
     optimiser: ClientOptimiser
     learning_rate: float
     clip_factor: float
-    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ...) -> None: ...
+    num_directions: int
+    wire_dtype: DType
+    update_encoding: UpdateEncoding
+    momentum: float
+    weight_decay: float
+    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ..., num_directions: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., update_encoding: _Optional[_Union[UpdateEncoding, str]] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("client_version", "runtime_version")
@@ -282,20 +318,22 @@ class NextAssignmentRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment")
+    __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment", "derivative_quantile")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
     DIRECTION_SCALES_FIELD_NUMBER: _ClassVar[int]
     SECOND_MOMENT_FIELD_NUMBER: _ClassVar[int]
+    DERIVATIVE_QUANTILE_FIELD_NUMBER: _ClassVar[int]
     round: RoundReference
     plan: Plan
     client_model: Blob
     auxiliary_head: Blob
     direction_scales: _containers.RepeatedScalarFieldContainer[float]
     second_moment: float
-    def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., client_model: _Optional[_Union[Blob, _Mapping]] = ..., auxiliary_head: _Optional[_Union[Blob, _Mapping]] = ..., direction_scales: _Optional[_Iterable[float]] = ..., second_moment: _Optional[float] = ...) -> None: ...
+    derivative_quantile: float
+    def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., client_model: _Optional[_Union[Blob, _Mapping]] = ..., auxiliary_head: _Optional[_Union[Blob, _Mapping]] = ..., direction_scales: _Optional[_Iterable[float]] = ..., second_moment: _Optional[float] = ..., derivative_quantile: _Optional[float] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("seconds", "reason")
@@ -368,23 +406,29 @@ class UploadLoss(_message.Message):
     def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., local_step: _Optional[int] = ..., server_loss: _Optional[float] = ..., server_version: _Optional[int] = ...) -> None: ...
 
 class UploadAnswer(_message.Message):
-    __slots__ = ("server_version", "probe_losses", "losses")
+    __slots__ = ("server_version", "probe_losses", "losses", "tensors")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBE_LOSSES_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     server_version: int
     probe_losses: _containers.RepeatedScalarFieldContainer[float]
     losses: _containers.RepeatedCompositeFieldContainer[UploadLoss]
-    def __init__(self, server_version: _Optional[int] = ..., probe_losses: _Optional[_Iterable[float]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ...) -> None: ...
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, server_version: _Optional[int] = ..., probe_losses: _Optional[_Iterable[float]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class TrainBatchResponse(_message.Message):
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "chunk", "trailer")
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
     answer: UploadAnswer
-    def __init__(self, answer: _Optional[_Union[UploadAnswer, _Mapping]] = ...) -> None: ...
+    chunk: TensorChunk
+    trailer: Trailer
+    def __init__(self, answer: _Optional[_Union[UploadAnswer, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
 
 class LocalStatistics(_message.Message):
-    __slots__ = ("second_moment", "mean_local_loss", "forward_passes", "differences", "difference_mean", "difference_variance", "differences_clipped", "differences_non_finite", "step_seconds", "upload_wait_seconds", "peak_memory_bytes")
+    __slots__ = ("second_moment", "mean_local_loss", "forward_passes", "differences", "difference_mean", "difference_variance", "differences_clipped", "differences_non_finite", "step_seconds", "upload_wait_seconds", "peak_memory_bytes", "derivative_quantile", "steps_skipped", "diverged", "forward_equivalents")
     SECOND_MOMENT_FIELD_NUMBER: _ClassVar[int]
     MEAN_LOCAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +440,10 @@ class LocalStatistics(_message.Message):
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DERIVATIVE_QUANTILE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_EQUIVALENTS_FIELD_NUMBER: _ClassVar[int]
     second_moment: float
     mean_local_loss: float
     forward_passes: int
@@ -407,10 +455,14 @@ class LocalStatistics(_message.Message):
     step_seconds: float
     upload_wait_seconds: float
     peak_memory_bytes: int
-    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
+    derivative_quantile: float
+    steps_skipped: int
+    diverged: bool
+    forward_equivalents: float
+    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., derivative_quantile: _Optional[float] = ..., steps_skipped: _Optional[int] = ..., diverged: _Optional[bool] = ..., forward_equivalents: _Optional[float] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("session", "run_id", "round", "steps_completed", "encoding", "tensors", "total_bytes", "statistics", "losses_seen")
+    __slots__ = ("session", "run_id", "round", "steps_completed", "encoding", "tensors", "total_bytes", "statistics", "losses_seen", "weights_sha256")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -420,6 +472,7 @@ class UpdateHeader(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     LOSSES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     session: str
     run_id: str
     round: RoundReference
@@ -429,7 +482,8 @@ class UpdateHeader(_message.Message):
     total_bytes: int
     statistics: LocalStatistics
     losses_seen: int
-    def __init__(self, session: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[_Union[RoundReference, _Mapping]] = ..., steps_completed: _Optional[int] = ..., encoding: _Optional[_Union[UpdateEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., statistics: _Optional[_Union[LocalStatistics, _Mapping]] = ..., losses_seen: _Optional[int] = ...) -> None: ...
+    weights_sha256: bytes
+    def __init__(self, session: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[_Union[RoundReference, _Mapping]] = ..., steps_completed: _Optional[int] = ..., encoding: _Optional[_Union[UpdateEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., statistics: _Optional[_Union[LocalStatistics, _Mapping]] = ..., losses_seen: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
 
 class SubmitUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk", "trailer")
