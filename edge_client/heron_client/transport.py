@@ -37,6 +37,9 @@ from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 CountBytes = Callable[[str, str, int], None]
 """(direction "up" or "down", kind, bytes)."""
 
+Connect = Callable[[], tuple[Any, Callable[[], None]]]
+"""Opens a way to a server: the service's stub, and what closes it."""
+
 LEAVE_DEADLINE_SECONDS = 5.0
 """A goodbye is a courtesy: the server notices a silent client by itself."""
 
@@ -50,14 +53,19 @@ class Transport:
     """
 
     def __init__(
-        self, target: str, count_bytes: CountBytes, count_refusal: Callable[[ErrorCode], None], stream_deadline_seconds: float = 3600.0
+        self,
+        target: str,
+        count_bytes: CountBytes,
+        count_refusal: Callable[[ErrorCode], None],
+        stream_deadline_seconds: float = 3600.0,
+        connect: Connect | None = None,
     ) -> None:
+        """`connect` opens another way to the server than a channel to `target`, which then only names it."""
         self._target = target
         self._count = count_bytes
         self._count_refusal = count_refusal
         self._stream_deadline = stream_deadline_seconds
-        self._channel = grpc.insecure_channel(target, options=channel_options())
-        self._stub = SplitTrainingStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub, self._close = connect() if connect is not None else _open_channel(target)
         self._control = threading.Lock()
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
@@ -191,7 +199,7 @@ class Transport:
     def close(self) -> None:
         """Cancel what is under way and close the channel; safe to repeat."""
         self.cancel()
-        self._channel.close()
+        self._close()
 
     def _call(self, method: Any, request: Any) -> Any:
         with self._control, self._mapped():
@@ -252,6 +260,11 @@ class Transport:
             if isinstance(error, RefusedError):
                 self._count_refusal(error.code)
             raise error from exc
+
+
+def _open_channel(target: str) -> tuple[Any, Callable[[], None]]:
+    channel = grpc.insecure_channel(target, options=channel_options())
+    return SplitTrainingStub(channel), channel.close  # type: ignore[no-untyped-call]
 
 
 def _translate(error: Any, target: str) -> HeronError:
