@@ -204,6 +204,8 @@ def _coordinator(
         rounds.round_deadline_seconds,
         rounds.liveness_seconds,
         rounds.cohort_wait_seconds,
+        rounds.participation,
+        config.run.seed,
     )
     return Coordinator(
         facts,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal
-
+from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from heron_common.errors import ConfigurationError
 from heron_common.plan import ClientOptimiser, DirectionScale, ServerSchedule, Weighting
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
+from heron_server.rounds.state import cohort_size
 
 
 class Section(BaseModel):
@@ -32,8 +32,10 @@ class RunSection(Section):
     )
     data_spec: str = Field("digits", description="what data look like: digits, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10")
     eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
-    clients: int = Field(4, ge=1, description="a round opens at once when so many clients are there")
-    min_updates: int | None = Field(None, ge=1, description="quorum: fewer updates make no round (default: half of --clients, rounded up)")
+    clients: int = Field(4, ge=1, description="how many clients take part; the first round opens at once when so many are there")
+    min_updates: int | None = Field(
+        None, ge=1, description="quorum: fewer updates make no round (default: half of those that a round takes in, rounded up)"
+    )
     rounds: int = Field(60, ge=1, description="how many rounds to train")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, directions and sample order: the same seed gives the same run")
     run_dir: Path = Field(Path("heron-runs/run"), description="directory of this run: checkpoints, spool, summary.json")
@@ -50,8 +52,11 @@ class RunSection(Section):
 
 
 class RoundsSection(Section):
-    """When rounds open and end."""
+    """When rounds open and end, and with whom."""
 
+    participation: float = Field(
+        1.0, gt=0, le=1, description="share of the clients that each round takes in, drawn anew from the seed every time; the others wait"
+    )
     round_deadline_seconds: float = Field(
         600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
     )
@@ -163,34 +168,51 @@ class StorageSection(Section):
     program_cache: Path | None = Field(None, description="directory of compiled programs (default: below the user's cache directory)")
 
 
-class ServerConfig(Section):
-    """Everything a server can be told."""
+class TrainingConfig(Section):
+    """Everything a run can be told, wherever its clients are."""
 
     run: RunSection
     rounds: RoundsSection
     plan: PlanSection
     trainer: TrainerSection
-    network: NetworkSection
     storage: StorageSection
 
     @model_validator(mode="after")
-    def _quorum_is_reachable(self) -> ServerConfig:
-        if self.min_updates > self.run.clients:
-            raise ValueError(f"--min-updates {self.min_updates} exceeds --clients {self.run.clients}: no round could end")
-        if self.run.clients > self.network.max_clients:
-            raise ValueError(f"--clients {self.run.clients} exceeds --max-clients {self.network.max_clients}: raise --max-clients")
+    def _quorum_is_reachable(self) -> Self:
+        if self.min_updates > self.cohort_size:
+            cohort = f"--clients {self.run.clients}"
+            if self.rounds.participation < 1:
+                cohort = f"the {self.cohort_size} that --participation {self.rounds.participation:g} takes in of {cohort}"
+            raise ValueError(f"--min-updates {self.min_updates} exceeds {cohort}: no round could end")
         return self
 
     @property
+    def cohort_size(self) -> int:
+        """How many clients a round takes in when all are there."""
+        return cohort_size(self.rounds.participation, self.run.clients)
+
+    @property
     def min_updates(self) -> int:
-        """The quorum: half of the clients unless given, so that a minority of broken devices cannot stop a run."""
-        return self.run.min_updates if self.run.min_updates is not None else (self.run.clients + 1) // 2
+        """The quorum: half of the cohort unless given, so that a minority of broken devices cannot stop a run."""
+        return self.run.min_updates if self.run.min_updates is not None else (self.cohort_size + 1) // 2
 
     def identity(self) -> dict[str, Any]:
         """Return every option that belongs to the run rather than to this process, as JSON values."""
         document = self.model_dump(mode="json")
         options = {name: value for section in document.values() for name, value in section.items()}
         return {name: value for name, value in sorted(options.items()) if name not in PROCESS_OPTIONS}
+
+
+class ServerConfig(TrainingConfig):
+    """Everything a server can be told."""
+
+    network: NetworkSection
+
+    @model_validator(mode="after")
+    def _everybody_may_come(self) -> Self:
+        if self.run.clients > self.network.max_clients:
+            raise ValueError(f"--clients {self.run.clients} exceeds --max-clients {self.network.max_clients}: raise --max-clients")
+        return self
 
 
 PROCESS_OPTIONS = frozenset(

@@ -7,10 +7,13 @@ WAITING --(enough clients)--> TRAINING --(all submitted, or deadline with quorum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from heron_common.data.partition import permutation
+from heron_common.directions import derive_seed
 from heron_common.ids import RoundReference
 
 
@@ -36,12 +39,14 @@ class RoundRules:
     """When rounds open and end.
 
     Attributes:
-        num_clients: with so many live clients a round opens at once.
+        num_clients: with so many live clients the first round opens at once.
         min_updates: the quorum; fewer updates make no round.
         num_rounds: T.
         round_deadline_seconds: a round ends then, with or without stragglers.
         liveness_seconds: a client that sent nothing for so long has departed.
         cohort_wait_seconds: the first round of a process waits so long, from the quorum on, for the rest of `num_clients`.
+        participation: the share of live clients that a round takes in, drawn anew for each attempt.
+        run_seed: what the draw derives from, with round and attempt.
 
     """
 
@@ -51,8 +56,23 @@ class RoundRules:
     round_deadline_seconds: float
     liveness_seconds: float
     cohort_wait_seconds: float
+    participation: float = 1.0
+    run_seed: int = 0
 
 
+def cohort_size(participation: float, num_clients: int) -> int:
+    """Return how many of so many clients take part in a round: the share, rounded up, at least one if there is one."""
+    # 0.07 * 100 is a little more than 7 in binary, and must not become 8.
+    return min(num_clients, max(1, math.ceil(participation * num_clients - 1e-9)))
+
+
+def draw_cohort(live: tuple[str, ...], participation: float, run_seed: int, reference: RoundReference) -> tuple[str, ...]:
+    """Return the sorted names of those who take part: a function of its arguments, so that a repeated run draws alike."""
+    size = cohort_size(participation, len(live))
+    if size == len(live):
+        return live
+    order = permutation(derive_seed(run_seed, "", reference, "participation", 0), len(live))
+    return tuple(sorted(live[int(index)] for index in order[:size]))
 @dataclass(frozen=True)
 class OpenRound:
     """Give this cohort its assignments."""
@@ -178,7 +198,7 @@ class RoundMachine:
             return [FinishRun()]
         if not self.may_open:
             return []
-        if len(self._last_seen) < self.rules.min_updates:
+        if cohort_size(self.rules.participation, len(self._last_seen)) < self.rules.min_updates:
             self._quorum_since = None
             return []
         if self._quorum_since is None:
@@ -188,10 +208,11 @@ class RoundMachine:
             return []
         self._opened_before = True
         self.phase = Phase.TRAINING
-        self.cohort = dict.fromkeys(self.live, MemberStatus.TRAINING)
+        drawn = draw_cohort(self.live, self.rules.participation, self.rules.run_seed, self.round)
+        self.cohort = dict.fromkeys(drawn, MemberStatus.TRAINING)
         self.opened_at = now
         self._begun[self.round.round_index] = self.round.attempt
-        return [OpenRound(self.round, self.live)]
+        return [OpenRound(self.round, drawn)]
 
     def _close_if_due(self, now: float) -> list[Effect]:
         training, submitted = self.members(MemberStatus.TRAINING), self.members(MemberStatus.SUBMITTED)
