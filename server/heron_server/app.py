@@ -14,7 +14,7 @@ from heron_common.clock import MonotonicClock
 from heron_common.console import LiveConsole, is_terminal
 from heron_common.errors import CheckpointError, HeronError
 from heron_common.metrics_server import MetricsServer
-from heron_server.assembly import Assembly, assemble
+from heron_server.assembly import ServerAssembly, assemble
 from heron_server.config import ServerConfig
 from heron_server.console import console_rows
 from heron_server.rounds.state import Phase
@@ -56,7 +56,7 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         raise CheckpointError("the last checkpoint could not be written: free some space, then --resume from the one before")
 
 
-def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metrics_port: int) -> None:
+def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory, metrics_port: int) -> None:
     directory.record(parts.identity)
     if config.run.resume:
         # The checkpoint of this boundary is there; writing it again could only damage it.
@@ -77,14 +77,14 @@ def _start(config: ServerConfig, parts: Assembly, directory: RunDirectory, metri
         log.warning("listening beyond loopback without TLS: activations and labels travel in clear")
 
 
-def _serve(parts: Assembly, stop: threading.Event) -> None:
+def _serve(parts: ServerAssembly, stop: threading.Event) -> None:
     """Return when the trainer has ended (all rounds done, or it died) or a stop was asked for."""
     while not parts.ended.is_set() and not stop.is_set():
         parts.coordinator.tick()
         stop.wait(TICK_SECONDS)
 
 
-def _drain(config: ServerConfig, parts: Assembly, interrupted: bool) -> None:
+def _drain(config: ServerConfig, parts: ServerAssembly, interrupted: bool) -> None:
     """Stop in order: health, admission, the trainer's job, clients' goodbyes, the network, the summary."""
     grace = config.network.grace_seconds
     parts.network.announce_drain()

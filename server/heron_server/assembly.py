@@ -1,4 +1,4 @@
-"""Put a server together from its configuration: the composition root. Only here is configuration unpacked."""
+"""Put a run together from its configuration, with a network or without: the composition root. Only here is configuration unpacked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from heron_common.assignment import DataSpecification
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource, open_source, parse_specification
+from heron_common.error_catalog import ErrorCode
 from heron_common.plan import Algorithm, HeadTraining, preset
 from heron_common.tensors import num_parameters
-from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig
+from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
@@ -30,7 +32,7 @@ from heron_server.programs.publish import PublishedProgram, complete_algorithm, 
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.coordinator import Coordinator, RunFacts
 from heron_server.rounds.intake import Intake
-from heron_server.rounds.reception import Reception
+from heron_server.rounds.reception import Pace, Reception
 from heron_server.rounds.state import RoundMachine, RoundRules
 from heron_server.rounds.worklist import Worklist
 from heron_server.service.server import NetworkServer
@@ -48,15 +50,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assembly:
-    """The running parts of a server; `ended` is set when the trainer has ended."""
+    """The running parts of a run, without a network; `ended` is set when the trainer has ended."""
 
     coordinator: Coordinator
     reception: Reception
     worklist: Worklist
     worker: TrainWorker
-    network: NetworkServer
+    servicer: Servicer
+    on_refusal: Callable[[ErrorCode], None]
     ended: threading.Event
     identity: RunIdentity
+
+
+@dataclass(frozen=True)
+class ServerAssembly(Assembly):
+    """A run that clients reach over a network."""
+
+    network: NetworkServer
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,22 @@ class _Published:
     parity: ParityReport
 
 
-def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> Assembly:
+def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> ServerAssembly:
     """Build everything; nothing is started, the port is bound.
+
+    Raises:
+        HeronError: see `run_server`.
+
+    """
+    parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
+    network = NetworkServer(parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal)
+    return ServerAssembly(**vars(parts), network=network)
+
+
+def assemble_run(
+    config: TrainingConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock, max_clients: int, pace: Pace | None = None
+) -> Assembly:
+    """Build everything but a network; `pace` says how soon clients without work ask again.
 
     Raises:
         HeronError: see `run_server`.
@@ -88,7 +112,7 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints)
     spool = Spool(directory.spool, config.storage.spool_bytes)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
-    clients = ClientRegistry(config.network.max_clients)
+    clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
     facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm)
 
@@ -101,19 +125,17 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     if config.run.resume:
         _resume(worker, checkpoints, clients)
     coordinator = _coordinator(config, facts, published.programs, clients, spool, metrics, clock, directory, len(worker.rounds))
-    reception = Reception(coordinator)
-    network = NetworkServer(
-        Servicer(reception, Intake(coordinator), metrics, data.num_classes),
-        config.network.host,
-        config.network.port,
-        config.network.max_clients,
-        lambda code: metrics.rejections.labels(reason=code.value).inc(),
-    )
+    reception = Reception(coordinator, pace)
+    servicer = Servicer(reception, Intake(coordinator), metrics, data.num_classes)
     _log_plan(algorithm, published.cost.num_parameters, facts)
-    return Assembly(coordinator, reception, Worklist(coordinator), worker, network, threading.Event(), identity)
+
+    def on_refusal(code: ErrorCode) -> None:
+        metrics.rejections.labels(reason=code.value).inc()
+
+    return Assembly(coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity)
 
 
-def _publish(config: ServerConfig) -> _Published:
+def _publish(config: TrainingConfig) -> _Published:
     data = parse_specification(config.run.data_spec)
     chosen = configured_algorithm(config.run.preset, config.plan)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
@@ -123,7 +145,7 @@ def _publish(config: ServerConfig) -> _Published:
     return _Published(data, model, algorithm, cost, programs, parity)
 
 
-def _summary_facts(config: ServerConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
+def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
     spec = published.model.to_spec()
     return {
         "summary_version": SUMMARY_VERSION,
@@ -158,7 +180,7 @@ def default_program_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
 
 
-def _eval_source(config: ServerConfig) -> DataSource | None:
+def _eval_source(config: TrainingConfig) -> DataSource | None:
     if config.run.eval_data is None:
         return None
     source = open_source(config.run.eval_data)
@@ -166,7 +188,7 @@ def _eval_source(config: ServerConfig) -> DataSource | None:
     return source
 
 
-def _trainer_settings(config: ServerConfig) -> TrainerSettings:
+def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
     t = config.trainer
     return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision)
 
@@ -183,7 +205,7 @@ def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRe
 
 
 def _coordinator(
-    config: ServerConfig,
+    config: TrainingConfig,
     facts: RunFacts,
     programs: list[PublishedProgram],
     clients: ClientRegistry,

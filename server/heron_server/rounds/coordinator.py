@@ -44,7 +44,10 @@ class RunFacts:
 
 
 class Coordinator:
-    """The shared state of a run. Hold `changed` around everything; it is re-entrant, and notified whenever something may be ready."""
+    """The shared state of a run. Hold `changed` around everything; it is re-entrant, and notified whenever something may be ready.
+
+    `moved` has the same lock and is notified only when rounds open and end, for those who wait for nothing else.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,8 @@ class Coordinator:
         self.blobs = blobs
         self.metrics = metrics
         self.clock = clock
-        self.changed = threading.Condition(threading.RLock())
+        lock = threading.RLock()
+        self.changed, self.moved = threading.Condition(lock), threading.Condition(lock)
         self.attempt: Attempt | None = None
         self.previous: Attempt | None = None
         self.closing: CloseJob | AbandonJob | None = None
@@ -96,6 +100,7 @@ class Coordinator:
             self.machine.may_open = False
             self.metrics.phase("draining")
             self.changed.notify_all()
+            self.moved.notify_all()
 
     def next_round(self, inputs: RoundInputs) -> None:
         """The round was closed or abandoned; `inputs` are what the next one starts from."""
@@ -142,6 +147,7 @@ class Coordinator:
         if effects:
             self.metrics.phase(self.machine.phase.value)
             self.metrics.round.set(self.machine.round.round_index)
+            self.moved.notify_all()
         self.changed.notify_all()
 
     def _cancel_stalled_streams(self) -> None:

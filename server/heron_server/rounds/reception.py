@@ -1,8 +1,9 @@
-"""Control calls: join, what next, blobs, goodbye. Thread-safe; nothing here waits."""
+"""Control calls: join, what next, blobs, goodbye. Thread-safe; nothing here waits unless a pace that holds calls was asked for."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from heron_common.assignment import Assignment, Finished, Membership, NextStep, UploadLoss, Wait
 from heron_common.error_catalog import ErrorCode
@@ -14,12 +15,21 @@ from heron_server.rounds.state import MemberStatus, Phase
 
 log = logging.getLogger(__name__)
 
-IDLE_POLL_SECONDS = 1.0
-"""How soon an idle client asks again while it is not clear when a round opens."""
 
-CLOSING_POLL_SECONDS = 0.1
-"""How soon it asks again while a round is about to open: averaging takes little time, and every client waits for it."""
+@dataclass(frozen=True)
+class Pace:
+    """How soon a client without work asks again.
 
+    Attributes:
+        idle_seconds: while it is not clear when a round opens, or one is open that the client has no part in.
+        closing_seconds: while a round is about to open: averaging takes little time, and every client waits for it.
+        hold_seconds: how long the answer itself waits for work. It keeps the caller's thread, so it is nothing for a network's pool of threads.
+
+    """
+
+    idle_seconds: float = 1.0
+    closing_seconds: float = 0.1
+    hold_seconds: float = 0.0
 HEARTBEATS_PER_LIVENESS = 3
 """Two heartbeats may be lost before a client counts as departed."""
 
@@ -27,8 +37,9 @@ HEARTBEATS_PER_LIVENESS = 3
 class Reception:
     """Answers clients' control calls."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, pace: Pace | None = None) -> None:
         self._run = coordinator
+        self._pace = pace or Pace()
 
     def join(self, name: str, identity_key: str, num_examples: int, version: str) -> Membership:
         """Open a session for a client; see `ClientRegistry.join` for refusals."""
@@ -56,14 +67,15 @@ class Reception:
             return record
 
     def next_step(self, record: ClientRecord, training: RoundReference | None) -> NextStep:
-        """Return what a client should do: its assignment, a wait, or that the run is finished.
-
+        """Return what a client should do: its assignment, a wait, or that the run is finished. Waits first if the pace says so.
         Raises:
             RefusedError: ROUND_OVER if it is at work on a round that is over for it; DRAINING.
 
         """
         run = self._run
         with run.changed:
+            if training is None and self._pace.hold_seconds:
+                run.moved.wait_for(lambda: self._has_news(record), self._pace.hold_seconds)
             if run.machine.phase is Phase.FINISHED:
                 return Finished(f"all {run.machine.rules.num_rounds} rounds are done")
             run.refuse_if_draining()
@@ -72,8 +84,7 @@ class Reception:
                 raise RefusedError(ErrorCode.ROUND_OVER, f"round {training.round_index} attempt {training.attempt} is over for this client")
             if assignment is not None:
                 return assignment
-            seconds = CLOSING_POLL_SECONDS if run.machine.phase is not Phase.WAITING else IDLE_POLL_SECONDS
-            return Wait(seconds, f"the run is {run.machine.phase.value}")
+            return Wait(self._wait_seconds(record), f"the run is {run.machine.phase.value}")
 
     def losses_for(self, record: ClientRecord, seen: int) -> tuple[UploadLoss, ...]:
         """Return the losses of this client's uploads after the first `seen`."""
@@ -120,6 +131,15 @@ class Reception:
         run = self._run
         with run.changed:
             run.changed.wait_for(lambda: run.registry.num_live == 0, timeout_seconds)
+
+    def _has_news(self, record: ClientRecord) -> bool:
+        run = self._run
+        return run.draining or run.machine.phase is Phase.FINISHED or self._assignment_of(record) is not None
+
+    def _wait_seconds(self, record: ClientRecord) -> float:
+        phase = self._run.machine.phase
+        opens_soon = phase is Phase.CLOSING or (phase is Phase.TRAINING and self._run.status(record) is not None)
+        return self._pace.closing_seconds if opens_soon else self._pace.idle_seconds
 
     def _assignment_of(self, record: ClientRecord) -> Assignment | None:
         run = self._run
