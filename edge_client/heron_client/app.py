@@ -18,7 +18,6 @@ from heron_client.transport import Transport
 from heron_common.addresses import join_host_port
 from heron_common.clock import MonotonicClock
 from heron_common.console import LiveConsole, human_bytes, is_terminal
-from heron_common.data.partition import shard_rows
 from heron_common.data.sources import open_source
 from heron_common.metrics_server import MetricsServer
 from heron_common.process_memory import resident_memory
@@ -34,8 +33,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
 
     """
     self_test()
-    source = open_source(config.data)
-    source = source.restricted(shard_rows(source.num_examples, config.shard))
+    source = open_source(config.data).shard(config.partition, config.shard)
     registry = CollectorRegistry()
     metrics = ClientMetrics(registry)
     with ExitStack() as stack:
@@ -51,7 +49,9 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop)
         watcher = threading.Thread(target=_cancel_when_stopped, args=(stop, transport), name="stop", daemon=True)
         watcher.start()
-        log.info("starting", extra={"server": config.server, "data": f"{config.data} {config.shard}", "client": config.name})
+        log.info(
+            "starting", extra={"server": config.server, "data": f"{config.data} {config.partition} {config.shard}", "client": config.name}
+        )
         if is_terminal():
             stack.enter_context(LiveConsole(f"heron-client {config.name}", lambda: _rows(metrics)))
         session.run()

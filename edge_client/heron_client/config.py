@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from heron_common.data.partition import Shard, parse_shard
+from heron_common.data.partition import Partition, Shard, parse_partition, parse_shard
 from heron_common.data.sources import source_names
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import exit_codes_help
@@ -28,6 +28,8 @@ class ClientConfig:
     """Data source; raw values, the server says how to normalise them."""
     shard: Shard
     """Which part of the source is this client's; the whole by default."""
+    partition: Partition
+    """How the source is divided into parts; all clients of a run are told the same. IID by default."""
     name: str
     """Unique in the run; host and shard by default, so that devices need no configuration."""
     state_dir: Path
@@ -50,6 +52,7 @@ _HELP = {
     "server": "host:port of heron-server",
     "data": f"data source: {'; '.join(source_names())}",
     "shard": "INDEX/COUNT, this client's part of the source (default: 0/1, all of it)",
+    "partition": "how parts are made: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA, the same for every client (default: iid)",
     "name": "unique name of this client (default: host and shard)",
     "state-dir": "directory for identity and program cache (default: below the user's state directory, by name)",
     "threads": "threads of the runtime (default: 1)",
@@ -104,6 +107,7 @@ class _Reader:
             server=server,
             data=data,
             shard=shard,
+            partition=self._partition(),
             name=name,
             state_dir=Path(state_dir) if state_dir else default_state_dir(name, os.environ),
             threads=int(self._number("threads", 1, 1)),
@@ -128,6 +132,13 @@ class _Reader:
         except ConfigurationError as exc:
             self._mistakes.append(f"--shard: {exc}")
             return Shard(0, 1)
+
+    def _partition(self) -> Partition:
+        try:
+            return parse_partition(self._text["partition"] or "iid")
+        except ConfigurationError as exc:
+            self._mistakes.append(f"--partition: {exc}")
+            return Partition()
 
     def _name(self, shard: Shard) -> str:
         name = self._text["name"] or default_name(shard)

@@ -10,7 +10,7 @@ from heron_client.config import default_name, default_state_dir, parse_config
 from heron_client.runtime import check_reference
 from heron_client.state_directory import StateDirectory
 from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
-from heron_common.data.partition import Shard
+from heron_common.data.partition import Partition, PartitionKind, Shard
 from heron_common.errors import ConfigurationError, ProgramError
 
 GOOD = ["--server", "127.0.0.1:50051", "--data", "digits:train"]
@@ -29,10 +29,28 @@ def test_flags_beat_the_environment() -> None:
     assert (config.name, config.threads) == ("from-flag", 3)
 
 
+def test_a_partition_comes_from_flag_or_environment_and_is_iid_otherwise() -> None:
+    dirichlet = Partition(PartitionKind.DIRICHLET, 0.5)
+    assert parse_config(GOOD, {}).partition == Partition(PartitionKind.IID)
+    assert parse_config([*GOOD, "--partition", "dirichlet:0.5"], {}).partition == dirichlet
+    assert parse_config(GOOD, {"HERON_CLIENT_PARTITION": "dirichlet:0.5"}).partition == dirichlet
+
+
 def test_every_mistake_comes_in_one_message() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        parse_config(["--server", "nowhere", "--shard", "4/4", "--name", "a/b", "--threads", "0", "--log-level", "loud"], {})
-    for part in ("--server is host:port", "--data is missing", "--shard", "--name", "--threads", "--log-level"):
+        parse_config(
+            ["--server", "nowhere", "--shard", "4/4", "--name", "a/b", "--threads", "0", "--log-level", "loud", "--partition", "labels:0"],
+            {},
+        )
+    for part in (
+        "--server is host:port",
+        "--data is missing",
+        "--shard",
+        "--partition: a partition is written iid",
+        "--name",
+        "--threads",
+        "--log-level",
+    ):
         assert part in str(caught.value)
 
 

@@ -11,6 +11,7 @@ from heron_common.assignment import DataSpecification
 from heron_common.data import open_source, source_names
 from heron_common.data.check import check_source
 from heron_common.data.digits import DIGITS_SPECIFICATION, MemoryRows
+from heron_common.data.partition import Shard, parse_partition, partition_rows
 from heron_common.data.sources import DataSource, parse_specification
 from heron_common.errors import ConfigurationError, DataError
 
@@ -32,7 +33,7 @@ def test_an_unknown_source_is_refused_with_every_kind_that_exists(name: str) -> 
 
 
 def test_source_names_show_how_each_kind_is_written() -> None:
-    assert [usage.split(":")[0] for usage in source_names()] == ["digits", "npz"]
+    assert [usage.split(":")[0] for usage in source_names()] == ["digits", "npz", "fashion-mnist", "cifar-10", "idx"]
 
 
 def test_a_path_may_hold_colons(tmp_path: Path) -> None:
@@ -130,6 +131,40 @@ def test_a_specification_reads_shape_classes_mean_and_deviation(
 
 def test_a_named_specification_is_found_by_its_name() -> None:
     assert parse_specification("digits") is DIGITS_SPECIFICATION
+    assert parse_specification("fashion-mnist") == DataSpecification("fashion-mnist", (1, 28, 28), 10, 72.94, 90.02)
+    assert parse_specification("cifar-10") == DataSpecification("cifar-10", (3, 32, 32), 10, 120.7, 64.2)
+
+
+@pytest.mark.parametrize("kind", ["u1", ">i4", "i8"])
+def test_labels_are_read_in_the_order_of_the_rows(tmp_path: Path, kind: str) -> None:
+    labels = (np.arange(10_000) % 251).astype(kind)
+    np.savez(tmp_path / "d.npz", x=np.ones((10_000, 1)), y=labels)
+    source = open_source(f"npz:{tmp_path / 'd.npz'}")
+    assert source.read_labels().dtype == np.int64
+    assert np.array_equal(source.read_labels(), labels)
+    assert source.restricted(np.array([9_999, 3, 3])).read_labels().tolist() == [labels[9_999], 3, 3]
+
+
+@pytest.mark.parametrize("text", ["iid", "dirichlet:0.3", "labels:2", "sizes:1"])
+def test_a_shard_of_a_source_has_the_rows_of_the_partition(text: str) -> None:
+    source, partition = open_source("digits:train"), parse_partition(text)
+    labels = source.read_labels()
+    for index in range(3):
+        expected = partition_rows(labels, partition, Shard(index, 3))
+        shard = source.shard(partition, Shard(index, 3))
+        assert np.array_equal(shard.rows, expected)
+        assert np.array_equal(shard.read_labels(), labels[expected])
+
+
+def test_a_partition_without_labels_does_not_read_them() -> None:
+    class Unreadable(MemoryRows):
+        def read(self, rows: np.ndarray) -> np.ndarray:
+            raise AssertionError("labels were read")
+
+    inputs = MemoryRows(np.zeros((8, 1)))
+    source = DataSource("memory", inputs, Unreadable(np.zeros(8)), np.arange(8))
+    assert source.shard(parse_partition("iid"), Shard(0, 2)).num_examples == 4
+    assert source.shard(parse_partition("sizes:1"), Shard(0, 2)).num_examples > 0
 
 
 WRONG = [
@@ -152,7 +187,7 @@ WRONG = [
 
 @pytest.mark.parametrize("text", [*WRONG, "2:10:0:1:5"])
 def test_a_text_that_is_no_specification_is_refused_with_both_forms(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="digits, or SHAPE:CLASSES") as refusal:
+    with pytest.raises(ConfigurationError, match="digits, fashion-mnist, cifar-10, or SHAPE:CLASSES") as refusal:
         parse_specification(text)
     assert repr(text) in str(refusal.value)
 

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 import tokenize
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from numpy.lib import format as npy_format
 
+from heron_common.data.file_rows import FileRows
 from heron_common.errors import ConfigurationError, DataError
-from heron_common.tensors import Int64Array
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
-
-
-class FileRows:
-    """Rows of a C-ordered array at a byte offset of a file."""
-
-    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._offset = offset
-        self._shape = shape
-        self._dtype = dtype
-        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows, then the shape of a row."""
-        return self._shape
-
-    def read(self, rows: Int64Array) -> npt.NDArray[Any]:
-        """Return the given rows as a new array.
-
-        Raises:
-            DataError: the file became shorter since it was opened.
-
-        """
-        pieces = [os.pread(self._descriptor, self._row_bytes, self._offset + int(row) * self._row_bytes) for row in rows]
-        if any(len(piece) != self._row_bytes for piece in pieces):
-            raise DataError("a row could not be read whole: the data file changed while it was in use")
-        return np.frombuffer(b"".join(pieces), self._dtype).reshape(len(rows), *self._shape[1:])
 
 
 def open_npz(argument: str) -> tuple[FileRows, FileRows]:
@@ -68,9 +32,9 @@ def open_npz(argument: str) -> tuple[FileRows, FileRows]:
             x, y = (_member(archive, path, name) for name in ("x", "y"))
     except (OSError, zipfile.BadZipFile, ValueError, struct.error, tokenize.TokenError) as exc:
         raise DataError(f"cannot read {path} as an .npz file ({exc}): write it with numpy.savez(path, x=..., y=...)") from exc
-    if x._dtype.kind not in "fiub" or y._dtype.kind not in "iu" or len(y.shape) != 1 or len(x.shape) < 2:
+    if x.dtype.kind not in "fiub" or y.dtype.kind not in "iu" or len(y.shape) != 1 or len(x.shape) < 2:
         raise DataError(
-            f"{path} must hold x [n, ...] of numbers and y [n] of integers, but holds x {x._dtype}{list(x.shape)} and y {y._dtype}{list(y.shape)}"
+            f"{path} must hold x [n, ...] of numbers and y [n] of integers, but holds x {x.dtype}{list(x.shape)} and y {y.dtype}{list(y.shape)}"
         )
     return x, y
 

@@ -1,4 +1,4 @@
-"""Data sources by name: `digits:train`, `digits:test`, `npz:PATH`. Raw values; a run's data specification says how to normalise them."""
+"""Data sources by name, like `digits:train` or `npz:PATH`. Raw values; a run's data specification says how to normalise them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_common.assignment import DataSpecification
+from heron_common.data.cifar import CIFAR_10_SPECIFICATION, open_cifar_10
 from heron_common.data.digits import DIGITS_SPECIFICATION, open_digits
+from heron_common.data.fashion_mnist import FASHION_MNIST_SPECIFICATION, open_fashion_mnist
+from heron_common.data.idx import open_idx
 from heron_common.data.npz import open_npz
+from heron_common.data.partition import Partition, Shard, partition_rows
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.tensors import Float32Array, Int64Array
+
+_LABELS_AT_ONCE = 4096
 
 
 class RowReader(Protocol):
@@ -60,13 +66,39 @@ class DataSource:
         """Return the same source with only some of its rows."""
         return DataSource(self.name, self.inputs, self.labels, self.rows[rows])
 
+    def read_labels(self) -> Int64Array:
+        """Return every label; a few are read at a time."""
+        result = np.empty(self.num_examples, np.int64)
+        for start in range(0, self.num_examples, _LABELS_AT_ONCE):
+            rows = self.rows[start : start + _LABELS_AT_ONCE]
+            result[start : start + len(rows)] = self.labels.read(rows).reshape(-1)
+        return result
+
+    def shard(self, partition: Partition, shard: Shard) -> DataSource:
+        """Return one client's part; labels are read only if the partition depends on them.
+
+        Raises:
+            DataError: there are too few samples for so many clients.
+
+        """
+        labels = self.read_labels() if partition.uses_labels else np.zeros(self.num_examples, np.int64)
+        return self.restricted(partition_rows(labels, partition, shard))
+
 
 _OPENERS: dict[str, tuple[str, Callable[[str], tuple[RowReader, RowReader]]]] = {
     "digits": ("digits:train or digits:test", open_digits),
     "npz": ("npz:PATH (an uncompressed .npz with arrays 'x' and 'y')", open_npz),
+    "fashion-mnist": (
+        "fashion-mnist:train or fashion-mnist:test (Debian's dataset-fashion-mnist, or :FOLDER behind it)",
+        open_fashion_mnist,
+    ),
+    "cifar-10": ("cifar-10:train:FOLDER or cifar-10:test:FOLDER (as published, binary or python)", open_cifar_10),
+    "idx": ("idx:FOLDER:train or idx:FOLDER:test (MNIST's file format, plain or .gz)", open_idx),
 }
 
-SPECIFICATIONS: dict[str, DataSpecification] = {"digits": DIGITS_SPECIFICATION}
+SPECIFICATIONS: dict[str, DataSpecification] = {
+    specification.name: specification for specification in (DIGITS_SPECIFICATION, FASHION_MNIST_SPECIFICATION, CIFAR_10_SPECIFICATION)
+}
 """Specifications that have a name of their own."""
 
 
@@ -95,7 +127,7 @@ def open_source(name: str) -> DataSource:
 
 
 def parse_specification(text: str) -> DataSpecification:
-    """Read `digits` or `1x28x28:10` or `1x28x28:10:MEAN:STANDARD_DEVIATION`.
+    """Read a name like `digits`, or `1x28x28:10` or `1x28x28:10:MEAN:STANDARD_DEVIATION`.
 
     Raises:
         ConfigurationError: it is neither; the message shows both forms.
