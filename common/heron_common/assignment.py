@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+import numpy.typing as npt
 
 from heron_common.ids import RoundReference
-from heron_common.plan import Plan
+from heron_common.plan import Plan, UpdateEncoding
 from heron_common.tensors import DType, TensorSpec
 
 
@@ -90,6 +93,7 @@ class Assignment:
     auxiliary_head: BlobReference | None
     direction_scales: tuple[float, ...]
     second_moment: float
+    derivative_quantile: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,15 @@ class UploadLoss:
 
 @dataclass(frozen=True)
 class UploadAnswer:
-    """The answer to an upload: scalars only. `probe_losses` is [1 + num_probes, batch_size] row by row, or empty."""
+    """The answer to an upload: scalars, and lambda in the plans that need it. `probe_losses` is [1 + num_probes, batch_size] row by row, or empty.
+
+    `cut_gradient` holds the encoded rows of `cut_gradient_specs`; empty where the plan asks for none.
+    """
 
     server_version: int
     probe_losses: tuple[float, ...]
     losses: tuple[UploadLoss, ...]
+    cut_gradient: bytes | bytearray = b""
 
 
 @dataclass(frozen=True)
@@ -161,18 +169,45 @@ class LocalStatistics:
     step_seconds: float = 0.0
     upload_wait_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    derivative_quantile: float = 0.0
+    steps_skipped: int = 0
+    diverged: bool = False
+    forward_equivalents: float = 0.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a client made of a round: `tensors` with their arrays, and the digest of its resulting trained weights."""
+
+    encoding: UpdateEncoding
+    tensors: tuple[TensorSpec, ...]
+    arrays: tuple[npt.NDArray[Any], ...]
+    weights_sha256: bytes
 
 
 def upload_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
-    """Return the tensors of one upload: activations of the base and each probe, then labels."""
-    activations = TensorSpec("activations", model.cut.dtype, (plan.batch_size * (1 + plan.num_probes), *model.cut.shape))
+    """Return the tensors of one upload: activations of the base and each probe in the wire dtype, then labels."""
+    activations = TensorSpec("activations", DType(plan.wire_dtype.value), (plan.batch_size * (1 + plan.num_probes), *model.cut.shape))
     return (activations, TensorSpec("labels", DType.INT64, (plan.batch_size,)))
 
 
-def update_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
-    """Return the tensors of a dense update: the flat front, then the flat head if the client trains it; none if nothing was trained."""
+def cut_gradient_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
+    """Return the tensors that answer an upload: lambda, the gradient of each sample's loss at the cut, in the wire dtype; none in most plans."""
+    if not plan.needs_cut_gradient:
+        return ()
+    return (TensorSpec("cut_gradient", DType(plan.wire_dtype.value), (plan.batch_size, *model.cut.shape)),)
+
+
+def update_specs(plan: Plan, model: ModelSpec, encoding: UpdateEncoding | None = None) -> tuple[TensorSpec, ...]:
+    """Return the tensors of an update in the plan's encoding or another: a log's coefficients, or the flat front and, if the client trains it, the head.
+
+    None if nothing was trained.
+    """
     if not plan.trains_front:
         return ()
+    if (encoding or plan.update_encoding) is UpdateEncoding.LOG:
+        directions = plan.direction_groups * plan.num_directions
+        return (TensorSpec("coefficients", DType.FLOAT64, (plan.local_steps, directions)),)
     flat = [TensorSpec("client_model", DType.FLOAT32, (sum(t.num_elements for t in model.client_model),))]
     if plan.trains_head:
         flat.append(TensorSpec("auxiliary_head", DType.FLOAT32, (sum(t.num_elements for t in model.auxiliary_head),)))

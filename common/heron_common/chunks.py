@@ -49,6 +49,10 @@ class StreamReceiver:
         self._received = [0] * len(specs)
         self._account = StreamAccount()
 
+    def received_bytes(self, tensor_index: int) -> int:
+        """Return how much of a tensor has come; 0 for one that was not announced."""
+        return self._received[tensor_index] if tensor_index < len(self._received) else 0
+
     def check_chunk(self, tensor_index: int, data: bytes) -> TensorSpec:
         """Account for one chunk and return its tensor's specification.
 

@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     SPOOL_FULL = "spool_full"
     STREAM_BUSY = "stream_busy"
     UPDATE_INCOMPLETE = "update_incomplete"
+    LOG_MISMATCH = "log_mismatch"
     INTERNAL = "internal"
 
 
@@ -70,6 +71,9 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.STREAM_BUSY: CatalogEntry("RESOURCE_EXHAUSTED", True, "this client has an upload under way already"),
     ErrorCode.UPDATE_INCOMPLETE: CatalogEntry(
         "FAILED_PRECONDITION", False, "the update does not follow the uploads that the plan asks for"
+    ),
+    ErrorCode.LOG_MISMATCH: CatalogEntry(
+        "FAILED_PRECONDITION", False, "an update log does not arrive at the weights that it names; send them"
     ),
     ErrorCode.INTERNAL: CatalogEntry("INTERNAL", True, "the server met an unexpected error; its log has the details"),
 }

@@ -1,26 +1,27 @@
-"""The algorithm table: what a client does in a round, as frozen values; a preset is a row.
+"""What an algorithm is: a plan (what a client does in a round) and what the server does around it, as frozen values.
 
-An algorithm is a plan, not a subclass: every client runs every plan with the same loop.
+An algorithm is a plan, not a subclass: every client runs every plan with the same loop. The table of presets is in `presets.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from heron_common.aggregation_rule import AggregationRule
 from heron_common.directions import DirectionDistribution
-from heron_common.errors import ConfigurationError
+from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 
 
 class Objective(StrEnum):
-    """Whose loss the front descends."""
+    """Whose loss the front descends: a local head's, the server's by its scalars, or the server's by its gradients at the cut."""
 
     NONE = "none"
     AUXILIARY = "auxiliary"
     SERVER = "server"
+    CUT_GRADIENT = "cut_gradient"
 
 
 class Estimator(StrEnum):
@@ -28,22 +29,29 @@ class Estimator(StrEnum):
 
     NONE = "none"
     ZEROTH_ORDER = "zeroth_order"
+    FIRST_ORDER = "first_order"
 
 
 class ClientOptimiser(StrEnum):
-    """How a client turns an estimate into a step."""
+    """How a client turns an estimate or a gradient into a step; the state of all of them starts anew each round."""
 
     SGD = "sgd"
+    MOMENTUM = "momentum"
     ADAM = "adam"
+    ADAMW = "adamw"
     SCALAR_ADAPTIVE = "scalar_adaptive"
 
 
 class HeadTraining(StrEnum):
-    """Who trains the auxiliary head: nobody (unused), the client with its front, or the server first-order."""
+    """Who trains the auxiliary head: nobody (unused), the client with its front, the server first-order on the labels, or the server by alignment.
+
+    ALIGNMENT keeps a head per client and fits its gradients at the cut to the back's (FSL-SAGE, arXiv 2505.23182).
+    """
 
     NONE = "none"
     CLIENT = "client"
     SERVER = "server"
+    ALIGNMENT = "alignment"
 
 
 class DirectionScale(StrEnum):
@@ -55,11 +63,12 @@ class DirectionScale(StrEnum):
 
 
 class ServerSchedule(StrEnum):
-    """In which order the server trains on uploads: as they arrive, client after client, or step after step."""
+    """In which order the server trains on uploads: as they arrive, client after client, step after step, or a step's uploads mixed."""
 
     ARRIVAL = "arrival"
     SEQUENTIAL = "sequential"
     LOCKSTEP = "lockstep"
+    SHUFFLED = "shuffled"
 
 
 class Weighting(StrEnum):
@@ -67,6 +76,14 @@ class Weighting(StrEnum):
 
     EXAMPLES = "examples"
     UNIFORM = "uniform"
+
+
+class UpdateEncoding(StrEnum):
+    """What a client submits: the coefficients of its directions, or its resulting weights; AUTO leaves the choice to the server's counts."""
+
+    AUTO = "auto"
+    LOG = "log"
+    DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,15 @@ class Plan:
     optimiser: ClientOptimiser
     learning_rate: float
     clip_factor: float
+    num_directions: int = 1
+    """Directions per group; each costs another pass of the group and divides the estimate's variance."""
+    wire_dtype: WireDtype = WireDtype.FLOAT32
+    """Of activations and of gradients at the cut; losses and finite differences are never quantised."""
+    update_encoding: UpdateEncoding = UpdateEncoding.DENSE
+    momentum: float = 0.9
+    """Of the momentum optimiser; nine tenths is everybody's default."""
+    weight_decay: float = 0.0
+    """Decoupled, of adamw."""
 
     @property
     def trains_front(self) -> bool:
@@ -109,7 +135,27 @@ class Plan:
         """How many perturbed copies of the batch's activations go up with each step: 0 unless the server judges them."""
         if self.objective is not Objective.SERVER or not self.trains_front:
             return 0
-        return 1 if self.difference is FiniteDifference.FORWARD else 2
+        return self.num_directions * (1 if self.difference is FiniteDifference.FORWARD else 2)
+
+    @property
+    def needs_cut_gradient(self) -> bool:
+        """Whether every upload is answered with lambda, the gradients of its samples' losses at the cut."""
+        return self.trains_front and self.objective is Objective.CUT_GRADIENT
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether a step needs the server's answer to its own upload."""
+        return self.num_probes > 0 or self.needs_cut_gradient
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether a step evaluates perturbed weights."""
+        return self.estimator is Estimator.ZEROTH_ORDER
+
+    @property
+    def logs(self) -> bool:
+        """Whether the client submits its coefficients instead of its weights."""
+        return self.perturbs and self.update_encoding is UpdateEncoding.LOG
 
     def uploads_at(self, local_step: int) -> bool:
         """Whether the server trains on this step's activations."""
@@ -131,6 +177,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """How the server fits each client's head to the gradients at the cut (FSL-SAGE, arXiv 2505.23182, alignment)."""
+
+    interval_rounds: int = 1
+    """Every so many rounds; the paper's code aligns every tenth of its much longer rounds."""
+    epochs: int = 10
+    """Passes over the rows that were kept."""
+    learning_rate: float = 1e-3
+    """Adam's, as in the authors' code."""
+    max_rows: int = 1000
+    """Latest rows per client that are kept for it, as in the authors' code."""
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """A plan and what the server does around it."""
 
@@ -142,146 +202,21 @@ class Algorithm:
     warmup_rounds: int
     final_rate_fraction: float
     """The client's learning rate falls linearly over the run to this fraction of itself; 1 keeps it constant."""
+    aggregation: AggregationRule = AggregationRule.MEAN
+    replicates_back: bool = False
+    """Whether every client has a back of its own, averaged with the fronts at the end of a round (SFLV1, arXiv 2004.12088)."""
+    alignment: Alignment = Alignment()
 
-    def plan_for_round(self, round_index: int, num_rounds: int) -> Plan:
-        """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly."""
-        if round_index < self.warmup_rounds:
+    def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False) -> Plan:
+        """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly.
+
+        Args:
+            round_index, num_rounds: where in the run.
+            rests: keep the front as it is, because it diverged.
+
+        """
+        if round_index < self.warmup_rounds or rests:
             return dataclasses.replace(self.plan, objective=Objective.NONE, estimator=Estimator.NONE)
         progress = round_index / num_rounds
         rate = self.plan.learning_rate * (1.0 - (1.0 - self.final_rate_fraction) * progress)
         return dataclasses.replace(self.plan, learning_rate=rate)
-
-
-_FORWARD_ONLY = Plan(
-    preset="heron",
-    objective=Objective.AUXILIARY,
-    estimator=Estimator.ZEROTH_ORDER,
-    difference=FiniteDifference.FORWARD,
-    distribution=DirectionDistribution.RADEMACHER,
-    direction_groups=0,
-    smoothing_radius=1e-3,
-    head_training=HeadTraining.SERVER,
-    local_steps=10,
-    upload_interval=1,
-    batch_size=64,
-    micro_batch=0,
-    optimiser=ClientOptimiser.SCALAR_ADAPTIVE,
-    learning_rate=4.0,
-    clip_factor=4.0,
-)
-"""Zeros in direction_groups and micro_batch mean: the server fixes them from weight and FLOP counts."""
-
-PRESETS: dict[str, Algorithm] = {
-    # Ours: the best measured at the paper's client memory.
-    "heron": Algorithm(_FORWARD_ONLY, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.GLOBAL_RMS, 1e-2, 1, 0.0),
-    # arXiv 2601.09076, strictly: one unit-sphere direction a step over front and head together (in our convention of radius sqrt(d)),
-    # forward difference, the client trains the head, uniform average, SFLV2's client-after-client server.
-    "heron-paper": Algorithm(
-        dataclasses.replace(
-            _FORWARD_ONLY,
-            preset="heron-paper",
-            distribution=DirectionDistribution.SPHERE,
-            direction_groups=1,
-            head_training=HeadTraining.CLIENT,
-            smoothing_radius=2e-4,
-            optimiser=ClientOptimiser.SGD,
-            learning_rate=3e-2,
-            clip_factor=10.0,
-        ),
-        ServerSchedule.SEQUENTIAL,
-        Weighting.UNIFORM,
-        DirectionScale.UNIT,
-        1e-2,
-        0,
-        0.0,
-    ),
-    # Differences of the per-sample losses that the server returns: no auxiliary head, no bias of a local loss (HOSL, arXiv 2601.10940, federated).
-    "heron-server-loss": Algorithm(
-        dataclasses.replace(_FORWARD_ONLY, preset="heron-server-loss", objective=Objective.SERVER, head_training=HeadTraining.NONE),
-        ServerSchedule.ARRIVAL,
-        Weighting.EXAMPLES,
-        DirectionScale.GLOBAL_RMS,
-        1e-2,
-        1,
-        0.0,
-    ),
-    # The control: the front keeps its first weights, only the server learns.
-    "frozen": Algorithm(
-        dataclasses.replace(
-            _FORWARD_ONLY,
-            preset="frozen",
-            objective=Objective.NONE,
-            estimator=Estimator.NONE,
-            head_training=HeadTraining.NONE,
-            direction_groups=1,
-        ),
-        ServerSchedule.ARRIVAL,
-        Weighting.EXAMPLES,
-        DirectionScale.UNIT,
-        1e-2,
-        0,
-        1.0,
-    ),
-}
-
-
-def preset(name: str) -> Algorithm:
-    """Return a row of the table.
-
-    Raises:
-        ConfigurationError: there is no such preset; the message lists those that exist.
-
-    """
-    if name not in PRESETS:
-        raise ConfigurationError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def plan_mistakes(plan: Plan) -> list[str]:
-    """Return every mistake in a complete plan, each one sentence with what to write instead; empty if there is none."""
-    counts = ("local_steps", "upload_interval", "batch_size", "direction_groups", "micro_batch")
-    reals = (("smoothing_radius", plan.smoothing_radius), ("client_learning_rate", plan.learning_rate), ("clip_factor", plan.clip_factor))
-    wrong = [name for name in counts if getattr(plan, name) < 1]
-    mistakes = [f"{name} must be at least 1, not {getattr(plan, name)}: give a positive number" for name in wrong]
-    mistakes += [
-        f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
-        for name, value in reals
-        if not (value > 0 and math.isfinite(value))
-    ]
-    return mistakes + _size_mistakes(plan, set(wrong)) + _relation_mistakes(plan)
-
-
-def _size_mistakes(plan: Plan, wrong: set[str]) -> list[str]:
-    mistakes: list[str] = []
-    if not wrong & {"upload_interval", "local_steps"} and plan.upload_interval > plan.local_steps:
-        mistakes.append(
-            f"upload_interval {plan.upload_interval} exceeds local_steps {plan.local_steps}: the server would train once a round; lower it"
-        )
-    if wrong & {"batch_size", "direction_groups"}:
-        return mistakes
-    if plan.batch_size % plan.direction_groups:
-        mistakes.append(f"direction_groups {plan.direction_groups} does not divide batch_size {plan.batch_size}: choose a divisor")
-    elif "micro_batch" not in wrong and plan.group_size % plan.micro_batch:
-        mistakes.append(f"micro_batch {plan.micro_batch} does not divide a group of {plan.group_size} samples: choose a divisor")
-    return mistakes
-
-
-def _relation_mistakes(plan: Plan) -> list[str]:
-    mistakes: list[str] = []
-    if plan.objective is Objective.NONE and plan.trains_front:
-        mistakes.append(
-            "objective=none gives estimator=zeroth_order nothing to descend: set objective to auxiliary or server, or estimator to none"
-        )
-    if plan.objective is Objective.AUXILIARY and plan.head_training is HeadTraining.NONE:
-        mistakes.append("objective=auxiliary needs a head: set head_training to client or server, not none")
-    if plan.objective is Objective.SERVER and plan.head_training is HeadTraining.CLIENT:
-        mistakes.append("objective=server has no local head to train: set head_training to none or server, not client")
-    return mistakes
-
-
-def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
-    """Return every mistake in an algorithm whose plan is complete."""
-    mistakes = plan_mistakes(algorithm.plan)
-    if algorithm.plan.objective is Objective.SERVER and algorithm.schedule is ServerSchedule.SEQUENTIAL:
-        mistakes.append("objective=server with server_schedule=sequential would idle every client but one: use arrival or lockstep")
-    return mistakes

@@ -28,10 +28,25 @@ class DType(StrEnum):
 
     FLOAT32 = "float32"
     INT64 = "int64"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    FLOAT64 = "float64"
 
 
-NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {DType.FLOAT32: np.dtype("<f4"), DType.INT64: np.dtype("<i8")}
+NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {
+    DType.FLOAT32: np.dtype("<f4"),
+    DType.INT64: np.dtype("<i8"),
+    DType.FLOAT16: np.dtype("<f2"),
+    # numpy has no bfloat16; what travels are its bits.
+    DType.BFLOAT16: np.dtype("<u2"),
+    DType.INT8: np.dtype("i1"),
+    DType.FLOAT64: np.dtype("<f8"),
+}
 """Every member of DType has an entry; a test compares the table with the wire enum too."""
+
+SCALE_BYTES = 4
+"""Every row (index of the first dimension) of an int8 tensor is preceded by its float32 scale."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,9 @@ class TensorSpec:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the raw tensor."""
-        return self.num_elements * NUMPY_DTYPES[self.dtype].itemsize
+        """Bytes of the raw tensor, scales of int8 rows included."""
+        scales = SCALE_BYTES * (self.shape[0] if self.shape else 1) if self.dtype is DType.INT8 else 0
+        return self.num_elements * NUMPY_DTYPES[self.dtype].itemsize + scales
 
     @property
     def row_bytes(self) -> int:
@@ -87,32 +103,6 @@ def check_specs(expected: tuple[TensorSpec, ...], announced: tuple[TensorSpec, .
                 f"expected tensor {want.name!r} as {want.dtype.value}{list(want.shape)}, "
                 f"the header announces {came.name[:80]!r} as {came.dtype.value}{list(came.shape[: MAX_RANK + 1])}",
             )
-
-
-def check_values(spec: TensorSpec, data: bytes | memoryview, num_classes: int) -> None:
-    """Check the values of a piece of a tensor: floats are finite, int64 values are labels in [0, num_classes).
-
-    Raises:
-        RefusedError: NON_FINITE or LABEL_RANGE, or INVALID_TENSOR when the piece is not whole elements.
-
-    """
-    dtype = NUMPY_DTYPES[spec.dtype]
-    if len(data) % dtype.itemsize:
-        raise RefusedError(
-            ErrorCode.INVALID_TENSOR, f"a chunk of {spec.name!r} has {len(data)} bytes, which is not a multiple of {dtype.itemsize}"
-        )
-    values = np.frombuffer(data, dtype)
-    if spec.dtype is DType.FLOAT32:
-        if not bool(np.isfinite(values).all()):
-            raise RefusedError(
-                ErrorCode.NON_FINITE, f"tensor {spec.name!r} must be finite, but holds NaN or infinity: check the client's data and step"
-            )
-    elif values.size and (int(values.min()) < 0 or int(values.max()) >= num_classes):
-        bad = int(values.min()) if int(values.min()) < 0 else int(values.max())
-        raise RefusedError(
-            ErrorCode.LABEL_RANGE,
-            f"labels must lie in [0, {num_classes}), but {bad} came: check the data against the run's data specification",
-        )
 
 
 def encode(array: npt.NDArray[Any], spec: TensorSpec) -> memoryview:

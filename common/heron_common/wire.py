@@ -25,8 +25,9 @@ from heron_common.directions import DirectionDistribution
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
-from heron_common.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan
+from heron_common.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.tensors import MAX_RANK, DType, TensorSpec
+from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 from heron_proto.v1 import split_training_pb2 as pb
 
@@ -44,6 +45,7 @@ def _table(members: Any, wire_enum: Any, prefix: str) -> dict[Any, int]:
 _DTYPE = _table(DType, pb.DType, "DTYPE")
 _PROGRAM_KIND = _table(ProgramKind, pb.ProgramKind, "PROGRAM_KIND")
 _PURPOSE = _table(UploadPurpose, pb.UploadPurpose, "UPLOAD_PURPOSE")
+_ENCODING = _table((UpdateEncoding.DENSE, UpdateEncoding.LOG), pb.UpdateEncoding, "UPDATE_ENCODING")
 _PLAN_ENUMS: dict[str, dict[Any, int]] = {
     "objective": _table(Objective, pb.Objective, "OBJECTIVE"),
     "estimator": _table(Estimator, pb.Estimator, "ESTIMATOR"),
@@ -51,6 +53,8 @@ _PLAN_ENUMS: dict[str, dict[Any, int]] = {
     "distribution": _table(DirectionDistribution, pb.DirectionDistribution, "DIRECTION_DISTRIBUTION"),
     "head_training": _table(HeadTraining, pb.HeadTraining, "HEAD_TRAINING"),
     "optimiser": _table(ClientOptimiser, pb.ClientOptimiser, "CLIENT_OPTIMISER"),
+    "wire_dtype": {member: _DTYPE[DType(member.value)] for member in WireDtype},
+    "update_encoding": _ENCODING,
 }
 
 
@@ -175,6 +179,7 @@ def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
         auxiliary_head=blob_to_proto(assignment.auxiliary_head) if assignment.auxiliary_head else None,
         direction_scales=assignment.direction_scales,
         second_moment=assignment.second_moment,
+        derivative_quantile=assignment.derivative_quantile,
     )
 
 
@@ -187,6 +192,7 @@ def assignment_from_proto(message: pb.Assignment) -> Assignment:
         auxiliary_head=blob_from_proto(message.auxiliary_head) if message.HasField("auxiliary_head") else None,
         direction_scales=tuple(message.direction_scales),
         second_moment=message.second_moment,
+        derivative_quantile=message.derivative_quantile,
     )
 
 
@@ -232,6 +238,17 @@ def answer_to_proto(answer: UploadAnswer) -> pb.UploadAnswer:
 def answer_from_proto(message: pb.UploadAnswer) -> UploadAnswer:
     """Decode the answer to an upload."""
     return UploadAnswer(message.server_version, tuple(message.probe_losses), losses_from_proto(message.losses))
+
+
+def encoding_to_proto(encoding: UpdateEncoding) -> Any:
+    """Encode an update's encoding."""
+    return _ENCODING[encoding]
+
+
+def encoding_from_proto(number: int) -> UpdateEncoding:
+    """Decode an update's encoding; refuses unknown ones."""
+    encoding: UpdateEncoding = _member(_ENCODING, number, "update encoding")
+    return encoding
 
 
 def purpose_to_proto(purpose: UploadPurpose) -> Any:

@@ -1,7 +1,7 @@
 """Zeroth-order estimation and steps as pure functions: scalars in, scalars out; directions come from `directions`.
 
-Notation: theta weights, d their number, G groups, v_g = S u_g with E[u u^T] = I and S = diag(s), mu the smoothing radius,
-c_g the directional derivative of group g. The gradient estimate is ghat = (1/G) sum_g c_g v_g, with E[ghat] = S^2 grad.
+Notation: theta weights, d their number, G groups with P directions each, v_g = S u_g with E[u u^T] = I and S = diag(s), mu the smoothing radius,
+c_g the directional derivative of direction g. The gradient estimate is ghat = (1/(G P)) sum_g c_g v_g, with E[ghat] = S^2 grad.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ SECOND_MOMENT_DECAY = 0.98
 
 ESTABLISHED_COUNT = 16
 """Derivatives after which their mean square is a fair measure; before that nothing is called an outlier by it."""
+
+CLIP_QUANTILE = 0.95
+"""Sizes of derivatives below this share are ordinary; clipping is measured by where it lies."""
+
+QUANTILE_RATE = 0.1
+"""How far one observation moves the logarithm of the running quantile: it forgets over a few hundred observations, and an outlier hardly moves it."""
+
+QUANTILE_OVER_MEDIAN = 2.9
+"""CLIP_QUANTILE over the median of |c| for a normal c: 1.96 / 0.674."""
 
 MAX_STEP_SCALES = 1.0
 """The sum of |a_g| over a step: with Rademacher directions no weight moves by more than its tensor's scale, whatever the losses say."""
@@ -63,14 +72,43 @@ class SecondMoment:
 
 
 @dataclass(frozen=True)
+class RunningQuantile:
+    """Running CLIP_QUANTILE of sizes |c|, tracked on the logarithm so that it follows any scale (Robbins and Monro 1951).
+
+    Attributes:
+        value: the quantile; 0 if none is known.
+        count: how many sizes it is made of.
+
+    """
+
+    value: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def received(cls, value: float) -> RunningQuantile:
+        """Take up the quantile that earlier rounds arrived at; 0 means that there is none, and what is not finite is none."""
+        return cls(value, ESTABLISHED_COUNT) if value > 0 and math.isfinite(value) else cls()
+
+    def updated(self, sizes: Float64Array) -> RunningQuantile:
+        """Return the quantile after more sizes: log q rises by rate * tau on each larger size and falls by rate * (1 - tau) on each other."""
+        if sizes.size == 0:
+            return self
+        value = self.value or QUANTILE_OVER_MEDIAN * float(np.median(sizes))
+        for size in sizes:
+            value *= math.exp(QUANTILE_RATE * (CLIP_QUANTILE if size > value else CLIP_QUANTILE - 1.0))
+        return RunningQuantile(value, self.count + sizes.size)
+
+
+@dataclass(frozen=True)
 class GuardedDerivatives:
     """Directional derivatives that may touch weights: finite and clipped.
 
     Attributes:
-        values: [G], float64.
+        values: [directions], float64.
         num_clipped: how many were larger than the limit.
         num_non_finite: how many were NaN or infinite; they count as 0.
         second_moment: the running mean of c^2, this step included.
+        quantile: the running quantile of |c|, this step included.
 
     """
 
@@ -78,6 +116,7 @@ class GuardedDerivatives:
     num_clipped: int
     num_non_finite: int
     second_moment: SecondMoment
+    quantile: RunningQuantile
 
 
 def directional_derivatives(
@@ -102,19 +141,20 @@ def directional_derivatives(
     return means
 
 
-def guard(derivatives: Float64Array, second_moment: SecondMoment, clip_factor: float) -> GuardedDerivatives:
-    """Zero what is not finite, clip the rest at clip_factor * sqrt(m), and update the running mean m with the result.
+def guard(derivatives: Float64Array, second_moment: SecondMoment, quantile: RunningQuantile, clip_factor: float) -> GuardedDerivatives:
+    """Zero what is not finite, clip the rest at clip_factor times the running quantile of sizes, and update both running figures.
 
-    While m rests on fewer than ESTABLISHED_COUNT derivatives, `clip_factor` times the median size within this step is the limit instead.
+    While the quantile rests on fewer than ESTABLISHED_COUNT sizes, what the median within this step makes one expect is taken instead.
     """
     finite = np.isfinite(derivatives)
     values = np.where(finite, derivatives, 0.0)
-    median = float(np.median(np.abs(values[finite]))) if finite.any() else 0.0
-    reference = math.sqrt(second_moment.value) if second_moment.count >= ESTABLISHED_COUNT else median
+    sizes = np.abs(values[finite])
+    median = float(np.median(sizes)) if sizes.size else 0.0
+    reference = quantile.value if quantile.count >= ESTABLISHED_COUNT else QUANTILE_OVER_MEDIAN * median
     limit = clip_factor * reference if reference > 0 else math.inf
     num_clipped = int((np.abs(values) > limit).sum())
     values = np.clip(values, -limit, limit)
-    return GuardedDerivatives(values, num_clipped, int((~finite).sum()), second_moment.updated(values[finite]))
+    return GuardedDerivatives(values, num_clipped, int((~finite).sum()), second_moment.updated(values[finite]), quantile.updated(sizes))
 
 
 def sgd_coefficients(derivatives: Float64Array, learning_rate: float) -> Float64Array:
@@ -152,10 +192,10 @@ def global_scales(tensors: list[Float32Array], floor: float) -> Float64Array:
     return np.full(len(tensors), max(_rms(tensors), floor), np.float64)
 
 
-def merge_second_moments(moments: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
-    """Return the weighted mean of the clients' running means of c^2; entries that are 0 (none known) or not finite do not count."""
-    known = np.isfinite(moments) & (moments > 0)
-    return float(np.average(moments[known], weights=weights[known])) if known.any() and float(weights[known].sum()) > 0 else 0.0
+def merge_running(figures: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
+    """Return the weighted mean of the clients' running figures (mean of c^2, quantile of |c|); entries that are 0 (unknown) or not finite do not count."""
+    known = np.isfinite(figures) & (figures > 0)
+    return float(np.average(figures[known], weights=weights[known])) if known.any() and float(weights[known].sum()) > 0 else 0.0
 
 
 def _rms(tensors: list[Float32Array]) -> float:

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from heron_client.optimisers import make_optimiser
+from heron_client.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.parameters import LocalParameters
+from heron_client.passes import Batch, CutGradient, Passes, UploadStream
+from heron_client.round_meter import RoundMeter
 from heron_client.runtime import Program
-from heron_client.sending import StepSender
+from heron_client.sending import SendOutcome, StepSender
 from heron_client.uploader import Upload, UploadRequest
-from heron_common.assignment import Assignment, LocalStatistics, ModelSpec, ProgramKind, UploadAnswer, UploadPurpose, upload_specs
+from heron_common.assignment import (
+    Assignment,
+    ModelSpec,
+    ProgramKind,
+    Submission,
+    UploadPurpose,
+    cut_gradient_specs,
+    update_specs,
+    upload_specs,
+)
 from heron_common.clock import Clock
 from heron_common.data.partition import SampleOrder
 from heron_common.directions import Directions, derive_seed
-from heron_common.plan import Objective
+from heron_common.plan import Estimator, Objective, UpdateEncoding
 from heron_common.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
-from heron_common.zeroth_order import FiniteDifference, SecondMoment, directional_derivatives, guard
+from heron_common.update_log import step_directions, weights_digest
+from heron_common.zeroth_order import FiniteDifference, RunningQuantile, SecondMoment, directional_derivatives, guard
 
 ReadBatch = Callable[[Int64Array], tuple[Float32Array, Int64Array]]
+
+EXPLODED = 1e12
+"""A gradient's largest entry or a batch's mean loss beyond this is no step to take: the round has diverged."""
 
 
 @dataclass(frozen=True)
@@ -38,175 +53,194 @@ class LocalContext:
     clock: Clock
 
 
-@dataclass
-class RoundMeter:
-    """Running sums over a round's differences and losses (Welford for the variance)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    clipped: int = 0
-    non_finite: int = 0
-    forward_passes: int = 0
-    losses: list[float] = field(default_factory=list)
-
-    def add_differences(self, values: Float64Array) -> None:
-        """Account for the guarded derivatives of one step."""
-        for value in values:
-            self.count += 1
-            delta = float(value) - self.mean
-            self.mean += delta / self.count
-            self.squares += delta * (float(value) - self.mean)
-
-    def add_losses(self, losses: Float32Array) -> None:
-        """Account for the finite losses of one step; the others are counted with the differences that they make."""
-        finite = losses[np.isfinite(losses)]
-        if finite.size:
-            self.losses.append(float(np.mean(finite, dtype=np.float64)))
-
-    def to_statistics(self, second_moment: float, step_seconds: float, wait_seconds: float, peak_memory_bytes: int) -> LocalStatistics:
-        """Return what the client reports of the round."""
-        return LocalStatistics(
-            second_moment=second_moment,
-            mean_local_loss=float(np.mean(self.losses)) if self.losses else 0.0,
-            forward_passes=self.forward_passes,
-            differences=self.count,
-            difference_mean=self.mean,
-            difference_variance=self.squares / self.count if self.count else 0.0,
-            differences_clipped=self.clipped,
-            differences_non_finite=self.non_finite,
-            step_seconds=step_seconds,
-            upload_wait_seconds=wait_seconds,
-            peak_memory_bytes=peak_memory_bytes,
-        )
-
-
 class LocalRound:
-    """One attempt at one round. `run_step` for 0, 1, ..., then `finish`; theta in `context.parameters` is the result."""
+    """One attempt at one round. `run_step` for 0, 1, ..., then `finish`; theta in `context.parameters` is the result.
+
+    A step that meets a loss or gradient that is not finite is not taken, and none after it: the weights stay the last good ones.
+    """
 
     def __init__(
         self, context: LocalContext, assignment: Assignment, sender: StepSender, on_step: Callable[[int, float, float], None]
     ) -> None:
         plan = assignment.plan
-        self._context = context
-        self._plan = plan
-        self._assignment = assignment
+        self._context, self._plan, self._assignment = context, plan, assignment
         self._sender = sender
         self._on_step = on_step
         self._order = SampleOrder(context.run_seed, context.client_id, assignment.round, context.num_examples, plan.batch_size)
         self._layout = context.parameters.trained_layout(plan.trains_head)
         self._trained = context.parameters.theta[: self._layout.num_parameters]
         self._scales = np.array(assignment.direction_scales, np.float64)
-        self._optimiser = make_optimiser(plan, self._layout.num_parameters) if plan.trains_front else None
-        self._program = context.programs[ProgramKind.LOSS if plan.needs_head else ProgramKind.FRONT]
-        self._specs = upload_specs(plan, context.model)
-        self.second_moment = SecondMoment.received(assignment.second_moment)
-        self.meter = RoundMeter()
-        self.step_seconds = 0.0
+        exact = plan.estimator is Estimator.FIRST_ORDER
+        self._gradient: Float32Array = np.zeros(self._trained.size if exact else 0, np.float32)
+        self._exact = make_gradient_optimiser(plan, self._trained.size) if exact else None
+        self._inexact = make_zeroth_order_optimiser(plan, self._trained.size) if plan.perturbs else None
+        self._coefficients: list[Float64Array] = []
+        self.meter = RoundMeter(SecondMoment.received(assignment.second_moment), RunningQuantile.received(assignment.derivative_quantile))
+        self._passes = Passes(plan, context.parameters, self._trained.size, self._scales, self.meter)
 
     def run_step(self, local_step: int) -> None:
-        """Take one local step: base pass (streamed up where the plan says so), perturbed passes, step."""
+        """Take one local step: base pass (streamed up where the plan says so), perturbed passes or a gradient, step."""
         started = self._context.clock.now()
-        x, y = self._context.read_batch(self._order.indices(local_step))
-        sends = self._plan.sends_at(local_step)
-        # A difference of losses needs the base pass; so does an upload. Nothing else does.
-        central = self._plan.difference is FiniteDifference.CENTRAL
-        base_losses: Float32Array | None = None
-        answer: UploadAnswer | None = None
-        if sends:
-            front = self._context.parameters.front.copy()
-            outcome = self._sender.send(self._request(local_step), lambda upload: self._stream(upload, local_step, front, x, y))
-            base_losses, answer = outcome.losses, outcome.answer
-        elif not central:
-            self._context.parameters.show_base()
-            base_losses = self._forward(None, x, y)
+        batch = Batch(*self._context.read_batch(self._order.indices(local_step)))
+        outcome = self._base_pass(local_step, batch)
         if self._plan.trains_front:
-            self._descend(local_step, x, y, base_losses, answer)
+            if not self.meter.diverged:
+                self._descend(local_step, batch, outcome)
+            if self.meter.diverged:
+                self.meter.steps_skipped += 1
+            if len(self._coefficients) == local_step:
+                self._coefficients.append(np.zeros(self._plan.direction_groups * self._plan.num_directions, np.float64))
         seconds = self._context.clock.now() - started
-        self.step_seconds += seconds
+        self.meter.step_seconds += seconds
         self._on_step(local_step, self.meter.losses[-1] if self.meter.losses else math.nan, seconds)
 
     def finish(self) -> None:
         """Wait until the server has answered the last upload."""
         self._sender.settle()
 
-    def _request(self, local_step: int) -> UploadRequest:
-        purpose = UploadPurpose.PROBE if self._plan.num_probes else UploadPurpose.TRAIN
-        return UploadRequest(self._assignment.round, purpose, local_step, self._plan.num_probes, self._specs)
+    def submission(self, encoding: UpdateEncoding | None = None) -> Submission:
+        """Return what the round made, in the plan's encoding or another."""
+        chosen = encoding or self._plan.update_encoding
+        specs = update_specs(self._plan, self._context.model, chosen)
+        digest = weights_digest(self._trained) if specs else b""
+        if specs and chosen is UpdateEncoding.LOG:
+            return Submission(chosen, specs, (np.stack(self._coefficients),), digest)
+        weights = (self._context.parameters.front, self._context.parameters.head)[: len(specs)]
+        return Submission(UpdateEncoding.DENSE, specs, weights, digest)
 
-    def _stream(self, upload: Upload, local_step: int, front: Float32Array, x: Float32Array, y: Int64Array) -> Float32Array:
+    def _base_pass(self, local_step: int, batch: Batch) -> SendOutcome | None:
+        """Run the unperturbed weights where the plan needs them: for the upload, or as one side of the difference, or for the gradient."""
+        if self._plan.sends_at(local_step):
+            front = self._context.parameters.front.copy()
+            return self._sender.send(self._request(local_step), lambda upload: self._stream(upload, local_step, front, batch))
+        exact = self._plan.estimator is Estimator.FIRST_ORDER
+        forward = self._plan.perturbs and self._plan.difference is FiniteDifference.FORWARD
+        if not exact and not forward:
+            return None
+        self._context.parameters.show_base()
+        return SendOutcome(self._passes.whole(self._base_program(), batch, gradient=self._cleared_gradient()), None)
+
+    def _base_program(self) -> Program:
+        programs = self._context.programs
+        if self._plan.objective is Objective.AUXILIARY and self._plan.trains_front:
+            return programs[ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS]
+        # A front that rests after it diverged may have no program of its own; every other one computes its activations too.
+        return next(programs[kind] for kind in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if kind in programs)
+
+    def _cleared_gradient(self) -> Float32Array | None:
+        if self._plan.estimator is not Estimator.FIRST_ORDER or self._plan.objective is not Objective.AUXILIARY:
+            return None
+        self._gradient[:] = 0
+        return self._gradient
+
+    def _request(self, local_step: int) -> UploadRequest:
+        plan, model = self._plan, self._context.model
+        purpose = UploadPurpose.PROBE if plan.num_probes else UploadPurpose.TRAIN
+        specs = upload_specs(plan, model)
+        return UploadRequest(self._assignment.round, purpose, local_step, plan.num_probes, specs, cut_gradient_specs(plan, model))
+
+    def _stream(self, upload: Upload, local_step: int, front: Float32Array, batch: Batch) -> Float32Array:
         """Compute and write one upload from a snapshot of the step's front; the same call makes the same bytes again for a retry."""
-        parameters = self._context.parameters
-        parameters.show_base()
-        parameters.show_front(front)
-        losses = self._forward(upload, x, y)
+        context = self._context
+        context.parameters.show_base()
+        context.parameters.show_front(front)
+        noise = derive_seed(context.run_seed, context.client_id, self._assignment.round, "quantise", local_step)
+        stream = UploadStream(upload, noise)
+        gradient = None if upload.repeats else self._cleared_gradient()
+        program = self._base_program()
+        losses = self._passes.whole(program, batch, stream, gradient)
         if self._plan.num_probes:
             directions = self._directions(local_step)
-            signs = (1.0,) if self._plan.difference is FiniteDifference.FORWARD else (1.0, -1.0)
-            for sign in signs:
-                self._forward_perturbed(upload, directions, sign, front, x, y)
-        upload.write(1, raw_bytes(y))
+            for first, sign in self._perturbations():
+                self._passes.perturbed(program, batch, directions, first, sign, front, stream)
+        upload.write(1, raw_bytes(batch.y))
         upload.finish()
         return losses
 
-    def _descend(self, local_step: int, x: Float32Array, y: Int64Array, base: Float32Array | None, answer: UploadAnswer | None) -> None:
-        plan = self._plan
-        directions = self._directions(local_step)
-        if plan.objective is Objective.SERVER:
-            if answer is None:
-                raise ValueError("a step on the server's losses needs the server's answer")
-            judged = np.array(answer.probe_losses, np.float32).reshape(1 + plan.num_probes, plan.batch_size)
-            base, plus, minus = judged[0], judged[1], judged[-1]
-        else:
-            plus = self._forward_perturbed(None, directions, 1.0, self._trained, x, y)
-            minus = plus
-            if plan.difference is FiniteDifference.CENTRAL:
-                minus = self._forward_perturbed(None, directions, -1.0, self._trained, x, y)
-        if plan.difference is FiniteDifference.FORWARD:
-            if base is None:
-                raise ValueError("a forward difference needs the base losses")
-            minus = base
-        self.meter.add_losses(base if base is not None else plus)
-        derivatives = directional_derivatives(plus, minus, plan.direction_groups, plan.smoothing_radius, plan.difference)
-        guarded = guard(derivatives, self.second_moment, plan.clip_factor)
-        self.second_moment = guarded.second_moment
-        self.meter.clipped += guarded.num_clipped
-        self.meter.non_finite += guarded.num_non_finite
-        self.meter.add_differences(guarded.values)
-        if self._optimiser is not None:
-            self._optimiser.step(self._trained, guarded, directions, self._scales)
+    def _perturbations(self) -> list[tuple[int, float]]:
+        """Return (first direction, sign) of each perturbed pass over the batch, in the order in which the server judges them."""
+        signs = (1.0,) if self._plan.difference is FiniteDifference.FORWARD else (1.0, -1.0)
+        return [(index * self._plan.direction_groups, sign) for index in range(self._plan.num_directions) for sign in signs]
 
     def _directions(self, local_step: int) -> Directions:
         context = self._context
-        seed = derive_seed(context.run_seed, context.client_id, self._assignment.round, "direction", local_step)
-        return Directions(seed, self._plan.distribution, self._layout)
+        return step_directions(
+            context.run_seed, context.client_id, self._assignment.round, local_step, self._plan.distribution, self._layout
+        )
 
-    def _forward(self, upload: Upload | None, x: Float32Array, y: Int64Array) -> Float32Array:
-        """Run the program over the whole batch with the weights now in the working buffer; return [B] losses (zeros for a front)."""
-        losses = np.zeros(len(x), np.float32)
-        self._forward_rows(upload, slice(0, len(x)), x, y, losses)
-        return losses
+    def _descend(self, local_step: int, batch: Batch, outcome: SendOutcome | None) -> None:
+        cut_gradient = None
+        if self._plan.needs_cut_gradient:
+            if outcome is None or outcome.answer is None:
+                raise ValueError("a step on gradients at the cut needs the server's answer")
+            cut_gradient = CutGradient(outcome.answer.cut_gradient, self._plan, self._context.model.cut.shape)
+        if self._exact is not None:
+            self._step_exactly(batch, outcome, cut_gradient)
+        else:
+            self._step_by_differences(local_step, batch, outcome, cut_gradient)
 
-    def _forward_perturbed(
-        self, upload: Upload | None, directions: Directions, sign: float, base: Float32Array, x: Float32Array, y: Int64Array
-    ) -> Float32Array:
-        """Run every group with its own direction from `base`; return [B] losses (zeros for a front)."""
-        losses = np.zeros(len(x), np.float32)
-        working = self._context.parameters.working[: self._layout.num_parameters]
-        magnitudes = sign * self._plan.smoothing_radius * self._scales
-        for group in range(self._plan.direction_groups):
-            directions.add(group, magnitudes, base, working)
-            rows = slice(group * self._plan.group_size, (group + 1) * self._plan.group_size)
-            self._forward_rows(upload, rows, x, y, losses)
-        return losses
+    def _step_exactly(self, batch: Batch, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
+        if cut_gradient is not None:
+            self._context.parameters.show_base()
+            self._gradient[:] = 0
+            self._passes.whole(self._context.programs[ProgramKind.PULLBACK], batch, None, self._gradient, cut_gradient)
+        elif outcome is not None:
+            self.meter.add_losses(outcome.losses)
+            self._note_explosion(outcome.losses)
+        self._gradient *= np.float32(1.0 / self._plan.batch_size)
+        if not float(np.max(np.abs(self._gradient), initial=0.0)) <= EXPLODED:
+            self.meter.diverged = True
+        if self._exact is not None and not self.meter.diverged:
+            self._exact.step(self._trained, self._gradient)
 
-    def _forward_rows(self, upload: Upload | None, rows: slice, x: Float32Array, y: Int64Array, losses: Float32Array) -> None:
-        for start in range(rows.start, rows.stop, self._plan.micro_batch):
-            part = slice(start, start + self._plan.micro_batch)
-            self._program.run(x[part], y[part])
-            if self._program.kind is ProgramKind.LOSS:
-                losses[part] = self._program.losses
-            if upload is not None:
-                upload.write(0, raw_bytes(self._program.activations))
-        if upload is None or not upload.repeats:
-            self.meter.forward_passes += rows.stop - rows.start
+    def _step_by_differences(self, local_step: int, batch: Batch, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
+        plan = self._plan
+        directions = self._directions(local_step)
+        base, passes = self._judged(outcome) if plan.num_probes else self._evaluated(batch, outcome, directions, cut_gradient)
+        if plan.difference is FiniteDifference.FORWARD:
+            if base is None:
+                raise ValueError("a forward difference needs the base losses")
+            pairs = [(plus, base) for plus in passes]
+        else:
+            pairs = list(zip(passes[::2], passes[1::2], strict=True))
+        shown = base if base is not None else passes[0]
+        if plan.objective is not Objective.CUT_GRADIENT:
+            self.meter.add_losses(shown)
+        self._note_explosion(shown)
+        found = [directional_derivatives(a, b, plan.direction_groups, plan.smoothing_radius, plan.difference) for a, b in pairs]
+        guarded = guard(np.concatenate(found), self.meter.second_moment, self.meter.quantile, plan.clip_factor)
+        self.meter.add_differences(guarded)
+        if guarded.num_non_finite == guarded.values.size:
+            self.meter.diverged = True
+        if self._inexact is not None and not self.meter.diverged:
+            self._coefficients.append(self._inexact.step(self._trained, guarded, directions, self._scales))
+
+    def _judged(self, outcome: SendOutcome | None) -> tuple[Float32Array | None, list[Float32Array]]:
+        """Return the server's losses of the base and of each perturbed pass."""
+        if outcome is None or outcome.answer is None:
+            raise ValueError("a step on the server's losses needs the server's answer")
+        judged = np.array(outcome.answer.probe_losses, np.float32).reshape(1 + self._plan.num_probes, self._plan.batch_size)
+        return judged[0], list(judged[1:])
+
+    def _evaluated(
+        self, batch: Batch, outcome: SendOutcome | None, directions: Directions, cut_gradient: CutGradient | None
+    ) -> tuple[Float32Array | None, list[Float32Array]]:
+        """Return this device's own losses of the base, if the plan has them, and of each perturbed pass."""
+        kind = ProgramKind.LOSS if cut_gradient is None else ProgramKind.SURROGATE
+        program = self._context.programs[kind]
+        base = None if outcome is None else outcome.losses
+        if cut_gradient is not None:
+            base = None
+            if self._plan.difference is FiniteDifference.FORWARD:
+                self._context.parameters.show_base()
+                base = self._passes.whole(program, batch, cut_gradient=cut_gradient)
+        passes = [
+            self._passes.perturbed(program, batch, directions, first, sign, self._trained, None, cut_gradient)
+            for first, sign in self._perturbations()
+        ]
+        return base, passes
+
+    def _note_explosion(self, losses: Float32Array) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            if not abs(float(np.mean(losses, dtype=np.float64))) <= EXPLODED:
+                self.meter.diverged = True

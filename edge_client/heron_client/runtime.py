@@ -13,11 +13,32 @@ import onnxruntime
 from heron_client.parameters import LocalParameters
 from heron_common.assignment import MAX_PROGRAM_BYTES, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
+from heron_common.layout import FlatLayout
 from heron_common.tensors import Float32Array, Int64Array
+
+PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {
+    ProgramKind.LOSS: ("activations", "losses"),
+    ProgramKind.FRONT: ("activations",),
+    ProgramKind.GRADIENT: ("activations", "losses", "gradients"),
+    ProgramKind.SURROGATE: ("activations", "inner_products"),
+    ProgramKind.PULLBACK: ("gradients",),
+}
+"""What a program of each kind computes."""
+
+_READS_HEAD = _READS_LABELS = {ProgramKind.LOSS, ProgramKind.GRADIENT}
+_READS_CUT_GRADIENT = {ProgramKind.SURROGATE, ProgramKind.PULLBACK}
 
 
 class Program:
-    """One program bound to the client's buffers; `run` fills `activations` and, for a loss program, `losses`."""
+    """One program bound to the client's buffers; `run` fills those of its outputs that `PROGRAM_OUTPUTS` names for its kind.
+
+    Attributes:
+        activations: [micro_batch, *cut].
+        losses: [micro_batch].
+        inner_products: [micro_batch], <lambda, z>.
+        gradients: flat, of the micro-batch's sum, as long as the weights that it is taken for.
+
+    """
 
     def __init__(
         self,
@@ -38,43 +59,59 @@ class Program:
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
         self._session = _load(data, threads)
-        rows = reference.micro_batch
+        rows, cut = reference.micro_batch, model.cut.shape
         self._x: Float32Array = np.zeros((rows, *input_shape), np.float32)
         self._y: Int64Array = np.zeros(rows, np.int64)
-        self.activations: Float32Array = np.zeros((rows, *model.cut.shape), np.float32)
+        self._cut_gradient: Float32Array = np.zeros((rows, *cut) if self.kind in _READS_CUT_GRADIENT else 0, np.float32)
+        self.activations: Float32Array = np.zeros((rows, *cut), np.float32)
         self.losses: Float32Array = np.zeros(rows, np.float32)
+        self.inner_products: Float32Array = np.zeros(rows, np.float32)
+        layout = parameters.joint_layout if self.kind is ProgramKind.GRADIENT else parameters.front_layout
+        has_gradients = "gradients" in PROGRAM_OUTPUTS[self.kind]
+        self.gradients: Float32Array = np.zeros(layout.num_parameters if has_gradients else 0, np.float32)
+        self._bind(parameters, layout if has_gradients else None)
+
+    def run(self, x: Float32Array, y: Int64Array, cut_gradient: Float32Array | None = None) -> None:
+        """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes."""
+        np.copyto(self._x, x)
+        np.copyto(self._y, y)
+        if cut_gradient is not None:
+            np.copyto(self._cut_gradient, cut_gradient)
+        self._session.run_with_iobinding(self._binding)
+
+    def _bind(self, parameters: LocalParameters, gradient_layout: FlatLayout | None) -> None:
+        found = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        samples: dict[str, npt.NDArray[Any]] = {"x": self._x}
+        if self.kind in _READS_LABELS:
+            samples["y"] = self._y
+        if self.kind in _READS_CUT_GRADIENT:
+            samples["cut_gradient"] = self._cut_gradient
         views = parameters.working_views()
-        num_front = len(model.client_model)
-        inputs: dict[str, npt.NDArray[Any]] = {"x": self._x, **{f"client_model.{i}": views[f"client_model.{i}"] for i in range(num_front)}}
-        outputs: dict[str, npt.NDArray[Any]] = {"activations": self.activations}
-        if self.kind is ProgramKind.LOSS:
-            inputs |= {"y": self._y, **{name: view for name, view in views.items() if name.startswith("auxiliary_head.")}}
-            outputs["losses"] = self.losses
-        self._check_signature(inputs, outputs)
+        if self.kind not in _READS_HEAD:
+            views = {name: view for name, view in views.items() if not name.startswith("auxiliary_head.")}
+        # A gradient may not depend on every weight: the bias before a sum does not change it. Such weights are no inputs.
+        weights = {name: view for name, view in views.items() if name in found}
+        outputs: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in PROGRAM_OUTPUTS[self.kind] if name != "gradients"}
+        if gradient_layout is not None:
+            for name, view in zip(views, gradient_layout.views(self.gradients), strict=True):
+                outputs[f"gradients.{name}"] = view
+        self._check_signature("input", found, samples | weights)
+        self._check_signature("output", {o.name: tuple(o.shape) for o in self._session.get_outputs()}, outputs)
         self._binding = self._session.io_binding()
         # OrtValue does not keep the numpy array alive that it aliases; these lists do.
-        self._kept = [*inputs.values(), *outputs.values()]
-        for name, array in inputs.items():
+        self._kept = [*samples.values(), *weights.values(), *outputs.values()]
+        for name, array in (samples | weights).items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for name, array in outputs.items():
             self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
-    def run(self, x: Float32Array, y: Int64Array) -> None:
-        """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes."""
-        np.copyto(self._x, x)
-        np.copyto(self._y, y)
-        self._session.run_with_iobinding(self._binding)
-
-    def _check_signature(self, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, npt.NDArray[Any]]) -> None:
-        found_inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
-        found_outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
-        for what, found, bound in (("input", found_inputs, inputs), ("output", found_outputs, outputs)):
-            expected = {name: array.shape for name, array in bound.items()}
-            if found != expected:
-                different = sorted(set(found.items()) ^ set(expected.items()), key=str)[:2]
-                raise ProgramError(
-                    f"the {self.kind.value} program's {what}s are not the model's ({different}): server and client disagree, restart the server"
-                )
+    def _check_signature(self, what: str, found: dict[str, tuple[int, ...]], bound: dict[str, npt.NDArray[Any]]) -> None:
+        expected = {name: array.shape for name, array in bound.items()}
+        if found != expected:
+            different = sorted(set(found.items()) ^ set(expected.items()), key=str)[:2]
+            raise ProgramError(
+                f"the {self.kind.value} program's {what}s are not the model's ({different}): server and client disagree, restart the server"
+            )
 
 
 def check_reference(reference: ProgramReference) -> None:

@@ -53,7 +53,7 @@ class StepSender:
         self._pending: _Pending | None = None
 
     def send(self, request: UploadRequest, stream: Stream) -> SendOutcome:
-        """Settle the upload before, stream this one, and wait for its answer only if it carries probes.
+        """Settle the upload before, stream this one, and wait for its answer only if the step needs it.
 
         Raises:
             Interrupted: this process was asked to stop.
@@ -67,7 +67,7 @@ class StepSender:
         upload = self._uploader.open(request)
         self._pending = _Pending(upload, stream)
         losses = stream(upload)
-        return SendOutcome(losses, self.settle() if request.num_probes else None)
+        return SendOutcome(losses, self.settle() if request.num_probes or request.answer_tensors else None)
 
     def settle(self) -> UploadAnswer | None:
         """Wait for the answer to the upload under way, repeating it as long as patience lasts; None if there is none."""

@@ -27,18 +27,19 @@ from heron_common.assignment import (
     Assignment,
     BlobReference,
     Finished,
+    LocalStatistics,
     Membership,
     ProgramKind,
     UploadAnswer,
     UploadLoss,
     Wait,
-    update_specs,
 )
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import DataError, HeronError, Interrupted, ProgramError, RefusedError, TransportError
+from heron_common.plan import UpdateEncoding
 from heron_common.process_memory import resident_memory
 from heron_common.retry import BackoffPolicy
 from heron_common.tensors import Float32Array, Int64Array
@@ -206,7 +207,7 @@ class Session:
                 sender.check()
                 local_round.run_step(local_step)
             local_round.finish()
-            self._submit(context, assignment, local_round, self._uploader.totals.wait_seconds - waited)
+            self._submit(assignment, local_round, self._uploader.totals.wait_seconds - waited)
         except RoundStopped as exc:
             log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
         except RefusedError as exc:
@@ -239,29 +240,45 @@ class Session:
             data = self._retry(lambda blob=blob: self._transport.fetch(blob, "weights"), f"fetch {what}")  # type: ignore[misc]
             np.copyto(target, np.frombuffer(data, "<f4"))
 
-    def _submit(self, context: LocalContext, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
-        plan = assignment.plan
-        specs = update_specs(plan, context.model)
-        weights = [context.parameters.front, context.parameters.head][: len(specs)]
+    def _submit(self, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
         memory = resident_memory()
-        statistics = local_round.meter.to_statistics(local_round.second_moment.value, local_round.step_seconds, waited, memory.peak_bytes)
-        losses = self._retry(
-            lambda: self._transport.submit(assignment.round, plan.local_steps, specs, weights, statistics), "submit the update"
-        )
+        statistics = local_round.meter.to_statistics(waited, memory.peak_bytes)
+        steps = assignment.plan.local_steps
+
+        def submit(encoding: UpdateEncoding | None) -> tuple[UploadLoss, ...]:
+            submission = local_round.submission(encoding)
+            return self._retry(lambda: self._transport.submit(assignment.round, steps, submission, statistics), "submit the update")
+
+        try:
+            losses = submit(None)
+        except RefusedError as exc:
+            if exc.code is not ErrorCode.LOG_MISMATCH:
+                raise
+            log.warning("the server's replay arrived elsewhere, sending the weights", extra={"round_index": assignment.round.round_index})
+            losses = submit(UpdateEncoding.DENSE)
         self._note_losses(losses)
         self._metrics.round_done(statistics)
         self._rejoin_delays = BackoffPolicy().delays(self._random)
+        self._report(assignment, statistics)
+
+    def _report(self, assignment: Assignment, statistics: LocalStatistics) -> None:
         log.info(
             "round done",
             extra={
                 "round_index": assignment.round.round_index,
                 "local_loss": statistics.mean_local_loss,
-                "wait_seconds": waited,
-                "peak_memory_mb": round(memory.peak_bytes / 1e6, 1),
+                "wait_seconds": statistics.upload_wait_seconds,
+                "peak_memory_mb": round(statistics.peak_memory_bytes / 1e6, 1),
             },
         )
-        if waited > max(1.0, 0.5 * local_round.step_seconds):
-            log.warning("most of the round went into waiting for uploads: raise --upload-interval, or cut where activations are smaller")
+        if statistics.diverged:
+            log.warning(
+                "this round diverged: a loss or gradient was not finite, so the last good weights were kept; lower --client-learning-rate on the server"
+            )
+        if statistics.upload_wait_seconds > max(1.0, 0.5 * statistics.step_seconds) and not assignment.plan.waits_for_answers:
+            log.warning(
+                "most of the round went into waiting for uploads: raise --upload-interval, choose a smaller --wire-dtype, or cut where activations are smaller"
+            )
 
     def _on_answer(self, answer: UploadAnswer) -> None:
         self._metrics.uploads_answered.inc()

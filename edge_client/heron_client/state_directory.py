@@ -5,12 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
 from heron_common.assignment import BlobReference
 from heron_common.atomic import write_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, HeronError, StorageError
 from heron_common.ids import new_token
+
+
+class ClientState(Protocol):
+    """What a session keeps between runs, wherever it is kept."""
+
+    @property
+    def identity_key(self) -> str:
+        """The random key that tells this client from another with its name."""
+        ...
+
+    def remember_run(self, run_id: str) -> None:
+        """Keep the id of the run that was joined."""
+        ...
+
+    def cached_program(self, blob: BlobReference) -> bytes | None:
+        """Return a program if it was fetched before and is undamaged."""
+        ...
+
+    def keep_program(self, blob: BlobReference, data: bytes) -> None:
+        """Keep a program for next time."""
+        ...
 
 
 class StateDirectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -13,16 +14,17 @@ import numpy as np
 import onnxruntime
 
 from heron_client.uploader import Chunk, UploadRequest
-from heron_common.assignment import BlobReference, LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss
+from heron_common.assignment import BlobReference, LocalStatistics, Membership, NextStep, Submission, UploadAnswer, UploadLoss
 from heron_common.chunks import StreamAccount, split_rows
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, ProgramError, RefusedError, TransportError
 from heron_common.grpc_options import CALL_DEADLINE_SECONDS, channel_options
 from heron_common.ids import RoundReference
-from heron_common.tensors import Float32Array, TensorSpec, raw_bytes
+from heron_common.tensors import TensorSpec, raw_bytes, total_bytes
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_common.wire import (
     answer_from_proto,
+    encoding_to_proto,
     losses_from_proto,
     membership_from_proto,
     next_step_from_proto,
@@ -136,41 +138,58 @@ class Transport:
             local_step=request.local_step,
             num_probes=request.num_probes,
             tensors=[tensor_spec_to_proto(spec) for spec in request.tensors],
-            total_bytes=sum(spec.size_bytes for spec in request.tensors),
+            total_bytes=total_bytes(request.tensors),
             losses_seen=self._losses_seen,
         )
         kinds = [spec.name for spec in request.tensors]
         call: list[Any] = []
         messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, lambda: call[0].cancel())
-        answer: UploadAnswer | None = None
         with self._mapped():
             call.append(self._stub.TrainBatch(messages, timeout=self._stream_deadline))
-            for response in self._tracked(call[0]):
+            answer = self._read_answer(self._tracked(call[0]), request.answer_tensors)
+        return dataclasses.replace(answer, losses=self._new_losses(header.losses_seen, answer.losses))
+
+    def _read_answer(self, responses: Iterator[Any], expected: tuple[TensorSpec, ...]) -> UploadAnswer:
+        """Read the scalars, and behind them the tensors that the plan asks for, up to their announced size and checked against their digest."""
+        answer: UploadAnswer | None = None
+        account, size = StreamAccount(), total_bytes(expected)
+        data = bytearray()
+        complete = not expected
+        for response in responses:
+            part = response.WhichOneof("part")
+            if part == "answer":
                 answer = answer_from_proto(response.answer)
                 self._count("down", "losses", response.ByteSize())
-                answer = UploadAnswer(answer.server_version, answer.probe_losses, self._new_losses(header.losses_seen, answer.losses))
-        if answer is None:
-            raise TransportError("the server closed the upload without an answer")
-        return answer
+            elif part == "chunk":
+                if len(data) + len(response.chunk.data) > size:
+                    raise TransportError(f"the answer to an upload has {size} bytes of gradients, but more came")
+                data += response.chunk.data
+                account.add(response.chunk.data)
+                self._count("down", expected[response.chunk.tensor_index].name, len(response.chunk.data))
+            elif part == "trailer":
+                complete = account.length_bytes == size and account.sha256 == response.trailer.sha256
+        if answer is None or not complete:
+            raise TransportError("the server closed the upload without a whole answer")
+        return dataclasses.replace(answer, cut_gradient=data)
 
-    def submit(
-        self, reference: RoundReference, steps: int, specs: tuple[TensorSpec, ...], weights: list[Float32Array], statistics: LocalStatistics
-    ) -> tuple[UploadLoss, ...]:
-        """Submit the resulting weights of a round; safe to repeat."""
+    def submit(self, reference: RoundReference, steps: int, submission: Submission, statistics: LocalStatistics) -> tuple[UploadLoss, ...]:
+        """Submit what a round made; safe to repeat."""
+        specs = submission.tensors
         header = pb.UpdateHeader(
             session=self._session,
             run_id=self._run_id,
             round=round_to_proto(reference),
             steps_completed=steps,
-            encoding=pb.UPDATE_ENCODING_DENSE,
+            encoding=encoding_to_proto(submission.encoding),
             tensors=[tensor_spec_to_proto(spec) for spec in specs],
-            total_bytes=sum(spec.size_bytes for spec in specs),
+            total_bytes=total_bytes(specs),
             statistics=statistics_to_proto(statistics),
             losses_seen=self._losses_seen,
+            weights_sha256=submission.weights_sha256,
         )
         chunks = (
             (index, bytes(piece))
-            for index, (spec, array) in enumerate(zip(specs, weights, strict=True))
+            for index, (spec, array) in enumerate(zip(specs, submission.arrays, strict=True))
             for piece in split_rows(raw_bytes(np.ascontiguousarray(array)), spec.row_bytes)
         )
         messages = self._stream(

@@ -27,6 +27,8 @@ class UploadRequest:
     local_step: int
     num_probes: int
     tensors: tuple[TensorSpec, ...]
+    answer_tensors: tuple[TensorSpec, ...] = ()
+    """What the server sends back beside scalars; the step waits for it."""
 
 
 Chunk = tuple[int, bytes] | None

@@ -19,7 +19,8 @@ from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource, open_source, parse_specification
 from heron_common.error_catalog import ErrorCode
-from heron_common.plan import Algorithm, HeadTraining, preset
+from heron_common.plan import Algorithm, HeadTraining
+from heron_common.presets import preset
 from heron_common.tensors import num_parameters
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
@@ -37,11 +38,13 @@ from heron_server.rounds.state import RoundMachine, RoundRules
 from heron_server.rounds.worklist import Worklist
 from heron_server.service.server import NetworkServer
 from heron_server.service.servicer import Servicer
+from heron_server.storage.audit import AuditTrail
 from heron_server.storage.blobs import BlobStore
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, restore_clients, versions
+from heron_server.training.alignment import HeadAlignment
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import RunParts, TrainWorker
 
@@ -108,8 +111,10 @@ def assemble_run(
     eval_source = _eval_source(config)
     published = _publish(config)
     algorithm, data = published.algorithm, published.data
-    trainer = Trainer(published.model, _trainer_settings(config), algorithm.plan.head_training is HeadTraining.SERVER)
-    checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints)
+    trainer = Trainer(
+        published.model, _trainer_settings(config), algorithm.plan.head_training is HeadTraining.SERVER, algorithm.replicates_back
+    )
+    checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
     spool = Spool(directory.spool, config.storage.spool_bytes)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
@@ -120,7 +125,22 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    parts = RunParts(trainer, algorithm, data, facts.model, eval_source, checkpoints, metrics, directory.write_summary, client_rows, clock)
+    aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
+    parts = RunParts(
+        trainer,
+        algorithm,
+        data,
+        facts.model,
+        eval_source,
+        checkpoints,
+        metrics,
+        directory.write_summary,
+        client_rows,
+        clock,
+        config.run.seed,
+        AuditTrail(directory.audit),
+        HeadAlignment(published.model, algorithm.alignment) if aligns else None,
+    )
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     if config.run.resume:
         _resume(worker, checkpoints, clients)
@@ -169,10 +189,20 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
     """
     algorithm = preset(name)
     changes = {key: value for key, value in section.model_dump().items() if value is not None}
-    renamed = {"client_learning_rate": "learning_rate", "client_optimiser": "optimiser", "server_schedule": "schedule"}
+    renamed = {
+        "client_learning_rate": "learning_rate",
+        "client_optimiser": "optimiser",
+        "client_momentum": "momentum",
+        "client_weight_decay": "weight_decay",
+        "server_schedule": "schedule",
+    }
     changes = {renamed.get(key, key): value for key, value in changes.items()}
-    around = {key: changes.pop(key) for key in ("schedule", "weighting", "warmup_rounds", "direction_scale") if key in changes}
-    return dataclasses.replace(algorithm, plan=dataclasses.replace(algorithm.plan, **changes), **around)
+    prefix = "alignment_"
+    alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
+    outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
+    around = {key: changes.pop(key) for key in outside if key in changes}
+    plan = dataclasses.replace(algorithm.plan, **changes)
+    return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 
 
 def default_program_cache() -> Path:

@@ -50,6 +50,13 @@ class ServerMetrics:
         self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
         self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")
         self.steps_skipped = counter("steps_skipped", "Server steps that were skipped because a loss was not finite.")
+        self.log_mismatches = counter(
+            "log_mismatches", "Update logs whose replay arrived at other weights, so that the weights were asked for."
+        )
+        self.diverged_clients = counter(
+            "diverged_clients", "Updates of clients that stopped stepping because a loss or gradient was not finite."
+        )
+        self.diverged = gauge("diverged", "1 once fronts rest because most clients of a round diverged.")
         self.rejections = counter("rejections", "Requests that were refused, by reason.", ("reason",))
         self.checkpoint_failures = counter("checkpoint_failures", "Checkpoints that could not be written.")
         registry.register(CallbackGauge("heron_server_spool_bytes", "Bytes of uploads that wait on disk.", spool_bytes))

@@ -12,7 +12,7 @@ import onnxruntime
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_server.rounds.clients import ClientRecord
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class RoundRecord:
     local_loss: float | None
     server_loss: float | None
     client_forward_passes: int
+    client_forward_equivalents: float
     seconds: float
 
 
@@ -44,6 +45,7 @@ def client_table(records: Iterable[ClientRecord]) -> dict[str, dict[str, Any]]:
             "examples": record.num_examples,
             "rounds_completed": record.rounds_completed,
             "peak_memory_bytes": record.peak_memory_bytes,
+            "log_mismatches": record.log_mismatches,
             "bytes_up": dict(sorted(record.bytes_up.items())),
             "bytes_down": dict(sorted(record.bytes_down.items())),
         }
@@ -58,6 +60,7 @@ def restore_clients(table: dict[str, dict[str, Any]], make: Any) -> None:
         record.num_examples = int(row["examples"])
         record.rounds_completed = int(row["rounds_completed"])
         record.peak_memory_bytes = int(row["peak_memory_bytes"])
+        record.log_mismatches = int(row["log_mismatches"])
         record.bytes_up.update(row["bytes_up"])
         record.bytes_down.update(row["bytes_down"])
 

@@ -12,7 +12,6 @@ from heron_common.assignment import ModelSpec, update_specs, upload_specs
 from heron_common.directions import DirectionDistribution
 from heron_common.errors import ConfigurationError
 from heron_common.plan import (
-    PRESETS,
     Algorithm,
     ClientOptimiser,
     DirectionScale,
@@ -22,10 +21,9 @@ from heron_common.plan import (
     Plan,
     ServerSchedule,
     Weighting,
-    algorithm_mistakes,
-    plan_mistakes,
-    preset,
 )
+from heron_common.plan_checks import algorithm_mistakes, plan_mistakes
+from heron_common.presets import PRESETS, preset
 from heron_common.tensors import DType, TensorSpec
 from heron_common.zeroth_order import FiniteDifference
 
@@ -140,7 +138,7 @@ RELATIONS = [
     ({"local_steps": 4, "upload_interval": 5}, ["upload_interval 5", "local_steps 4", "lower it"]),
     ({"batch_size": 60}, ["direction_groups 16", "batch_size 60", "choose a divisor"]),
     ({"batch_size": 48, "micro_batch": 2}, ["micro_batch 2", "group of 3", "choose a divisor"]),
-    ({"head_training": HeadTraining.NONE}, ["objective=auxiliary", "head_training", "client or server"]),
+    ({"head_training": HeadTraining.NONE}, ["objective=auxiliary", "head_training", "client, server or alignment"]),
     ({"objective": Objective.SERVER, "head_training": HeadTraining.CLIENT}, ["objective=server", "head_training", "none or server"]),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
 from heron_common.zeroth_order import (
     MAX_STEP_SCALES,
+    RunningQuantile,
     SecondMoment,
     bounded,
     global_scales,
@@ -47,13 +48,13 @@ def test_without_a_known_second_moment_an_adaptive_step_rests(unknown: float) ->
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20, 1e-6, 1e6])
 def test_adaptive_steps_do_not_depend_on_the_scale_of_the_loss(factor: float) -> None:
-    random, moments, steps = np.random.default_rng(0), [SecondMoment(), SecondMoment()], []
+    random, known, steps = np.random.default_rng(0), [(SecondMoment(), RunningQuantile())] * 2, []
     for _ in range(20):
         derivatives = random.standard_normal(4)
         pair = []
         for index, scale in enumerate((1.0, factor)):
-            guarded = guard(derivatives * scale, moments[index], 1.5)
-            moments[index] = guarded.second_moment
+            guarded = guard(derivatives * scale, *known[index], 1.5)
+            known[index] = (guarded.second_moment, guarded.quantile)
             pair.append(scalar_adaptive_coefficients(guarded.values, guarded.second_moment.value, 0.3, 50))
         steps.append(pair)
     plain, scaled = np.array(steps).transpose(1, 0, 2)

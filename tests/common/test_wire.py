@@ -28,14 +28,22 @@ from heron_common.directions import DirectionDistribution
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
-from heron_common.plan import PRESETS, ClientOptimiser, Estimator, HeadTraining, Objective, Plan
+from heron_common.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.presets import PRESETS
 from heron_common.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.zeroth_order import FiniteDifference
 from heron_proto.v1 import split_training_pb2 as pb
 
 BLOB = BlobReference("ab" * 32, 2**40)
 ROUND = RoundReference(17, 3)
-PLAN = dataclasses.replace(PRESETS["heron"].plan, direction_groups=16, micro_batch=4, smoothing_radius=1 / 3, learning_rate=0.1)
+PLAN = dataclasses.replace(
+    PRESETS["heron"].plan,
+    direction_groups=16,
+    micro_batch=4,
+    smoothing_radius=1 / 3,
+    learning_rate=0.1,
+    update_encoding=UpdateEncoding.LOG,
+)
 ASSIGNMENT = Assignment(ROUND, PLAN, BLOB, BlobReference("cd" * 32, 1), (0.1, 1 / 3), 1e-17)
 LOSSES = (UploadLoss(ROUND, 4, 0.5, 2**40), UploadLoss(RoundReference(0, 0), 0, -2.25, 0))
 MODEL = ModelSpec(
@@ -101,7 +109,9 @@ def test_values_come_back_as_they_were_sent(kind: str, value: Any) -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 @pytest.mark.parametrize("round_index", [0, 5])
 def test_the_plan_of_every_preset_comes_back_as_it_was_sent(name: str, round_index: int) -> None:
-    plan = dataclasses.replace(PRESETS[name].plan_for_round(round_index, 7), direction_groups=8, micro_batch=2)
+    plan = dataclasses.replace(
+        PRESETS[name].plan_for_round(round_index, 7), direction_groups=8, micro_batch=2, update_encoding=UpdateEncoding.DENSE
+    )
     assert through_the_wire("plan", plan) == plan
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from heron_common.assignment import Assignment, BlobReference, ModelSpec, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
-from heron_common.plan import Plan, ServerSchedule, preset
+from heron_common.plan import Plan, ServerSchedule, UpdateEncoding
+from heron_common.presets import preset
 from heron_common.tensors import DType, TensorSpec
 from heron_server.rounds.attempt import AcceptedUpload, Attempt
 from heron_server.storage.spool import SpoolEntry
@@ -21,7 +22,7 @@ MODEL = ModelSpec(
 
 
 def plan(preset_name: str = "heron", **changes: Any) -> Plan:
-    complete = {"local_steps": 6, "batch_size": 4, "direction_groups": 2, "micro_batch": 2, **changes}
+    complete = {"local_steps": 6, "batch_size": 4, "direction_groups": 2, "micro_batch": 2, "update_encoding": UpdateEncoding.DENSE, **changes}
     return dataclasses.replace(preset(preset_name).plan, **complete)
 
 

@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 
-from heron_common.assignment import UploadKey, UploadPurpose
+from heron_common.assignment import UploadKey, UploadPurpose, update_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
-from heron_common.plan import ServerSchedule
+from heron_common.plan import ServerSchedule, UpdateEncoding
 from heron_common.tensors import DType, TensorSpec, total_bytes
 from heron_server.rounds.attempt import AcceptedUpdate, Attempt
 from heron_server.storage.spool import SpoolEntry
 from tests.server.builders import MODEL, ROUND, attempt, key, upload
 
 ENTRY = SpoolEntry(Path("nowhere"), 10)
+
+
+def dense(of: Attempt) -> tuple[TensorSpec, ...]:
+    return update_specs(of.assignment.plan, MODEL)
 
 
 def header_refusal(of: Attempt, k: UploadKey, **changes: Any) -> RefusedError:
@@ -97,9 +101,9 @@ def test_uploads_are_taken_once() -> None:
     for accepted in (first, second):
         a.accept_upload(accepted)
     assert a.known_digest(first.key) == "d" and a.known_digest(key("a", 1)) is None
-    assert a.take_upload() is first
+    assert a.take_uploads() == (first,)
     first.trained = True
-    assert a.take_upload() is second and a.take_upload() is None
+    assert a.take_uploads() == (second,) and a.take_uploads() == ()
 
 
 def test_an_attempt_holds_the_entries_of_untrained_uploads_and_of_updates() -> None:
@@ -125,14 +129,14 @@ def with_uploads(count: int, **changes: Any) -> Attempt:
 def test_an_update_follows_all_its_steps_and_uploads(uploads: int, steps: int) -> None:
     a = with_uploads(uploads)
     with pytest.raises(RefusedError) as caught:
-        a.check_update("a", steps, a.update_specs, total_bytes(a.update_specs))
+        a.check_update("a", steps, UpdateEncoding.DENSE, dense(a), total_bytes(dense(a)))
     assert caught.value.code is ErrorCode.UPDATE_INCOMPLETE
 
 
 def test_an_update_counts_its_own_clients_uploads_only() -> None:
     a = with_uploads(3)
     with pytest.raises(RefusedError) as caught:
-        a.check_update("b", 6, a.update_specs, total_bytes(a.update_specs))
+        a.check_update("b", 6, UpdateEncoding.DENSE, dense(a), total_bytes(dense(a)))
     assert caught.value.code is ErrorCode.UPDATE_INCOMPLETE
 
 
@@ -142,12 +146,12 @@ def test_an_update_counts_its_own_clients_uploads_only() -> None:
 )
 def test_an_update_holds_what_the_client_trained(preset_name: str, names: list[str], sizes: list[int]) -> None:
     a = with_uploads(3, preset_name=preset_name, direction_groups=1)
-    assert [spec.name for spec in a.update_specs] == names
-    assert [spec.num_elements for spec in a.update_specs] == sizes
-    a.check_update("a", 6, a.update_specs, total_bytes(a.update_specs))
-    for announced, code in ((total_bytes(a.update_specs) + 4, ErrorCode.OVERSIZED), (2**62, ErrorCode.OVERSIZED)):
+    assert [spec.name for spec in dense(a)] == names
+    assert [spec.num_elements for spec in dense(a)] == sizes
+    a.check_update("a", 6, UpdateEncoding.DENSE, dense(a), total_bytes(dense(a)))
+    for announced, code in ((total_bytes(dense(a)) + 4, ErrorCode.OVERSIZED), (2**62, ErrorCode.OVERSIZED)):
         with pytest.raises(RefusedError) as caught:
-            a.check_update("a", 6, a.update_specs, announced)
+            a.check_update("a", 6, UpdateEncoding.DENSE, dense(a), announced)
         assert caught.value.code is code
 
 

@@ -15,7 +15,8 @@ import torch
 import heron_server.programs.export as export_module
 from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import HeronError, ParityError
-from heron_common.plan import Algorithm, preset
+from heron_common.plan import Algorithm
+from heron_common.presets import preset
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heron_common.plan import ServerSchedule
-from heron_server.training.schedule import LOCKSTEP_AHEAD, TrainingOrder, UploadSlot
+from heron_server.training.schedule import STEPS_AHEAD, TrainingOrder, UploadSlot
 
 CLIENTS = ("a", "b", "c")
 STEPS = (0, 2, 4, 6, 8)
@@ -33,8 +33,8 @@ def arrivals(draw: Any) -> list[UploadSlot]:
 
 def taken(order: TrainingOrder) -> list[UploadSlot]:
     found = []
-    while (slot := order.take()) is not None:
-        found.append(slot)
+    while slots := order.take():
+        found += slots
     return found
 
 
@@ -88,8 +88,8 @@ def test_nothing_is_taken_ahead_of_an_upload_that_may_still_come(
 def test_an_upload_is_not_taken_twice(schedule: ServerSchedule) -> None:
     order = TrainingOrder(schedule, ("a",), (0, 1))
     order.arrived(UploadSlot("a", 0))
-    assert order.take() == UploadSlot("a", 0)
-    assert order.take() is None
+    assert order.take() == (UploadSlot("a", 0),)
+    assert order.take() == ()
 
 
 def test_what_a_dropped_client_sent_before_is_still_trained_in_its_place() -> None:
@@ -113,13 +113,13 @@ def test_lockstep_admits_at_most_two_ahead_and_always_the_needed_one(wishes: lis
         assert needed is not None and order.admits(needed)
         ahead = sent[client] - STEPS.index(needed.local_step)
         slot = UploadSlot(client, STEPS[sent[client]])
-        assert order.admits(slot) == (ahead <= LOCKSTEP_AHEAD)
+        assert order.admits(slot) == (ahead <= STEPS_AHEAD)
         if order.admits(slot):
             order.arrived(slot)
             sent[client] += 1
         if data.draw(st.booleans()):
             order.take()
-    assert order.pending <= len(CLIENTS) * (LOCKSTEP_AHEAD + 1), "what waits is bounded however fast some clients are"
+    assert order.pending <= len(CLIENTS) * (STEPS_AHEAD + 1), "what waits is bounded however fast some clients are"
 
 
 @pytest.mark.parametrize("schedule", [ServerSchedule.ARRIVAL, ServerSchedule.SEQUENTIAL])
@@ -130,9 +130,9 @@ def test_other_schedules_admit_everything(schedule: ServerSchedule) -> None:
 
 def test_lockstep_keeps_pace_with_the_members_that_are_left() -> None:
     order = TrainingOrder(ServerSchedule.LOCKSTEP, ("a", "b"), STEPS)
-    for step in STEPS[: LOCKSTEP_AHEAD + 1]:
+    for step in STEPS[: STEPS_AHEAD + 1]:
         order.arrived(UploadSlot("b", step))
-    assert not order.admits(UploadSlot("b", STEPS[LOCKSTEP_AHEAD + 1]))
+    assert not order.admits(UploadSlot("b", STEPS[STEPS_AHEAD + 1]))
     order.ended("a")
     taken(order)
-    assert order.admits(UploadSlot("b", STEPS[LOCKSTEP_AHEAD + 1]))
+    assert order.admits(UploadSlot("b", STEPS[STEPS_AHEAD + 1]))

@@ -221,7 +221,7 @@ def test_the_next_round_starts_from_the_mean_of_the_second_moments_that_are_know
 
 def test_the_summary_is_valid_json_when_the_model_has_diverged(serve: Serve) -> None:
     server = serve(trains=False)
-    server.parts.worker.rounds.append(RoundRecord(0, 0, 1, 1, 0.1, math.nan, None, math.inf, 0, 0.0))
+    server.parts.worker.rounds.append(RoundRecord(0, 0, 1, 1, 0.1, math.nan, None, math.inf, 0, 0.0, 0.0))
     server.parts.worker.save()
 
     def refuse(name: str) -> None:

@@ -133,7 +133,8 @@ def test_a_restored_trainer_continues_bit_for_bit(tiny_model: SplitModel, name: 
     restored.load_tensors(kept, version)
     assert_same(state_of(restored), kept)
     for step in range(3, 6):
-        assert trainer.train(*batch(step)) == restored.train(*batch(step))
+        one, other = trainer.train(*batch(step)), restored.train(*batch(step))
+        assert (one.losses.tolist(), one.head, one.skipped) == (other.losses.tolist(), other.head, other.skipped)
     assert restored.server_version == trainer.server_version
     assert_same(state_of(restored), state_of(trainer))
 

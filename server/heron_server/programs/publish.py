@@ -12,7 +12,9 @@ import numpy as np
 from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
 from heron_common.errors import ConfigurationError
 from heron_common.layout import FlatLayout
-from heron_common.plan import Algorithm, DirectionScale, Objective, Plan, algorithm_mistakes
+from heron_common.plan import Algorithm, DirectionScale, Estimator, Objective, Plan, UpdateEncoding
+from heron_common.plan_checks import algorithm_mistakes, can_log
+from heron_common.plan_counts import prefers_log
 from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import global_scales, tensor_scales
 from heron_server.models.split_model import SplitModel, flat_parameters
@@ -45,6 +47,9 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
         plan = dataclasses.replace(plan, direction_groups=groups)
     if plan.micro_batch == 0:
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
+    if plan.update_encoding is UpdateEncoding.AUTO:
+        logs = can_log(plan) and prefers_log(plan, model.to_spec())
+        plan = dataclasses.replace(plan, update_encoding=UpdateEncoding.LOG if logs else UpdateEncoding.DENSE)
     completed = dataclasses.replace(algorithm, plan=plan)
     mistakes = algorithm_mistakes(completed)
     if mistakes:
@@ -54,9 +59,22 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
 
 def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
     """Return which programs a client needs over the whole run; warm-up rounds need the front alone."""
-    if algorithm.plan.needs_head:
-        return (ProgramKind.LOSS, ProgramKind.FRONT) if algorithm.warmup_rounds else (ProgramKind.LOSS,)
+    plan = algorithm.plan
+    exact = plan.estimator is Estimator.FIRST_ORDER
+    if plan.needs_head:
+        descent = ProgramKind.GRADIENT if exact else ProgramKind.LOSS
+        return (descent, ProgramKind.FRONT) if algorithm.warmup_rounds else (descent,)
+    if plan.needs_cut_gradient:
+        return (ProgramKind.FRONT, ProgramKind.PULLBACK if exact else ProgramKind.SURROGATE)
     return (ProgramKind.FRONT,)
+
+
+_JUDGED = {
+    Objective.AUXILIARY: ProgramKind.LOSS,
+    Objective.SERVER: ProgramKind.FRONT,
+    Objective.CUT_GRADIENT: ProgramKind.SURROGATE,
+}
+"""The program whose finite difference a plan takes, by objective."""
 
 
 def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> tuple[list[PublishedProgram], ParityReport]:
@@ -73,8 +91,7 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
     for kind in needed_programs(algorithm):
         data = cache.program(model, kind, plan.micro_batch)
         worst = max(worst, check_outputs(model, kind, data, plan.micro_batch, seed))
-        judged = ProgramKind.FRONT if plan.objective is Objective.SERVER else ProgramKind.LOSS
-        if plan.trains_front and kind is judged:
+        if plan.perturbs and kind is _JUDGED[plan.objective]:
             difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
         published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch), data))

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from heron_common.assignment import (
     Assignment,
+    BlobReference,
     LocalStatistics,
     ModelSpec,
     UploadKey,
     UploadPurpose,
+    cut_gradient_specs,
     update_specs,
     upload_specs,
 )
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.plan import ServerSchedule
-from heron_common.tensors import TensorSpec, check_specs, total_bytes
+from heron_common.plan import ServerSchedule, UpdateEncoding
+from heron_common.tensors import Float32Array, TensorSpec, check_specs, total_bytes
 from heron_server.storage.spool import SpoolEntry
 from heron_server.training.schedule import TrainingOrder, UploadSlot
 
 
 @dataclass
 class AcceptedUpload:
-    """An upload that was acknowledged; `probe_losses` is set once it was judged."""
+    """An upload that was acknowledged; `probe_losses` is set once it was judged, `cut_gradient` once lambda is there.
+
+    lambda stays on disk until the client's next upload or update says that it has arrived.
+    """
 
     key: UploadKey
     sha256: str
     entry: SpoolEntry
     accepted_at: float
     probe_losses: tuple[float, ...] | None = None
+    cut_gradient: SpoolEntry | None = None
     server_version: int = 0
     trained: bool = False
 
 
 @dataclass(frozen=True)
 class AcceptedUpdate:
-    """A client's accepted update of the round."""
+    """A client's accepted update of the round: its resulting weights, whether they were sent or replayed from `log`."""
 
     client_id: str
     sha256: str
     entry: SpoolEntry | None
     statistics: LocalStatistics
+    log: bytes | None = None
 
 
 @dataclass
@@ -52,18 +62,27 @@ class Attempt:
     model: ModelSpec
     cohort: tuple[str, ...]
     schedule: ServerSchedule
+    start: Float32Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    """The trained weights, flat, that every client of the round starts from."""
+    heads: dict[str, BlobReference] = field(default_factory=dict)
+    """Each client's own head, where it has one."""
     uploads: dict[UploadKey, AcceptedUpload] = field(default_factory=dict)
     updates: dict[str, AcceptedUpdate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
         self.upload_specs = upload_specs(self.assignment.plan, self.model)
-        self.update_specs = update_specs(self.assignment.plan, self.model)
+        self.cut_gradient_specs = cut_gradient_specs(self.assignment.plan, self.model)
 
     @property
     def purpose(self) -> UploadPurpose:
         """The purpose that every upload of this attempt has."""
         return UploadPurpose.PROBE if self.assignment.plan.num_probes else UploadPurpose.TRAIN
+
+    def assignment_for(self, client_id: str) -> Assignment:
+        """Return the assignment of one client: the round's, with its own head if it has one."""
+        head = self.heads.get(client_id)
+        return self.assignment if head is None else dataclasses.replace(self.assignment, auxiliary_head=head)
 
     def check_upload(self, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int) -> None:
         """Check an upload's header against what this round expects, before anything is read or allocated.
@@ -110,15 +129,25 @@ class Attempt:
         self.uploads[upload.key] = upload
         self.order.arrived(UploadSlot(upload.key.client_id, upload.key.local_step))
 
-    def take_upload(self) -> AcceptedUpload | None:
-        """Return the upload to train on next, or None if it has not come."""
-        slot = self.order.take()
-        if slot is None:
-            return None
-        return self.uploads[UploadKey(self.assignment.round, slot.client_id, self.purpose, slot.local_step)]
+    def take_uploads(self) -> tuple[AcceptedUpload, ...]:
+        """Return the uploads to train on next, several only where the schedule mixes them; none if they have not come."""
+        slots = self.order.take()
+        return tuple(self.uploads[UploadKey(self.assignment.round, s.client_id, self.purpose, s.local_step)] for s in slots)
 
-    def check_update(self, client_id: str, steps: int, tensors: tuple[TensorSpec, ...], announced_bytes: int) -> None:
-        """Check an update's header: every upload that the plan asks for came first, sizes are the plan's.
+    def acknowledged(self, client_id: str, before_step: int | None = None) -> list[SpoolEntry]:
+        """Forget lambda of a client's uploads before a step (or all), which it has by now; return what to delete."""
+        released: list[SpoolEntry] = []
+        for key, upload in self.uploads.items():
+            arrived = key.client_id == client_id and (before_step is None or key.local_step < before_step)
+            if arrived and upload.cut_gradient is not None:
+                released.append(upload.cut_gradient)
+                upload.cut_gradient = None
+        return released
+
+    def check_update(
+        self, client_id: str, steps: int, encoding: UpdateEncoding, tensors: tuple[TensorSpec, ...], announced_bytes: int
+    ) -> tuple[TensorSpec, ...]:
+        """Check an update's header: every upload that the plan asks for came first, sizes are the plan's; return its tensors.
 
         Raises:
             RefusedError: UPDATE_INCOMPLETE, INVALID_TENSOR or OVERSIZED.
@@ -131,8 +160,14 @@ class Attempt:
                 ErrorCode.UPDATE_INCOMPLETE,
                 f"an update follows {plan.local_steps} steps and {len(plan.sending_steps)} uploads, but {steps} steps are declared and {came} uploads came",
             )
-        check_specs(self.update_specs, tensors)
-        _check_size(self.update_specs, announced_bytes)
+        if encoding is UpdateEncoding.LOG and not plan.logs:
+            raise RefusedError(
+                ErrorCode.INVALID_TENSOR, f"this plan's updates are dense, but one encoded as {encoding.value} came: send the weights"
+            )
+        specs = update_specs(plan, self.model, encoding)
+        check_specs(specs, tensors)
+        _check_size(specs, announced_bytes)
+        return specs
 
     def rows_of(self, client_id: str) -> int:
         """Return how many rows the server received from a client for training."""
@@ -142,6 +177,7 @@ class Attempt:
     def entries(self) -> list[SpoolEntry]:
         """Return every spool entry that this attempt still holds."""
         held = [upload.entry for upload in self.uploads.values() if not upload.trained]
+        held += [upload.cut_gradient for upload in self.uploads.values() if upload.cut_gradient]
         return held + [update.entry for update in self.updates.values() if update.entry]
 
 

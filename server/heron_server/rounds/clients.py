@@ -28,6 +28,8 @@ class ClientRecord:
     version: str = ""
     rounds_completed: int = 0
     peak_memory_bytes: int = 0
+    log_mismatches: int = 0
+    """Update logs of this client whose replay arrived elsewhere, so that its weights were asked for."""
     bytes_up: Counter[str] = field(default_factory=Counter)
     bytes_down: Counter[str] = field(default_factory=Counter)
     _losses: deque[UploadLoss] = field(default_factory=deque)

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from heron_common.assignment import Assignment, DataSpecification, ModelSpec, ProgramReference
 from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
@@ -165,12 +167,17 @@ class Coordinator:
         except StorageError as exc:
             # The round itself needs no disk; only a crash right now could reuse this attempt's number.
             log.error("the attempt could not be noted on disk", extra={"reason": str(exc)})
-        plan = self.facts.algorithm.plan_for_round(effect.round.round_index, self.machine.rules.num_rounds)
-        blobs = [self._inputs.front, self._inputs.head] if plan.needs_head else [self._inputs.front]
-        references = self.blobs.put_round(blobs)
-        head = references[1] if plan.needs_head else None
-        assignment = Assignment(effect.round, plan, references[0], head, self._inputs.scales, self._inputs.second_moment)
-        self.attempt = Attempt(assignment, self.facts.model, effect.cohort, self.facts.algorithm.schedule)
+        inputs = self._inputs
+        plan = self.facts.algorithm.plan_for_round(effect.round.round_index, self.machine.rules.num_rounds, inputs.rests)
+        own = [name for name in effect.cohort if plan.needs_head and name in inputs.heads]
+        front, head, *heads = self.blobs.put_round([inputs.front, inputs.head, *(inputs.heads[name] for name in own)])
+        assignment = Assignment(
+            effect.round, plan, front, head if plan.needs_head else None, inputs.scales, inputs.second_moment, inputs.derivative_quantile
+        )
+        start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
+        self.attempt = Attempt(
+            assignment, self.facts.model, effect.cohort, self.facts.algorithm.schedule, start, dict(zip(own, heads, strict=True))
+        )
         self.metrics.cohort_size.set(len(effect.cohort))
         log.info(
             "round opened", extra={"round_index": effect.round.round_index, "attempt": effect.round.attempt, "clients": len(effect.cohort)}
@@ -197,6 +204,8 @@ class Coordinator:
             rows=tuple(self.attempt.rows_of(name) for name in effect.submitted),
             cohort=self.attempt.cohort,
             opened_at=self.machine.opened_at,
+            start=self.attempt.start,
+            scales=self.attempt.assignment.direction_scales,
         )
 
     def _abandon(self, effect: AbandonRound) -> None:

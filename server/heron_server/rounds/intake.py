@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
+from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, SpoolFullError, StorageError
 from heron_common.ids import RoundReference, new_token
+from heron_common.plan import UpdateEncoding
 from heron_common.tensors import TensorSpec, total_bytes
 from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload, Attempt
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.coordinator import Coordinator
+from heron_server.rounds.replay import replay_update
 from heron_server.rounds.state import MemberStatus, Phase
 from heron_server.storage.spool import SpoolEntry, SpoolWriter
 
@@ -40,6 +42,7 @@ class UpdateTicket:
 
     client: ClientRecord
     round: RoundReference
+    encoding: UpdateEncoding
     specs: tuple[TensorSpec, ...]
     writer: SpoolWriter | None
     token: str
@@ -98,12 +101,13 @@ class Intake:
             now = run.clock.now()
             if known is None and ticket.writer is not None:
                 attempt.accept_upload(AcceptedUpload(ticket.key, sha256, _commit(ticket.writer), now))
+                self._release_all(attempt.acknowledged(ticket.client.name, ticket.key.local_step))
             run.metrics.uploads.labels(outcome="accepted" if known is None else "repeated").inc()
             run.metrics.upload_seconds.observe(now - ticket.started_at)
             run.changed.notify_all()
 
-    def answer(self, ticket: UploadTicket, losses_seen: int) -> UploadAnswer:
-        """Return the answer to an accepted upload; waits for the trainer only if the upload carries probes.
+    def answer(self, ticket: UploadTicket, losses_seen: int) -> tuple[UploadAnswer, SpoolEntry | None]:
+        """Return the answer to an accepted upload, and where lambda lies if the plan needs it; waits for the trainer only where the step does.
 
         Raises:
             RefusedError: ROUND_OVER, NOT_IN_COHORT or DRAINING while it waited.
@@ -114,9 +118,10 @@ class Intake:
             while True:
                 attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
                 upload = attempt.uploads[ticket.key]
-                if ticket.key.purpose is UploadPurpose.TRAIN or upload.probe_losses is not None:
+                if upload.trained or not attempt.assignment.plan.waits_for_answers:
                     version = upload.server_version if upload.probe_losses else 0
-                    return UploadAnswer(version, upload.probe_losses or (), ticket.client.losses_after(losses_seen))
+                    answer = UploadAnswer(version, upload.probe_losses or (), ticket.client.losses_after(losses_seen))
+                    return answer, upload.cut_gradient
                 run.changed.wait(1.0)
 
     def admit_update(
@@ -125,6 +130,7 @@ class Intake:
         run_id: str,
         reference: RoundReference,
         steps: int,
+        encoding: UpdateEncoding,
         tensors: tuple[TensorSpec, ...],
         announced_bytes: int,
         cancel: Cancel = None,
@@ -132,29 +138,45 @@ class Intake:
         """Check an update's header and reserve room for its payload; refuses like `admit_upload`."""
         with self._run.changed:
             attempt = self._attempt_of_update(record, run_id, reference)
-            attempt.check_update(record.name, steps, tensors, announced_bytes)
+            specs = attempt.check_update(record.name, steps, encoding, tensors, announced_bytes)
             self._refuse_second_stream(record)
             writer = None
-            if attempt.update_specs and record.name not in attempt.updates:
-                writer = self._writer(total_bytes(attempt.update_specs), True)
+            if specs and record.name not in attempt.updates:
+                writer = self._writer(total_bytes(specs), True)
             token = self._occupy(record, cancel)
-            return UpdateTicket(record, reference, attempt.update_specs, writer, token)
+            return UpdateTicket(record, reference, encoding, specs, writer, token)
 
-    def accept_update(self, ticket: UpdateTicket, sha256: str, statistics: LocalStatistics) -> None:
-        """Accept an update that arrived whole; the same one again is fine, another one is refused with CONFLICTING_UPLOAD."""
+    def accept_update(self, ticket: UpdateTicket, sha256: str, weights_sha256: bytes, statistics: LocalStatistics) -> None:
+        """Accept an update that arrived whole; the same one again is fine. A log is replayed first, on this thread, outside the lock.
+
+        Raises:
+            RefusedError: CONFLICTING_UPLOAD if another one came before; LOG_MISMATCH if a log does not arrive at the weights that it names.
+
+        """
         run, record = self._run, ticket.client
+        _check_statistics(statistics)
         with run.changed:
             attempt = self._attempt_of_update(record, run.facts.run_id, ticket.round)
-            _check_statistics(statistics)
-            known = attempt.updates.get(record.name)
-            if known is not None:
-                if known.sha256 != sha256:
-                    raise RefusedError(
-                        ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands"
-                    )
+        if self._was_accepted(attempt, record, sha256):
+            return
+        entry = _commit(ticket.writer) if ticket.writer else None
+        log_bytes = None
+        if entry is not None and ticket.encoding is UpdateEncoding.LOG:
+            log_bytes = bytes(entry.read())
+            self._release_all([entry])
+            entry = self._replayed(attempt, record, log_bytes, weights_sha256)
+        with run.changed:
+            try:
+                attempt = self._attempt_of_update(record, run.facts.run_id, ticket.round)
+                accepted_meanwhile = self._was_accepted(attempt, record, sha256)
+            except RefusedError:
+                self._release_all([entry])
+                raise
+            if accepted_meanwhile:
+                self._release_all([entry])
                 return
-            entry = _commit(ticket.writer) if ticket.writer else None
-            attempt.updates[record.name] = AcceptedUpdate(record.name, sha256, entry, statistics)
+            attempt.updates[record.name] = AcceptedUpdate(record.name, sha256, entry, statistics, log_bytes)
+            self._release_all(attempt.acknowledged(record.name))
             attempt.order.ended(record.name)
             record.note_memory(statistics.peak_memory_bytes)
             run.apply(run.machine.submitted(record.name, run.clock.now()))
@@ -164,6 +186,28 @@ class Intake:
         with self._run.changed:
             if ticket.client.uploading == ticket.token:
                 ticket.client.uploading, ticket.client.cancel_stream = "", None
+
+    def _was_accepted(self, attempt: Attempt, record: ClientRecord, sha256: str) -> bool:
+        known = attempt.updates.get(record.name)
+        if known is not None and known.sha256 != sha256:
+            raise RefusedError(ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands")
+        return known is not None
+
+    def _replayed(self, attempt: Attempt, record: ClientRecord, log_bytes: bytes, weights_sha256: bytes) -> SpoolEntry:
+        try:
+            weights = replay_update(attempt, self._run.facts.run_seed, record.name, log_bytes, weights_sha256)
+        except RefusedError:
+            self._run.metrics.log_mismatches.inc()
+            record.log_mismatches += 1
+            raise
+        with self._writer(weights.nbytes, True) as writer:
+            writer.write(weights.tobytes())
+            return _commit(writer)
+
+    def _release_all(self, entries: Sequence[SpoolEntry | None]) -> None:
+        for entry in entries:
+            if entry is not None:
+                self._run.spool.release(entry)
 
     def _writer(self, size_bytes: int, always: bool) -> SpoolWriter:
         try:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from heron_common.ids import RoundReference
 from heron_common.plan import Plan
+from heron_common.tensors import Float32Array
 from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload
 
 
 @dataclass(frozen=True)
 class RoundInputs:
-    """Weights as little-endian float32 bytes, direction scales and the running second moment that a round starts from."""
+    """Weights as little-endian float32 bytes, direction scales and running figures that a round starts from.
+
+    `heads` are the clients' own, where they have some; `rests` keeps fronts as they are, because training them diverged.
+    """
 
     front: bytes
     head: bytes
     scales: tuple[float, ...]
     second_moment: float
+    derivative_quantile: float = 0.0
+    heads: dict[str, bytes] = field(default_factory=dict)
+    rests: bool = False
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Judge the probes of an upload if it has any, then train on its base activations if its step is an upload step."""
+    """Judge the probes of an upload if it has any, then train on its base activations if its step is an upload step.
 
-    upload: AcceptedUpload
+    Several uploads are of one step and are mixed into as many batches.
+    """
+
+    uploads: tuple[AcceptedUpload, ...]
     plan: Plan
 
 
@@ -37,6 +47,8 @@ class CloseJob:
     rows: tuple[int, ...]
     cohort: tuple[str, ...]
     opened_at: float
+    start: Float32Array
+    scales: tuple[float, ...]
 
 
 @dataclass(frozen=True)

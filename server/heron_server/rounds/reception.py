@@ -30,6 +30,8 @@ class Pace:
     idle_seconds: float = 1.0
     closing_seconds: float = 0.1
     hold_seconds: float = 0.0
+
+
 HEARTBEATS_PER_LIVENESS = 3
 """Two heartbeats may be lost before a client counts as departed."""
 
@@ -68,6 +70,7 @@ class Reception:
 
     def next_step(self, record: ClientRecord, training: RoundReference | None) -> NextStep:
         """Return what a client should do: its assignment, a wait, or that the run is finished. Waits first if the pace says so.
+
         Raises:
             RefusedError: ROUND_OVER if it is at work on a round that is over for it; DRAINING.
 
@@ -98,7 +101,8 @@ class Reception:
             named = {program.blob.sha256 for program in run.facts.programs}
             for attempt in (run.attempt, run.previous):
                 if attempt is not None and record.name in attempt.cohort:
-                    named |= {b.sha256 for b in (attempt.assignment.client_model, attempt.assignment.auxiliary_head) if b}
+                    assignment = attempt.assignment_for(record.name)
+                    named |= {b.sha256 for b in (assignment.client_model, assignment.auxiliary_head) if b}
         data = run.blobs.get(sha256) if sha256 in named else None
         if data is None:
             raise RefusedError(
@@ -145,4 +149,4 @@ class Reception:
         run = self._run
         if run.attempt is None or run.machine.phase is not Phase.TRAINING or run.status(record) is not MemberStatus.TRAINING:
             return None
-        return run.attempt.assignment
+        return run.attempt.assignment_for(record.name)

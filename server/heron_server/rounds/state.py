@@ -73,6 +73,8 @@ def draw_cohort(live: tuple[str, ...], participation: float, run_seed: int, refe
         return live
     order = permutation(derive_seed(run_seed, "", reference, "participation", 0), len(live))
     return tuple(sorted(live[int(index)] for index in order[:size]))
+
+
 @dataclass(frozen=True)
 class OpenRound:
     """Give this cohort its assignments."""

@@ -28,12 +28,23 @@ class Worklist:
                 run.changed.wait(1.0)
 
     def upload_trained(
-        self, upload: AcceptedUpload, loss: float | None, probe_losses: tuple[float, ...] | None, server_version: int
+        self,
+        upload: AcceptedUpload,
+        loss: float | None,
+        probe_losses: tuple[float, ...] | None,
+        server_version: int,
+        cut_gradient: bytes | memoryview | None = None,
     ) -> None:
-        """An upload was judged and trained on; `loss` is None if its step is not an upload step."""
+        """An upload was judged and trained on; `loss` is None if its step is not an upload step. lambda goes to disk until its client has it."""
         run = self._run
+        entry = None
+        if cut_gradient is not None:
+            with run.spool.open(len(cut_gradient), always=True) as writer:
+                writer.write(bytes(cut_gradient))
+                entry = writer.commit()
         with run.changed:
             upload.trained, upload.probe_losses, upload.server_version = True, probe_losses, server_version
+            upload.cut_gradient = entry
             if loss is not None:
                 record = run.registry.by_name[upload.key.client_id]
                 record.add_loss(UploadLoss(upload.key.round, upload.key.local_step, loss, server_version))
@@ -51,7 +62,7 @@ class Worklist:
         if isinstance(run.closing, AbandonJob):
             return run.closing
         if run.attempt is not None and not (run.draining and run.closing is None):
-            upload = run.attempt.take_upload()
-            if upload is not None:
-                return TrainJob(upload, run.attempt.assignment.plan)
+            uploads = run.attempt.take_uploads()
+            if uploads:
+                return TrainJob(uploads, run.attempt.assignment.plan)
         return run.closing

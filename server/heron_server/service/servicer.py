@@ -7,12 +7,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from heron_common.assignment import UploadKey
-from heron_common.chunks import MAX_CHUNK_BYTES
+from heron_common.chunks import MAX_CHUNK_BYTES, StreamAccount
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_common.wire import (
     answer_to_proto,
+    encoding_from_proto,
     loss_to_proto,
     membership_to_proto,
     next_step_to_proto,
@@ -28,6 +29,7 @@ from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.intake import Intake, UpdateTicket, UploadTicket
 from heron_server.rounds.reception import Reception
 from heron_server.service.streams import receive_header, receive_payload
+from heron_server.storage.spool import SpoolEntry
 
 
 class Servicer(SplitTrainingServicer):
@@ -80,26 +82,35 @@ class Servicer(SplitTrainingServicer):
         with self._receiving(ticket):
             digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, self._on_chunk(ticket, header.session))
             self._intake.accept_upload(ticket, digest)
-        response = pb.TrainBatchResponse(answer=answer_to_proto(self._intake.answer(ticket, header.losses_seen)))
+        answer, cut_gradient = self._intake.answer(ticket, header.losses_seen)
+        response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
         self._count(record, "down", "losses", response.ByteSize())
         yield response
+        if cut_gradient is not None:
+            yield from self._send(record, cut_gradient)
+
+    def _send(self, record: ClientRecord, entry: SpoolEntry) -> Iterator[pb.TrainBatchResponse]:
+        """Stream lambda from the spool: chunks of one tensor, then length and digest."""
+        account = StreamAccount()
+        for piece in entry.pieces(MAX_CHUNK_BYTES):
+            account.add(piece)
+            self._count(record, "down", "cut_gradient", len(piece))
+            yield pb.TrainBatchResponse(chunk=pb.TensorChunk(tensor_index=0, data=piece))
+        yield pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
         header: pb.UpdateHeader = receive_header(messages)
         record = self._reception.client(header.session)
-        if header.encoding != pb.UPDATE_ENCODING_DENSE:
-            raise RefusedError(
-                ErrorCode.INVALID_TENSOR, f"update encoding {header.encoding} is not one that this server knows: update the older side"
-            )
+        encoding = encoding_from_proto(header.encoding)
         reference = round_from_proto(header.round)
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_update(
-            record, header.run_id, reference, header.steps_completed, specs, header.total_bytes, context.cancel
+            record, header.run_id, reference, header.steps_completed, encoding, specs, header.total_bytes, context.cancel
         )
         count = self._on_chunk(ticket, header.session, "update")
         with self._receiving(ticket):
             digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, count)
-            self._intake.accept_update(ticket, digest, statistics_from_proto(header.statistics))
+            self._intake.accept_update(ticket, digest, header.weights_sha256, statistics_from_proto(header.statistics))
         response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
         self._count(record, "down", "losses", response.ByteSize())
         return response

@@ -8,7 +8,8 @@ from typing import Any
 from heron_common.chunks import StreamReceiver
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, StorageError
-from heron_common.tensors import TensorSpec, check_values
+from heron_common.tensor_checks import check_values
+from heron_common.tensors import TensorSpec
 from heron_server.storage.spool import SpoolWriter
 
 
@@ -46,8 +47,9 @@ def receive_payload(
         if part != "chunk":
             raise RefusedError(ErrorCode.TRUNCATED, f"after the header come chunks and a trailer, but a {part or 'nothing'} came")
         data = message.chunk.data
+        offset = receiver.received_bytes(message.chunk.tensor_index)
         spec = receiver.check_chunk(message.chunk.tensor_index, data)
-        check_values(spec, data, num_classes)
+        check_values(spec, data, num_classes, offset)
         on_chunk(spec.name, len(data))
         if writer is not None:
             try:

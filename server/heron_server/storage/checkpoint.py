@@ -31,11 +31,12 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """Keeps the newest `keep` checkpoints of a run."""
+    """Keeps the newest `keep` checkpoints of a run, and the first one too where an audit has to begin there."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, keep_first: bool = False) -> None:
         self._directory = directory
         self._keep = keep
+        self._keep_first = keep_first
 
     def path_of(self, completed_rounds: int) -> Path:
         """Return where the checkpoint after so many rounds is."""
@@ -56,8 +57,11 @@ class CheckpointStore:
             kept = [e for e in self._entries() if e["completed_rounds"] != checkpoint.completed_rounds]
             kept.append({"completed_rounds": checkpoint.completed_rounds, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()})
             kept.sort(key=lambda entry: int(entry["completed_rounds"]))
-            write_json_atomically(self._directory / _MANIFEST, kept[-self._keep :])
+            first = [entry for entry in kept[: -self._keep] if self._keep_first and entry["completed_rounds"] == 0]
+            write_json_atomically(self._directory / _MANIFEST, first + kept[-self._keep :])
             for entry in kept[: -self._keep]:
+                if entry in first:
+                    continue
                 (self._directory / entry["file"]).unlink(missing_ok=True)
         except OSError as exc:
             raise CheckpointError(
@@ -66,6 +70,11 @@ class CheckpointStore:
             ) from exc
         return path
 
+    def read_all(self) -> list[Checkpoint]:
+        """Return every listed checkpoint that is undamaged, oldest first."""
+        found = (self._read(entry) for entry in self._entries())
+        return [checkpoint for checkpoint in found if checkpoint is not None]
+
     def read_newest(self) -> Checkpoint:
         """Return the newest checkpoint that is undamaged; older ones are used with a warning.
 
@@ -73,17 +82,22 @@ class CheckpointStore:
             CheckpointError: there is none.
 
         """
-        entries = self._entries()
-        for entry in reversed(entries):
-            path = self._directory / entry["file"]
-            try:
-                data = path.read_bytes()
-                if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                    raise ValueError("its digest does not match the manifest")
-                return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
-            except (OSError, ValueError, SafetensorError) as exc:
-                log.warning("checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
+        for entry in reversed(self._entries()):
+            checkpoint = self._read(entry)
+            if checkpoint is not None:
+                return checkpoint
         raise CheckpointError(f"no usable checkpoint in {self._directory}: start a new run with another --run-dir")
+
+    def _read(self, entry: dict[str, Any]) -> Checkpoint | None:
+        path = self._directory / entry["file"]
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise ValueError("its digest does not match the manifest")
+            return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
+        except (OSError, ValueError, SafetensorError) as exc:
+            log.warning("checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
+            return None
 
     def _entries(self) -> list[dict[str, Any]]:
         try:

@@ -45,6 +45,11 @@ class RunDirectory:
         """Where uploads wait."""
         return self.path / "spool"
 
+    @property
+    def audit(self) -> Path:
+        """Where the audit trail is, if clients submit logs."""
+        return self.path / "audit"
+
     def close(self) -> None:
         """Release the lock; safe to repeat."""
         self._lock.close()

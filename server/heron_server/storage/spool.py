@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,20 @@ class SpoolEntry:
         if got != self.size_bytes:
             raise StorageError(f"the spooled upload {self.path} has {got} bytes instead of {self.size_bytes}")
         return data
+
+    def pieces(self, size_bytes: int) -> Iterator[bytes]:
+        """Yield the payload in pieces of at most `size_bytes`.
+
+        Raises:
+            StorageError: it is gone.
+
+        """
+        try:
+            with self.path.open("rb") as file:
+                while piece := file.read(size_bytes):
+                    yield piece
+        except OSError as exc:
+            raise StorageError(f"cannot read the spooled gradients {self.path} ({exc.strerror or exc})") from exc
 
 
 class Spool:

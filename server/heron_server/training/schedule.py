@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from heron_common.plan import ServerSchedule
 
-LOCKSTEP_AHEAD = 2
-"""Under lockstep a client may be this many uploads ahead of the one needed next: enough to hide the network, bounded."""
+STEPS_AHEAD = 2
+"""Where the order is by step, a client may be this many uploads ahead of the one needed next: enough to hide the network, bounded."""
 
 
 class UploadSlot(NamedTuple):
@@ -19,10 +19,10 @@ class UploadSlot(NamedTuple):
 
 
 class TrainingOrder:
-    """Decides which accepted upload is next.
+    """Decides which accepted uploads are next.
 
     ARRIVAL: first come, first trained. SEQUENTIAL: client after client (SFLV2, arXiv 2004.12088). LOCKSTEP: step after step, and within a step
-    client after client, so that the result does not depend on the network.
+    client after client, so that the result does not depend on the network. SHUFFLED: step after step, all clients' uploads of a step at once, to be mixed.
     """
 
     def __init__(self, schedule: ServerSchedule, cohort: tuple[str, ...], steps: tuple[int, ...]) -> None:
@@ -30,11 +30,13 @@ class TrainingOrder:
         self._steps = {step: position for position, step in enumerate(steps)}
         self._arrived: dict[UploadSlot, None] = {}
         self._ended: set[str] = set()
-        self._expected: deque[UploadSlot] = deque()
+        self._expected: deque[tuple[UploadSlot, ...]] = deque()
         if schedule is ServerSchedule.SEQUENTIAL:
-            self._expected.extend(UploadSlot(client, step) for client in cohort for step in steps)
+            self._expected.extend((UploadSlot(client, step),) for client in cohort for step in steps)
         elif schedule is ServerSchedule.LOCKSTEP:
-            self._expected.extend(UploadSlot(client, step) for step in steps for client in cohort)
+            self._expected.extend((UploadSlot(client, step),) for step in steps for client in cohort)
+        elif schedule is ServerSchedule.SHUFFLED:
+            self._expected.extend(tuple(UploadSlot(client, step) for client in cohort) for step in steps)
 
     def arrived(self, slot: UploadSlot) -> None:
         """An upload was accepted."""
@@ -50,27 +52,30 @@ class TrainingOrder:
         return len(self._arrived)
 
     def needed_next(self) -> UploadSlot | None:
-        """Return the upload that training waits for; None if any will do or none is expected."""
-        while self._expected and self._expected[0] not in self._arrived and self._expected[0].client_id in self._ended:
+        """Return an upload that training waits for or can take now; None if any will do or none is expected."""
+        while self._expected:
+            group = [slot for slot in self._expected[0] if slot in self._arrived or slot.client_id not in self._ended]
+            if group:
+                return next((slot for slot in group if slot not in self._arrived), group[0])
             self._expected.popleft()
-        return self._expected[0] if self._expected else None
+        return None
 
     def admits(self, slot: UploadSlot) -> bool:
-        """Whether this upload may come now: under lockstep not more than LOCKSTEP_AHEAD steps before the one needed next."""
+        """Whether this upload may come now: where the order is by step, not more than STEPS_AHEAD steps before the one needed next."""
         needed = self.needed_next()
-        if self._schedule is not ServerSchedule.LOCKSTEP or needed is None:
+        if self._schedule not in (ServerSchedule.LOCKSTEP, ServerSchedule.SHUFFLED) or needed is None:
             return True
-        return self._steps[slot.local_step] - self._steps[needed.local_step] <= LOCKSTEP_AHEAD
+        return self._steps[slot.local_step] - self._steps[needed.local_step] <= STEPS_AHEAD
 
-    def take(self) -> UploadSlot | None:
-        """Remove and return the upload to train on next, or None if it has not arrived."""
+    def take(self) -> tuple[UploadSlot, ...]:
+        """Remove and return the uploads to train on next; none if they have not arrived."""
         if self._schedule is ServerSchedule.ARRIVAL:
-            slot = next(iter(self._arrived), None)
+            taken = tuple(self._arrived)[:1]
         else:
             needed = self.needed_next()
-            slot = needed if needed in self._arrived else None
-            if slot is not None:
-                self._expected.popleft()
-        if slot is not None:
+            taken = ()
+            if needed is not None and needed in self._arrived:
+                taken = tuple(slot for slot in self._expected.popleft() if slot in self._arrived)
+        for slot in taken:
             del self._arrived[slot]
-        return slot
+        return taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from heron_common.errors import ConfigurationError
-from heron_common.tensors import Float32Array, Int64Array
+from heron_common.tensors import Float32Array, Float64Array, Int64Array
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
+from heron_server.training.replicas import BackReplicas, load_moments
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,26 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class StepLosses:
-    """Mean losses of one step before it; `head` is None if the server does not train the head; `skipped` if a loss was not finite."""
+class StepOutcome:
+    """What one step found before it stepped.
 
-    server: float
+    Attributes:
+        losses: [B], the back's loss of each sample.
+        head: mean loss of the head, None if the server does not train it on labels.
+        skipped: a loss was not finite, so nothing moved.
+        cut_gradient: [B, *cut], the gradient of each sample's own loss at the cut, if it was asked for.
+
+    """
+
+    losses: Float32Array
     head: float | None
     skipped: bool
+    cut_gradient: Float32Array | None = None
+
+    @property
+    def server(self) -> float:
+        """Mean loss of the back."""
+        return float(np.mean(self.losses, dtype=np.float64))
 
 
 _OPTIMISERS: dict[str, Callable[[nn.Module, TrainerSettings], torch.optim.Optimizer]] = {
@@ -57,9 +72,10 @@ _OPTIMISERS: dict[str, Callable[[nn.Module, TrainerSettings], torch.optim.Optimi
 class Trainer:
     """Back and, where the plan says so, auxiliary head, stepped on what clients upload."""
 
-    def __init__(self, model: SplitModel, settings: TrainerSettings, trains_head: bool) -> None:
+    def __init__(self, model: SplitModel, settings: TrainerSettings, trains_head: bool, replicates_back: bool = False) -> None:
         self.model = model
         self.device = choose_device(settings.device)
+        self._settings = settings
         self._precision = settings.precision
         for module in (model.front, model.auxiliary_head, model.back):
             module.to(self.device)
@@ -67,35 +83,57 @@ class Trainer:
         if trains_head:
             self._optimisers["head"] = _OPTIMISERS[settings.optimiser](model.auxiliary_head, settings)
         self.server_version = 0
+        self.replicas = BackReplicas(model.back, lambda back: _OPTIMISERS[settings.optimiser](back, settings)) if replicates_back else None
 
-    def judge(self, activations: Float32Array, labels: Int64Array) -> Float32Array:
+    def judge(self, activations: Float32Array, labels: Int64Array, client_id: str = "") -> Float32Array:
         """Return per-sample losses [1 + probes, B] of stacked activations [(1 + probes) * B, ...] by the present back, in eval mode."""
         batch = len(labels)
-        self.model.back.eval()
+        back, _ = self._back_of(client_id)
+        back.eval()
         with torch.no_grad():
             y = self._tensor(labels)
             losses = [
-                self.model.sample_losses(self.model.back(self._tensor(activations[start : start + batch])), y)
+                self.model.sample_losses(back(self._tensor(activations[start : start + batch])), y)
                 for start in range(0, len(activations), batch)
             ]
         judged: Float32Array = torch.stack(losses).float().cpu().numpy()
         return judged
 
-    def train(self, activations: Float32Array, labels: Int64Array) -> StepLosses:
-        """Take one first-order step of the back, and of the head if the server trains it, on one upload; a non-finite loss moves nothing."""
+    def train(self, activations: Float32Array, labels: Int64Array, client_id: str = "", wants_cut_gradient: bool = False) -> StepOutcome:
+        """Take one first-order step of the back, and of the head if the server trains it, on one batch; a non-finite loss moves nothing.
+
+        The gradients at the cut are those of the back before its step: lambda_i = d loss_i / d z_i.
+        """
         z, y = self._tensor(activations), self._tensor(labels)
-        losses = {"back": self._loss(self.model.back, z, y)}
-        if "head" in self._optimisers:
-            losses["head"] = self._loss(self.model.auxiliary_head, z, y)
-        values = {part: float(loss.detach()) for part, loss in losses.items()}
-        skipped = not all(math.isfinite(value) for value in values.values())
-        if not skipped:
-            for part, loss in losses.items():
-                self._optimisers[part].zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                self._optimisers[part].step()
-            self.server_version += 1
-        return StepLosses(values["back"], values.get("head"), skipped)
+        back, optimiser = self._back_of(client_id)
+        z.requires_grad_(wants_cut_gradient)
+        losses = self._losses(back, z, y)
+        head = self._losses(self.model.auxiliary_head, z.detach(), y).mean() if "head" in self._optimisers else None
+        skipped = not (math.isfinite(float(losses.detach().mean())) and (head is None or math.isfinite(float(head.detach()))))
+        steps = [(optimiser, losses.mean())] + ([(self._optimisers["head"], head)] if head is not None else [])
+        for chosen, loss in steps:
+            chosen.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if not skipped:
+                chosen.step()
+        self.server_version += not skipped
+        return StepOutcome(
+            losses.detach().cpu().numpy(),
+            None if head is None else float(head.detach()),
+            skipped,
+            # The mean's gradient times B is that of each sample's own loss, whatever the batch.
+            (z.grad * len(labels)).float().cpu().numpy() if z.grad is not None else None,
+        )
+
+    def close_round(self, members: Sequence[str], weights: Float64Array) -> None:
+        """Average the backs of the clients whose updates count, where every client has one."""
+        if self.replicas is not None:
+            self.replicas.average(members, weights)
+
+    def _back_of(self, client_id: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if self.replicas is None:
+            return self.model.back, self._optimisers["back"]
+        return self.replicas.of(client_id)
 
     def client_weights(self) -> tuple[Float32Array, Float32Array]:
         """Return copies of front and head, flat."""
@@ -119,29 +157,25 @@ class Trainer:
                 state |= {
                     f"optimiser.{key}.{index}.{n}": v.detach().cpu().clone() for n, v in values.items() if isinstance(v, torch.Tensor)
                 }
-        return state
+        return state | (self.replicas.tensors() if self.replicas is not None else {})
 
     def load_tensors(self, tensors: dict[str, torch.Tensor], server_version: int) -> None:
         """Go back to a state that `tensors` returned."""
         for part, module in self._parts().items():
             module.load_state_dict({name[len(part) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
         for key, optimiser in self._optimisers.items():
-            moments: dict[int, dict[str, torch.Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith(f"optimiser.{key}."):
-                    _, _, index, field = name.split(".", 3)
-                    moments.setdefault(int(index), {})[field] = value.clone()
-            state: dict[str, Any] = optimiser.state_dict()
-            optimiser.load_state_dict({**state, "state": moments})
+            load_moments(optimiser, tensors, f"optimiser.{key}.")
+        if self.replicas is not None:
+            self.replicas.load(tensors)
         self.server_version = server_version
 
     def _parts(self) -> dict[str, nn.Module]:
         return {"front": self.model.front, "head": self.model.auxiliary_head, "back": self.model.back}
 
-    def _loss(self, module: nn.Module, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _losses(self, module: nn.Module, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         module.train()
         with self._autocast():
-            return self.model.sample_losses(module(z), y).float().mean()
+            return self.model.sample_losses(module(z), y).float()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()

@@ -9,23 +9,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from heron_common.assignment import DataSpecification, ModelSpec, upload_specs
+from heron_common.assignment import DataSpecification, LocalStatistics, ModelSpec, UploadKey
 from heron_common.clock import Clock
 from heron_common.data.sources import DataSource
+from heron_common.directions import derive_seed
 from heron_common.errors import CheckpointError, StorageError
-from heron_common.plan import Algorithm
-from heron_common.tensors import Float32Array, decode
-from heron_common.zeroth_order import merge_second_moments
+from heron_common.plan import Algorithm, Plan
+from heron_common.tensors import Float32Array, Float64Array
+from heron_common.update_log import weights_digest
+from heron_common.wire_dtypes import encode_rows
+from heron_common.zeroth_order import merge_running
 from heron_server.metrics import ServerMetrics
 from heron_server.programs.publish import scales_of
-from heron_server.rounds.aggregation import aggregation_weights, weighted_mean
+from heron_server.rounds.aggregation import aggregate, aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, TrainJob
 from heron_server.rounds.worklist import Worklist
+from heron_server.storage.audit import AuditFacts, AuditRound, AuditTrail
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.summary import RoundRecord, round_rows
+from heron_server.training.alignment import HeadAlignment
 from heron_server.training.evaluation import evaluate
-from heron_server.training.trainer import Trainer
+from heron_server.training.trainer import StepOutcome, Trainer
+from heron_server.training.uploads import decode_upload, mixed_batches
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,9 @@ class RunParts:
     write_summary: Callable[[dict[str, Any]], None]
     client_table: Callable[[], dict[str, Any]]
     clock: Clock
+    run_seed: int
+    audit: AuditTrail
+    alignment: HeadAlignment | None
 
 
 class TrainWorker:
@@ -56,6 +66,8 @@ class TrainWorker:
         self._seconds_before = 0.0
         self.rounds: list[RoundRecord] = []
         self.second_moment = 0.0
+        self.derivative_quantile = 0.0
+        self.diverged_round: int | None = None
         self.checkpoint_failed = False
         self.failure: BaseException | None = None
         self._server_losses: list[float] = []
@@ -64,8 +76,10 @@ class TrainWorker:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a round boundary."""
         state = checkpoint.state
-        self._parts.trainer.load_tensors(checkpoint.tensors, int(state["server_version"]))
+        self._load_tensors(checkpoint)
         self.second_moment = float(state["second_moment"])
+        self.derivative_quantile = float(state["derivative_quantile"])
+        self.diverged_round = state["diverged_round"]
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
         self._seconds_before = float(state["seconds"])
 
@@ -73,7 +87,16 @@ class TrainWorker:
         """Return what the next round starts from."""
         front, head = self._parts.trainer.client_weights()
         scales = scales_of(self._parts.trainer.model, self._parts.algorithm)
-        return RoundInputs(front.tobytes(), head.tobytes(), tuple(float(s) for s in scales), self.second_moment)
+        heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
+        return RoundInputs(
+            front.tobytes(),
+            head.tobytes(),
+            tuple(float(s) for s in scales),
+            self.second_moment,
+            self.derivative_quantile,
+            {client: own.tobytes() for client, own in heads.items()},
+            rests=self.diverged_round is not None,
+        )
 
     def start(self, worklist: Worklist, on_end: Callable[[], None]) -> None:
         """Start the thread; `on_end` is called when it ends, for whatever reason."""
@@ -102,12 +125,14 @@ class TrainWorker:
         state = {
             "server_version": parts.trainer.server_version,
             "second_moment": self.second_moment,
+            "derivative_quantile": self.derivative_quantile,
+            "diverged_round": self.diverged_round,
             "rounds": round_rows(self.rounds),
             "clients": parts.client_table(),
             "seconds": self._seconds(),
         }
         try:
-            parts.checkpoints.write(Checkpoint(len(self.rounds), parts.trainer.tensors(), state))
+            parts.checkpoints.write(Checkpoint(len(self.rounds), self._tensors(), state))
             self.checkpoint_failed = False
         except CheckpointError as exc:
             self.checkpoint_failed = True
@@ -123,12 +148,25 @@ class TrainWorker:
             "rounds": round_rows(self.rounds),
             "clients": self._parts.client_table(),
             "seconds": round(self._seconds(), 3),
+            "diverged_round": self.diverged_round,
             "checkpoint": str(self._parts.checkpoints.path_of(len(self.rounds))),
         }
         try:
             self._parts.write_summary(summary)
         except StorageError as exc:
             log.error(str(exc))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
+        return self._parts.trainer.tensors() | {f"aligned_head.{client}": torch.from_numpy(own) for client, own in heads.items()}
+
+    def _load_tensors(self, checkpoint: Checkpoint) -> None:
+        self._parts.trainer.load_tensors(checkpoint.tensors, int(checkpoint.state["server_version"]))
+        if self._parts.alignment is not None:
+            prefix = "aligned_head."
+            own = {name[len(prefix) :]: value.numpy() for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+            self._parts.alignment.heads = own
+            self._parts.alignment.forget()
 
     def _seconds(self) -> float:
         return self._seconds_before + self._parts.clock.now() - self._started
@@ -145,37 +183,77 @@ class TrainWorker:
                 worklist.round_done(self.inputs())
 
     def _train(self, job: TrainJob, worklist: Worklist) -> None:
+        if len(job.uploads) > 1:
+            self._train_mixed(job, worklist)
+            return
         started = self._parts.clock.now()
-        trainer, metrics, plan = self._parts.trainer, self._parts.metrics, job.plan
-        specs = upload_specs(plan, self._parts.model)
-        data = memoryview(job.upload.entry.read())
-        activations = decode(data[: specs[0].size_bytes], specs[0])
-        labels = decode(data[specs[0].size_bytes :], specs[1])
+        (upload,) = job.uploads
+        trainer, plan, client_id = self._parts.trainer, job.plan, upload.key.client_id
+        decoded = decode_upload(upload, plan, self._parts.model)
         version = trainer.server_version
-        judged = tuple(float(v) for v in trainer.judge(activations, labels).reshape(-1)) if plan.num_probes else None
+        judged = None
+        if plan.num_probes:
+            judged = tuple(float(v) for v in trainer.judge(decoded.activations, decoded.labels, client_id).reshape(-1))
         loss: float | None = None
-        if plan.uploads_at(job.upload.key.local_step):
-            losses = trainer.train(activations[: plan.batch_size], labels)
-            loss = losses.server
-            if losses.skipped:
-                metrics.steps_skipped.inc()
-                log.warning("a server step was skipped: its loss is not finite", extra={"client": job.upload.key.client_id})
-            else:
-                self._server_losses.append(losses.server)
-            metrics.train_loss.set(losses.server)
-            if losses.head is not None:
-                metrics.head_loss.set(losses.head)
-        metrics.step_seconds.observe(self._parts.clock.now() - started)
-        worklist.upload_trained(job.upload, loss, judged, version)
+        cut_gradient = None
+        if plan.uploads_at(upload.key.local_step):
+            outcome = trainer.train(decoded.activations[: plan.batch_size], decoded.labels, client_id, plan.needs_cut_gradient)
+            loss = outcome.server
+            self._note(outcome, client_id)
+            cut_gradient = self._encoded(outcome, upload.key, plan)
+            if self._parts.alignment is not None:
+                self._parts.alignment.keep(client_id, decoded.activations, decoded.labels)
+        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
+        worklist.upload_trained(upload, loss, judged, version, cut_gradient)
+
+    def _train_mixed(self, job: TrainJob, worklist: Worklist) -> None:
+        """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
+        started = self._parts.clock.now()
+        key = job.uploads[0].key
+        decoded = [decode_upload(upload, job.plan, self._parts.model) for upload in job.uploads]
+        version = self._parts.trainer.server_version
+        sums = np.zeros(len(decoded), np.float64)
+        seed = derive_seed(self._parts.run_seed, "", key.round, "mix", key.local_step)
+        for batch in mixed_batches(decoded, seed):
+            outcome = self._parts.trainer.train(batch.activations, batch.labels)
+            self._note(outcome, "several")
+            np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
+        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
+        for upload, total, part in zip(job.uploads, sums, decoded, strict=True):
+            if self._parts.alignment is not None:
+                self._parts.alignment.keep(upload.key.client_id, part.activations, part.labels)
+            worklist.upload_trained(upload, float(total) / len(part.labels), None, version)
+
+    def _note(self, outcome: StepOutcome, client_id: str) -> None:
+        metrics = self._parts.metrics
+        if outcome.skipped:
+            metrics.steps_skipped.inc()
+            log.warning("a server step was skipped: its loss is not finite", extra={"client": client_id})
+        else:
+            self._server_losses.append(outcome.server)
+        metrics.train_loss.set(outcome.server)
+        if outcome.head is not None:
+            metrics.head_loss.set(outcome.head)
+
+    def _encoded(self, outcome: StepOutcome, key: UploadKey, plan: Plan) -> memoryview | None:
+        if outcome.cut_gradient is None:
+            return None
+        seed = derive_seed(self._parts.run_seed, key.client_id, key.round, "quantise_cut_gradient", key.local_step)
+        return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, seed, 0)
 
     def _close(self, job: CloseJob) -> None:
         parts = self._parts
         weights = aggregation_weights(list(job.rows), parts.algorithm.weighting)
         if job.plan.trains_front:
             self._average(job, weights)
+        parts.trainer.close_round([update.client_id for update in job.updates], weights)
+        if parts.alignment is not None:
+            if parts.alignment.is_due(job.round.round_index):
+                parts.alignment.align()
+            parts.alignment.forget()
         statistics = [update.statistics for update in job.updates]
-        moments = np.array([s.second_moment for s in statistics], np.float64)
-        self.second_moment = merge_second_moments(moments, weights) or self.second_moment
+        self._merge(statistics, weights)
+        self._watch_divergence(job, statistics)
         score = evaluate(parts.trainer.model, parts.eval_source, parts.data) if parts.eval_source else None
         record = RoundRecord(
             round_index=job.round.round_index,
@@ -187,6 +265,7 @@ class TrainWorker:
             local_loss=float(np.mean([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
             server_loss=float(np.mean(self._server_losses)) if self._server_losses else None,
             client_forward_passes=sum(s.forward_passes for s in statistics),
+            client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
             seconds=round(self._parts.clock.now() - job.opened_at, 3),
         )
         self.rounds.append(record)
@@ -194,15 +273,57 @@ class TrainWorker:
         self._report(job, record)
         self.save()
 
-    def _average(self, job: CloseJob, weights: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    def _merge(self, statistics: list[LocalStatistics], weights: Float64Array) -> None:
+        moments = np.array([s.second_moment for s in statistics], np.float64)
+        quantiles = np.array([s.derivative_quantile for s in statistics], np.float64)
+        self.second_moment = merge_running(moments, weights) or self.second_moment
+        self.derivative_quantile = merge_running(quantiles, weights) or self.derivative_quantile
+
+    def _watch_divergence(self, job: CloseJob, statistics: list[LocalStatistics]) -> None:
+        """Let fronts rest from the next round on once most clients of a round met losses or gradients that are not finite."""
+        count = sum(s.diverged for s in statistics)
+        self._parts.metrics.diverged_clients.inc(count)
+        if 2 * count > len(statistics) and self.diverged_round is None:
+            self.diverged_round = job.round.round_index
+            self._parts.metrics.diverged.set(1)
+            log.error(
+                "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate",
+                extra={"round_index": job.round.round_index, "clients": count},
+            )
+
+    def _average(self, job: CloseJob, weights: Float64Array) -> None:
         num_front = sum(p.numel() for p in self._parts.trainer.model.front.parameters())
         flats: list[Float32Array] = []
         for update in job.updates:
             if update.entry is None:
                 raise RuntimeError("an update of a round that trains the front has no weights")
             flats.append(np.frombuffer(update.entry.read(), "<f4"))
-        mean = weighted_mean(flats, weights)
+        mean = aggregate(self._parts.algorithm.aggregation, flats, weights, job.start)
         self._parts.trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
+        if job.plan.logs:
+            self._record_for_audit(job, flats, mean, weights)
+
+    def _record_for_audit(self, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:
+        facts = AuditFacts(
+            round_index=job.round.round_index,
+            attempt=job.round.attempt,
+            run_seed=self._parts.run_seed,
+            clients=tuple(update.client_id for update in job.updates),
+            aggregation=self._parts.algorithm.aggregation.value,
+            trains_head=job.plan.trains_head,
+            start_sha256=weights_digest(job.start).hex(),
+            result_sha256=weights_digest(mean).hex(),
+            client_sha256=tuple(weights_digest(flat).hex() for flat in flats),
+        )
+        shape = (job.plan.local_steps, job.plan.direction_groups * job.plan.num_directions)
+        submissions = tuple(
+            flat if update.log is None else np.frombuffer(update.log, "<f8").reshape(shape)
+            for update, flat in zip(job.updates, flats, strict=True)
+        )
+        try:
+            self._parts.audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights, submissions))
+        except StorageError as exc:
+            log.error(str(exc))
 
     def _go_back(self) -> None:
         self._server_losses.clear()
@@ -216,7 +337,7 @@ class TrainWorker:
                 "the abandoned attempt's server steps stand: the last checkpoint is older", extra={"of_round": checkpoint.completed_rounds}
             )
             return
-        self._parts.trainer.load_tensors(checkpoint.tensors, int(checkpoint.state["server_version"]))
+        self._load_tensors(checkpoint)
 
     def _report(self, job: CloseJob, record: RoundRecord) -> None:
         metrics, statistics = self._parts.metrics, [update.statistics for update in job.updates]
