@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from heron_cli import demo
+from heron_cli import audit, demo
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.quiet_libraries import quiet_libraries
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"heron {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo.add_parser(verbs)
+    audit.add_parser(verbs)
     quiet_libraries()
     options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
     # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.

@@ -45,8 +45,9 @@ from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, restore_clients, versions
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import Trainer, TrainerSettings
-from heron_server.training.worker import RunParts, TrainWorker
+from heron_server.training.worker import TrainWorker
 
 log = logging.getLogger(__name__)
 

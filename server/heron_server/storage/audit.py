@@ -27,6 +27,7 @@ class AuditFacts:
         clients: whose updates counted, in the order of aggregation.
         aggregation: the rule's name.
         trains_head: whether the trained weights are front and head, or the front alone.
+        tensors: names in a checkpoint and shapes of the trained tensors, in flat order.
         start_sha256, result_sha256: of the trained weights before and after, hexadecimal.
         client_sha256: of each client's resulting weights, hexadecimal.
 
@@ -38,6 +39,7 @@ class AuditFacts:
     clients: tuple[str, ...]
     aggregation: str
     trains_head: bool
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
     start_sha256: str
     result_sha256: str
     client_sha256: tuple[str, ...]
@@ -97,6 +99,7 @@ class AuditTrail:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             facts = json.loads(header["__metadata__"]["facts"])
             listed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+            listed["tensors"] = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in facts["tensors"])
             submissions = tuple(tensors[name] for name in sorted(tensors) if name.startswith("submission."))
             return AuditRound(AuditFacts(**listed), tensors["scales"], tensors["weights"], submissions)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:

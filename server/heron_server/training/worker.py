@@ -5,55 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from heron_common.assignment import DataSpecification, LocalStatistics, ModelSpec, UploadKey
-from heron_common.clock import Clock
-from heron_common.data.sources import DataSource
-from heron_common.directions import derive_seed
+from heron_common.assignment import LocalStatistics
 from heron_common.errors import CheckpointError, StorageError
-from heron_common.plan import Algorithm, Plan
-from heron_common.tensors import Float32Array, Float64Array
-from heron_common.update_log import weights_digest
-from heron_common.wire_dtypes import encode_rows
+from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import merge_running
-from heron_server.metrics import ServerMetrics
 from heron_server.programs.publish import scales_of
-from heron_server.rounds.aggregation import aggregate, aggregation_weights
+from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, TrainJob
 from heron_server.rounds.worklist import Worklist
-from heron_server.storage.audit import AuditFacts, AuditRound, AuditTrail
-from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
+from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows
-from heron_server.training.alignment import HeadAlignment
 from heron_server.training.evaluation import evaluate
-from heron_server.training.trainer import StepOutcome, Trainer
-from heron_server.training.uploads import decode_upload, mixed_batches
+from heron_server.training.fronts import average_fronts
+from heron_server.training.run_parts import RunParts
+from heron_server.training.stepping import Stepper
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """What the worker works with."""
-
-    trainer: Trainer
-    algorithm: Algorithm
-    data: DataSpecification
-    model: ModelSpec
-    eval_source: DataSource | None
-    checkpoints: CheckpointStore
-    metrics: ServerMetrics
-    write_summary: Callable[[dict[str, Any]], None]
-    client_table: Callable[[], dict[str, Any]]
-    clock: Clock
-    run_seed: int
-    audit: AuditTrail
-    alignment: HeadAlignment | None
 
 
 class TrainWorker:
@@ -70,7 +42,7 @@ class TrainWorker:
         self.diverged_round: int | None = None
         self.checkpoint_failed = False
         self.failure: BaseException | None = None
-        self._server_losses: list[float] = []
+        self._stepper = Stepper(parts)
         self._thread: threading.Thread | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -174,7 +146,7 @@ class TrainWorker:
     def _run(self, worklist: Worklist) -> None:
         while (job := worklist.next_job()) is not None:
             if isinstance(job, TrainJob):
-                self._train(job, worklist)
+                self._stepper.run(job, worklist)
             elif isinstance(job, CloseJob):
                 self._close(job)
                 worklist.round_done(self.inputs())
@@ -182,70 +154,11 @@ class TrainWorker:
                 self._go_back()
                 worklist.round_done(self.inputs())
 
-    def _train(self, job: TrainJob, worklist: Worklist) -> None:
-        if len(job.uploads) > 1:
-            self._train_mixed(job, worklist)
-            return
-        started = self._parts.clock.now()
-        (upload,) = job.uploads
-        trainer, plan, client_id = self._parts.trainer, job.plan, upload.key.client_id
-        decoded = decode_upload(upload, plan, self._parts.model)
-        version = trainer.server_version
-        judged = None
-        if plan.num_probes:
-            judged = tuple(float(v) for v in trainer.judge(decoded.activations, decoded.labels, client_id).reshape(-1))
-        loss: float | None = None
-        cut_gradient = None
-        if plan.uploads_at(upload.key.local_step):
-            outcome = trainer.train(decoded.activations[: plan.batch_size], decoded.labels, client_id, plan.needs_cut_gradient)
-            loss = outcome.server
-            self._note(outcome, client_id)
-            cut_gradient = self._encoded(outcome, upload.key, plan)
-            if self._parts.alignment is not None:
-                self._parts.alignment.keep(client_id, decoded.activations, decoded.labels)
-        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
-        worklist.upload_trained(upload, loss, judged, version, cut_gradient)
-
-    def _train_mixed(self, job: TrainJob, worklist: Worklist) -> None:
-        """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
-        started = self._parts.clock.now()
-        key = job.uploads[0].key
-        decoded = [decode_upload(upload, job.plan, self._parts.model) for upload in job.uploads]
-        version = self._parts.trainer.server_version
-        sums = np.zeros(len(decoded), np.float64)
-        seed = derive_seed(self._parts.run_seed, "", key.round, "mix", key.local_step)
-        for batch in mixed_batches(decoded, seed):
-            outcome = self._parts.trainer.train(batch.activations, batch.labels)
-            self._note(outcome, "several")
-            np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
-        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
-        for upload, total, part in zip(job.uploads, sums, decoded, strict=True):
-            if self._parts.alignment is not None:
-                self._parts.alignment.keep(upload.key.client_id, part.activations, part.labels)
-            worklist.upload_trained(upload, float(total) / len(part.labels), None, version)
-
-    def _note(self, outcome: StepOutcome, client_id: str) -> None:
-        metrics = self._parts.metrics
-        if outcome.skipped:
-            metrics.steps_skipped.inc()
-            log.warning("a server step was skipped: its loss is not finite", extra={"client": client_id})
-        else:
-            self._server_losses.append(outcome.server)
-        metrics.train_loss.set(outcome.server)
-        if outcome.head is not None:
-            metrics.head_loss.set(outcome.head)
-
-    def _encoded(self, outcome: StepOutcome, key: UploadKey, plan: Plan) -> memoryview | None:
-        if outcome.cut_gradient is None:
-            return None
-        seed = derive_seed(self._parts.run_seed, key.client_id, key.round, "quantise_cut_gradient", key.local_step)
-        return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, seed, 0)
-
     def _close(self, job: CloseJob) -> None:
         parts = self._parts
         weights = aggregation_weights(list(job.rows), parts.algorithm.weighting)
         if job.plan.trains_front:
-            self._average(job, weights)
+            average_fronts(parts, job, weights)
         parts.trainer.close_round([update.client_id for update in job.updates], weights)
         if parts.alignment is not None:
             if parts.alignment.is_due(job.round.round_index):
@@ -263,13 +176,13 @@ class TrainWorker:
             test_accuracy=score.accuracy if score else None,
             test_loss=score.loss if score else None,
             local_loss=float(np.mean([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
-            server_loss=float(np.mean(self._server_losses)) if self._server_losses else None,
+            server_loss=float(np.mean(self._stepper.server_losses)) if self._stepper.server_losses else None,
             client_forward_passes=sum(s.forward_passes for s in statistics),
             client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
             seconds=round(self._parts.clock.now() - job.opened_at, 3),
         )
         self.rounds.append(record)
-        self._server_losses.clear()
+        self._stepper.server_losses.clear()
         self._report(job, record)
         self.save()
 
@@ -291,42 +204,8 @@ class TrainWorker:
                 extra={"round_index": job.round.round_index, "clients": count},
             )
 
-    def _average(self, job: CloseJob, weights: Float64Array) -> None:
-        num_front = sum(p.numel() for p in self._parts.trainer.model.front.parameters())
-        flats: list[Float32Array] = []
-        for update in job.updates:
-            if update.entry is None:
-                raise RuntimeError("an update of a round that trains the front has no weights")
-            flats.append(np.frombuffer(update.entry.read(), "<f4"))
-        mean = aggregate(self._parts.algorithm.aggregation, flats, weights, job.start)
-        self._parts.trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
-        if job.plan.logs:
-            self._record_for_audit(job, flats, mean, weights)
-
-    def _record_for_audit(self, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:
-        facts = AuditFacts(
-            round_index=job.round.round_index,
-            attempt=job.round.attempt,
-            run_seed=self._parts.run_seed,
-            clients=tuple(update.client_id for update in job.updates),
-            aggregation=self._parts.algorithm.aggregation.value,
-            trains_head=job.plan.trains_head,
-            start_sha256=weights_digest(job.start).hex(),
-            result_sha256=weights_digest(mean).hex(),
-            client_sha256=tuple(weights_digest(flat).hex() for flat in flats),
-        )
-        shape = (job.plan.local_steps, job.plan.direction_groups * job.plan.num_directions)
-        submissions = tuple(
-            flat if update.log is None else np.frombuffer(update.log, "<f8").reshape(shape)
-            for update, flat in zip(job.updates, flats, strict=True)
-        )
-        try:
-            self._parts.audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights, submissions))
-        except StorageError as exc:
-            log.error(str(exc))
-
     def _go_back(self) -> None:
-        self._server_losses.clear()
+        self._stepper.server_losses.clear()
         try:
             checkpoint = self._parts.checkpoints.read_newest()
         except (CheckpointError, StorageError) as exc:

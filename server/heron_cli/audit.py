@@ -1,0 +1,121 @@
+"""`heron audit`: replay a run from its first checkpoint and its clients' logs, and prove that the weights are what came of them. Needs no data and no clients."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from heron_common.aggregation_rule import AggregationRule
+from heron_common.errors import CheckpointError, ConfigurationError
+from heron_common.exit_codes import ExitCode
+from heron_common.ids import RoundReference
+from heron_common.layout import FlatLayout
+from heron_common.tensors import DType, Float32Array, TensorSpec
+from heron_common.update_log import replay, weights_digest
+from heron_server.rounds.aggregation import aggregate
+from heron_server.storage.audit import AuditRound, AuditTrail
+from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
+
+
+@dataclass(frozen=True)
+class ProvedRound:
+    """One round of a run: how many clients' logs were replayed, how many sent weights that had to be taken as they came."""
+
+    round_index: int
+    replayed: int
+    taken: int
+
+
+def add_parser(verbs: Any) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser("audit", help="replay a run from its checkpoints and its clients' logs and prove its final weights")
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of a run with --update-encoding log")
+    parser.set_defaults(run=run_audit)
+
+
+def run_audit(options: argparse.Namespace) -> int:
+    """Prove every round and say so; the first contradiction ends it.
+
+    Raises:
+        ConfigurationError: there is no run, or its clients submitted no logs.
+        CheckpointError: a file is missing or damaged, or a round does not arrive at the weights that it claims.
+
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    taken = replayed = 0
+    last = -1
+    for proved in prove(options.run_dir):
+        last, taken, replayed = proved.round_index, taken + proved.taken, replayed + proved.replayed
+        note = f", {proved.taken} sent weights" if proved.taken else ""
+        console.print(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved")
+    console.print(f"\nThe front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
+    if taken:
+        console.print(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
+    return ExitCode.OK
+
+
+def prove(run_dir: Path) -> Iterator[ProvedRound]:
+    """Yield each round once its logs arrive at its clients' digests and their average at its own, and at its checkpoint where there is one.
+
+    Rounds in which fronts rested leave no record, and their checkpoints must show unchanged weights.
+    """
+    if not (run_dir / "checkpoints").is_dir():
+        raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server")
+    trail = AuditTrail(run_dir / "audit")
+    checkpoints = {c.completed_rounds: c for c in CheckpointStore(run_dir / "checkpoints", 1).read_all()}
+    completed = max(checkpoints, default=0)
+    recorded = [index for index in range(completed) if trail.has(index)]
+    if not recorded:
+        raise ConfigurationError(
+            f"{run_dir} has no audit trail: only runs whose clients submit logs can be audited (--update-encoding log)"
+        )
+    if 0 not in checkpoints:
+        raise CheckpointError(f"the first checkpoint of {run_dir} is missing, so there is nothing to replay from: restore it from a backup")
+    layout = FlatLayout(tuple(TensorSpec(name, DType.FLOAT32, shape) for name, shape in trail.read(recorded[0]).facts.tensors))
+    theta = _trained(checkpoints[0], layout)
+    for index in range(completed):
+        if index in recorded:
+            theta, proved = _prove_round(trail.read(index), theta, layout)
+            yield proved
+        if index + 1 in checkpoints:
+            _compare(
+                weights_digest(_trained(checkpoints[index + 1], layout)).hex(),
+                weights_digest(theta).hex(),
+                f"the checkpoint after round {index}",
+            )
+
+
+def _prove_round(entry: AuditRound, theta: Float32Array, layout: FlatLayout) -> tuple[Float32Array, ProvedRound]:
+    facts = entry.facts
+    where = f"round {facts.round_index}"
+    _compare(facts.start_sha256, weights_digest(theta).hex(), f"the start of {where}")
+    flats: list[Float32Array] = []
+    for client, digest, submission in zip(facts.clients, facts.client_sha256, entry.submissions, strict=True):
+        flat = submission
+        if submission.dtype == np.float64:
+            reference = RoundReference(facts.round_index, facts.attempt)
+            flat = replay(theta, submission, entry.scales, facts.run_seed, client, reference, layout)
+        _compare(digest, weights_digest(flat).hex(), f"client {client!r} in {where}")
+        flats.append(flat)
+    result = aggregate(AggregationRule(facts.aggregation), flats, entry.weights, theta)
+    _compare(facts.result_sha256, weights_digest(result).hex(), f"the average of {where}")
+    logs = sum(submission.dtype == np.float64 for submission in entry.submissions)
+    return result, ProvedRound(facts.round_index, logs, len(flats) - logs)
+
+
+def _compare(claimed: str, found: str, what: str) -> None:
+    if claimed != found:
+        raise CheckpointError(
+            f"{what} claims weights {claimed[:12]}, but the replay arrives at {found[:12]}: these files do not belong together, or were changed"
+        )
+
+
+def _trained(checkpoint: Checkpoint, layout: FlatLayout) -> Float32Array:
+    flat: Float32Array = np.concatenate([checkpoint.tensors[spec.name].numpy().reshape(-1) for spec in layout.specs])
+    return flat

@@ -1,0 +1,62 @@
+"""The end of a round for what clients trained: aggregate their updates, and keep what proves it where they came as logs."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from heron_common.assignment import ModelSpec
+from heron_common.errors import StorageError
+from heron_common.plan import Plan
+from heron_common.tensors import Float32Array, Float64Array
+from heron_common.update_log import weights_digest
+from heron_server.rounds.aggregation import aggregate
+from heron_server.rounds.jobs import CloseJob
+from heron_server.storage.audit import AuditFacts, AuditRound
+from heron_server.training.run_parts import RunParts
+
+log = logging.getLogger(__name__)
+
+
+def average_fronts(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
+    """Set the front (and a head that clients train) to the aggregate of the round's updates; where they came as logs, keep what proves it."""
+    num_front = sum(p.numel() for p in parts.trainer.model.front.parameters())
+    flats: list[Float32Array] = []
+    for update in job.updates:
+        if update.entry is None:
+            raise RuntimeError("an update of a round that trains the front has no weights")
+        flats.append(np.frombuffer(update.entry.read(), "<f4"))
+    mean = aggregate(parts.algorithm.aggregation, flats, weights, job.start)
+    parts.trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
+    if job.plan.logs:
+        _record_for_audit(parts, job, flats, mean, weights)
+
+
+def _record_for_audit(parts: RunParts, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:
+    facts = AuditFacts(
+        round_index=job.round.round_index,
+        attempt=job.round.attempt,
+        run_seed=parts.run_seed,
+        clients=tuple(update.client_id for update in job.updates),
+        aggregation=parts.algorithm.aggregation.value,
+        trains_head=job.plan.trains_head,
+        tensors=_trained_tensors(parts.model, job.plan),
+        start_sha256=weights_digest(job.start).hex(),
+        result_sha256=weights_digest(mean).hex(),
+        client_sha256=tuple(weights_digest(flat).hex() for flat in flats),
+    )
+    shape = (job.plan.local_steps, job.plan.direction_groups * job.plan.num_directions)
+    submissions = tuple(
+        flat if update.log is None else np.frombuffer(update.log, "<f8").reshape(shape)
+        for update, flat in zip(job.updates, flats, strict=True)
+    )
+    try:
+        parts.audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights, submissions))
+    except StorageError as exc:
+        log.error(str(exc))
+
+
+def _trained_tensors(model: ModelSpec, plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    parts = [("front", model.client_model)] + ([("head", model.auxiliary_head)] if plan.trains_head else [])
+    return tuple((f"{part}.{spec.name}", spec.shape) for part, specs in parts for spec in specs)

@@ -1,0 +1,87 @@
+"""Server steps: from an upload (or several, mixed) to a step of the back, losses for its clients, and lambda where the plan needs it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from heron_common.assignment import UploadKey
+from heron_common.directions import derive_seed
+from heron_common.plan import Plan
+from heron_common.wire_dtypes import encode_rows
+from heron_server.rounds.jobs import TrainJob
+from heron_server.rounds.worklist import Worklist
+from heron_server.training.run_parts import RunParts
+from heron_server.training.trainer import StepOutcome
+from heron_server.training.uploads import decode_upload, mixed_batches
+
+log = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Trains on uploads; `server_losses` are those of the steps of the present round."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self._parts = parts
+        self.server_losses: list[float] = []
+
+    def run(self, job: TrainJob, worklist: Worklist) -> None:
+        """Carry out one job and report it."""
+        if len(job.uploads) > 1:
+            self._train_mixed(job, worklist)
+            return
+        started = self._parts.clock.now()
+        (upload,) = job.uploads
+        trainer, plan, client_id = self._parts.trainer, job.plan, upload.key.client_id
+        decoded = decode_upload(upload, plan, self._parts.model)
+        version = trainer.server_version
+        judged = None
+        if plan.num_probes:
+            judged = tuple(float(v) for v in trainer.judge(decoded.activations, decoded.labels, client_id).reshape(-1))
+        loss: float | None = None
+        cut_gradient = None
+        if plan.uploads_at(upload.key.local_step):
+            outcome = trainer.train(decoded.activations[: plan.batch_size], decoded.labels, client_id, plan.needs_cut_gradient)
+            loss = outcome.server
+            self._note(outcome, client_id)
+            cut_gradient = self._encoded(outcome, upload.key, plan)
+            if self._parts.alignment is not None:
+                self._parts.alignment.keep(client_id, decoded.activations, decoded.labels)
+        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
+        worklist.upload_trained(upload, loss, judged, version, cut_gradient)
+
+    def _train_mixed(self, job: TrainJob, worklist: Worklist) -> None:
+        """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
+        started = self._parts.clock.now()
+        key = job.uploads[0].key
+        decoded = [decode_upload(upload, job.plan, self._parts.model) for upload in job.uploads]
+        version = self._parts.trainer.server_version
+        sums = np.zeros(len(decoded), np.float64)
+        seed = derive_seed(self._parts.run_seed, "", key.round, "mix", key.local_step)
+        for batch in mixed_batches(decoded, seed):
+            outcome = self._parts.trainer.train(batch.activations, batch.labels)
+            self._note(outcome, "several")
+            np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
+        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
+        for upload, total, part in zip(job.uploads, sums, decoded, strict=True):
+            if self._parts.alignment is not None:
+                self._parts.alignment.keep(upload.key.client_id, part.activations, part.labels)
+            worklist.upload_trained(upload, float(total) / len(part.labels), None, version)
+
+    def _note(self, outcome: StepOutcome, client_id: str) -> None:
+        metrics = self._parts.metrics
+        if outcome.skipped:
+            metrics.steps_skipped.inc()
+            log.warning("a server step was skipped: its loss is not finite", extra={"client": client_id})
+        else:
+            self.server_losses.append(outcome.server)
+        metrics.train_loss.set(outcome.server)
+        if outcome.head is not None:
+            metrics.head_loss.set(outcome.head)
+
+    def _encoded(self, outcome: StepOutcome, key: UploadKey, plan: Plan) -> memoryview | None:
+        if outcome.cut_gradient is None:
+            return None
+        seed = derive_seed(self._parts.run_seed, key.client_id, key.round, "quantise_cut_gradient", key.local_step)
+        return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, seed, 0)
