@@ -1,7 +1,7 @@
 """A zeroth-order round as the list of its coefficients: applied by the client, recorded, and replayed bit for bit by the server.
 
 A step is theta += fl32(a_g s_t) u_g for g = 0, 1, ... in order, one IEEE addition per weight and direction, so the same coefficients give the same bits
-on every platform. Directions are derived from public seeds and never sent.
+on every platform; a coefficient of zero adds nothing. Directions are derived from public seeds and never sent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def step_directions(
 def apply_coefficients(theta: Float32Array, coefficients: Float64Array, directions: Directions, scales: Float64Array) -> None:
     """Take one step in place: theta += fl32(a_g s_t) u_g, in order.
 
+    A coefficient of zero is passed over: adding 0.0 to -0.0 makes 0.0, and the zeros that stand for a step that was not taken must change no bit.
+
     Args:
         theta: [num_parameters].
         coefficients: [directions], a_g.
@@ -34,7 +36,8 @@ def apply_coefficients(theta: Float32Array, coefficients: Float64Array, directio
 
     """
     for index, coefficient in enumerate(coefficients):
-        directions.add(index, coefficient * scales, theta, theta)
+        if coefficient != 0:
+            directions.add(index, coefficient * scales, theta, theta)
 
 
 def replay(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program
 from heron_common.assignment import BlobReference, DataSpecification, ProgramKind, ProgramReference
 from heron_common.layout import FlatLayout
+from heron_common.tensors import Float32Array
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
-from heron_server.programs.export import ProgramCache
+from heron_server.programs.compile import compile_function
+from heron_server.programs.export import export
 
 SHAPE = DataSpecification("tiny", (1, 6, 6), 3)
 
@@ -27,34 +29,83 @@ class TinyModel:
     """The model, its programs for one micro-batch, and torch twins."""
 
     model: SplitModel
-    programs: dict[ProgramKind, bytes]
     micro_batch: int
+
+    def program(self, kind: ProgramKind) -> bytes:
+        """Return a program, exported when it is first asked for: an export takes seconds."""
+        return _exported(kind, self.micro_batch)
 
     def reference(self, kind: ProgramKind) -> ProgramReference:
         """Return the reference that a join would name."""
-        data = self.programs[kind]
+        data = self.program(kind)
         return ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), self.micro_batch)
 
     def load(self, kind: ProgramKind, parameters: LocalParameters, data: bytes | None = None) -> Program:
         """Load a program over the given buffers."""
-        return Program(self.reference(kind), data or self.programs[kind], self.model.to_spec(), parameters, self.model.input_shape, 1)
+        return Program(self.reference(kind), data or self.program(kind), self.model.to_spec(), parameters, self.model.input_shape, 1)
+
+    def random_weights(self, seed: int) -> Float32Array:
+        """Return flat weights of front and head, small enough that no unit saturates."""
+        size = LocalParameters(self.model.to_spec()).theta.size
+        return np.random.default_rng(seed).standard_normal(size).astype(np.float32) * np.float32(0.4)
+
+    def even_weights(self) -> Float32Array:
+        """Return weights that are all alike."""
+        return np.full(LocalParameters(self.model.to_spec()).theta.size, 0.2, np.float32)
 
     def torch_losses(self, theta: Any, x: Any, y: Any) -> tuple[Any, Any]:
         """Return activations and per-sample local losses by plain torch."""
-        spec = self.model.to_spec()
-        front, head = FlatLayout(spec.client_model), FlatLayout(spec.auxiliary_head)
-        weights = [torch.from_numpy(v.copy()) for v in front.views(np.ascontiguousarray(theta[: front.num_parameters]))]
-        heads = [torch.from_numpy(v.copy()) for v in head.views(np.ascontiguousarray(theta[front.num_parameters :]))]
+        leaves = self._leaves(theta)
         with torch.no_grad():
-            z = functional_call(
-                self.model.front, dict(zip([s.name for s in spec.client_model], weights, strict=True)), (torch.from_numpy(x),)
-            )
-            logits = functional_call(self.model.auxiliary_head, dict(zip([s.name for s in spec.auxiliary_head], heads, strict=True)), (z,))
-            return z.numpy(), self.model.sample_losses(logits, torch.from_numpy(y)).numpy()
+            z = self._front(leaves, x)
+            return z.numpy(), self._losses(leaves, z, y).numpy()
+
+    def torch_head_losses(self, theta: Any, z: Any, y: Any) -> Any:
+        """Return per-sample losses of given activations, the head standing in for the server."""
+        with torch.no_grad():
+            return self._losses(self._leaves(theta), torch.from_numpy(z.copy()), y).numpy()
+
+    def torch_gradient(self, theta: Any, x: Any, y: Any) -> Any:
+        """Return the gradient of the batch's mean local loss, flat over front and head, by autograd."""
+        leaves = self._leaves(theta)
+        self._losses(leaves, self._front(leaves, x), y).mean().backward()  # type: ignore[no-untyped-call]
+        return np.concatenate([leaf.grad.numpy().reshape(-1) for leaf in leaves])
+
+    def torch_pullback(self, theta: Any, x: Any, cut_gradient: Any) -> Any:
+        """Return the gradient of the batch's mean <lambda, z>, flat over the front, by autograd."""
+        leaves = self._leaves(theta)
+        (self._front(leaves, x) * torch.from_numpy(cut_gradient)).flatten(1).sum(1).mean().backward()  # type: ignore[no-untyped-call]
+        return np.concatenate([leaf.grad.numpy().reshape(-1) for leaf in leaves[: len(self.model.to_spec().client_model)]])
+
+    def torch_cut_gradient(self, theta: Any, z: Any, y: Any) -> Any:
+        """Return the gradient of each sample's own loss at the cut, the head standing in for the server, by autograd."""
+        cut = torch.from_numpy(z.copy()).requires_grad_()
+        self._losses(self._leaves(theta), cut, y).sum().backward()  # type: ignore[no-untyped-call]
+        return cut.grad.numpy()
+
+    def _leaves(self, theta: Any) -> list[torch.Tensor]:
+        spec = self.model.to_spec()
+        views = FlatLayout(spec.client_model + spec.auxiliary_head).views(np.ascontiguousarray(theta))
+        return [torch.from_numpy(view.copy()).requires_grad_() for view in views]
+
+    def _front(self, leaves: list[torch.Tensor], x: Any) -> Any:
+        names = [s.name for s in self.model.to_spec().client_model]
+        return functional_call(self.model.front, dict(zip(names, leaves, strict=False)), (torch.from_numpy(x),))
+
+    def _losses(self, leaves: list[torch.Tensor], z: Any, y: Any) -> Any:
+        names = [s.name for s in self.model.to_spec().auxiliary_head]
+        logits = functional_call(self.model.auxiliary_head, dict(zip(names, leaves[-len(names) :], strict=True)), (z,))
+        return self.model.sample_losses(logits, torch.from_numpy(np.asarray(y)))
 
 
-def tiny_model(cache: Path, micro_batch: int) -> TinyModel:
-    """Build the model and compile both programs."""
-    model = build_model("cnn", {"front_widths": (2,), "front_strides": (2,), "hidden": 8}, SHAPE, seed=0)
-    programs = {kind: ProgramCache(cache).program(model, kind, micro_batch) for kind in ProgramKind}
-    return TinyModel(model, programs, micro_batch)
+@functools.cache
+def tiny_model(micro_batch: int) -> TinyModel:
+    """Build the model; kept, for nothing changes it."""
+    # Tiny operations gain nothing from more threads, and where cores are busy they lose tenfold.
+    torch.set_num_threads(1)
+    return TinyModel(build_model("cnn", {"front_widths": (2,), "front_strides": (2,), "hidden": 8}, SHAPE, seed=0), micro_batch)
+
+
+@functools.cache
+def _exported(kind: ProgramKind, micro_batch: int) -> bytes:
+    return export(compile_function(tiny_model(micro_batch).model, kind, micro_batch))

@@ -4,81 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
-from collections.abc import Iterator
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from heron_client.local_training import LocalContext, LocalRound
 from heron_client.parameters import LocalParameters
-from heron_client.patience import Patience
-from heron_client.sending import StepSender
-from heron_client.uploader import Chunk, Uploader, UploadRequest
-from heron_common.assignment import Assignment, BlobReference, ProgramKind, UploadAnswer
-from heron_common.clock import ManualClock
+from heron_client.uploader import UploadRequest
 from heron_common.data.partition import SampleOrder
 from heron_common.directions import Directions, derive_seed
-from heron_common.ids import RoundReference
 from heron_common.plan import ClientOptimiser, Estimator, Objective, Plan
 from heron_common.presets import PRESETS
 from heron_common.zeroth_order import FiniteDifference
 from tests.client.models import TinyModel, tiny_model
-
-ROUND = RoundReference(3, 1)
-SCALE = 0.5
-
-
-class Network:
-    """Collects uploads; answers probes with losses that the test computes."""
-
-    def __init__(self, judge: Any = None) -> None:
-        self.uploads: list[tuple[UploadRequest, list[bytes]]] = []
-        self._judge = judge
-
-    def send(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
-        payload = [b"", b""]
-        for chunk in chunks:
-            if chunk is not None:
-                payload[chunk[0]] += chunk[1]
-        self.uploads.append((request, payload))
-        judged = tuple(float(v) for v in self._judge(request, payload)) if self._judge else ()
-        return UploadAnswer(0, judged, ())
+from tests.client.rounds import ROUND, SCALE, Network, run_round, small_plan
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return tiny_model(tmp_path_factory.mktemp("programs"), micro_batch=2)
+def tiny() -> TinyModel:
+    return tiny_model(micro_batch=2)
 
 
 def _plan(**changes: Any) -> Plan:
-    base = dataclasses.replace(
-        PRESETS["heron"].plan, batch_size=12, direction_groups=3, micro_batch=2, local_steps=3, learning_rate=0.3, smoothing_radius=1e-2
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def _run(tiny: TinyModel, plan: Plan, network: Network, theta: Any) -> tuple[LocalRound, LocalParameters]:
-    parameters = LocalParameters(tiny.model.to_spec())
-    parameters.theta[:] = theta
-    data = np.random.default_rng(7).standard_normal((40, *tiny.model.input_shape)).astype(np.float32)
-    labels = np.arange(40) % 3
-    programs = {kind: tiny.load(kind, parameters) for kind in ProgramKind}
-    context = LocalContext("a", 9, tiny.model.to_spec(), parameters, programs, lambda i: (data[i], labels[i]), 40, ManualClock())
-    num_tensors = len(parameters.trained_layout(plan.trains_head).specs)
-    blob = BlobReference("0" * 64, 0)
-    assignment = Assignment(ROUND, plan, blob, blob, (SCALE,) * num_tensors, 0.0)
-    stop = threading.Event()
-    sender = StepSender(
-        Uploader(network.send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0), stop, threading.Event(), lambda _: None
-    )
-    local_round = LocalRound(context, assignment, sender, lambda *_: None)
-    for step in range(plan.local_steps):
-        local_round.run_step(step)
-    local_round.finish()
-    return local_round, parameters
+    return small_plan(**{"learning_rate": 0.3, **changes})
 
 
 def _naive(tiny: TinyModel, plan: Plan, theta: Any) -> Any:
@@ -144,20 +92,20 @@ def _naive(tiny: TinyModel, plan: Plan, theta: Any) -> Any:
 )
 def test_a_round_equals_its_naive_twin(tiny: TinyModel, changes: dict[str, Any]) -> None:
     plan = _plan(**changes)
-    theta = np.random.default_rng(1).standard_normal(LocalParameters(tiny.model.to_spec()).theta.size).astype(np.float32) * 0.4
-    _, parameters = _run(tiny, plan, Network(), theta)
+    theta = tiny.random_weights(1)
+    done = run_round(tiny, plan, Network(), theta)
     expected = _naive(tiny, plan, theta)
     moved = np.abs(expected - theta).max()
     assert moved > 1e-3
     # float32 losses differ from run to run of different kernels by 1e-7, which the difference quotient divides by mu = 1e-2.
-    np.testing.assert_allclose(parameters.theta, expected, atol=0.02 * moved)
+    np.testing.assert_allclose(done.theta, expected, atol=0.02 * moved)
 
 
 def test_uploads_are_the_activations_of_the_weights_before_the_step(tiny: TinyModel) -> None:
     plan = _plan(upload_interval=2)
     network = Network()
-    theta = np.random.default_rng(2).standard_normal(LocalParameters(tiny.model.to_spec()).theta.size).astype(np.float32) * 0.4
-    _run(tiny, plan, network, theta)
+    theta = tiny.random_weights(2)
+    run_round(tiny, plan, network, theta)
     assert [request.local_step for request, _ in network.uploads] == [0, 2]
     order = SampleOrder(9, "a", ROUND, 40, plan.batch_size)
     data = np.random.default_rng(7).standard_normal((40, *tiny.model.input_shape)).astype(np.float32)
@@ -170,45 +118,35 @@ def test_uploads_are_the_activations_of_the_weights_before_the_step(tiny: TinyMo
 
 
 def test_the_same_round_sends_the_same_bytes_again(tiny: TinyModel) -> None:
-    theta = np.full(LocalParameters(tiny.model.to_spec()).theta.size, 0.2, np.float32)
+    theta = tiny.even_weights()
     first, second = Network(), Network()
-    _, one = _run(tiny, _plan(), first, theta)
-    _, two = _run(tiny, _plan(), second, theta)
+    one = run_round(tiny, _plan(), first, theta)
+    two = run_round(tiny, _plan(), second, theta)
     assert [payload for _, payload in first.uploads] == [payload for _, payload in second.uploads]
     assert np.array_equal(one.theta, two.theta)
 
 
 def test_a_frozen_round_uploads_and_moves_nothing(tiny: TinyModel) -> None:
-    theta = np.full(LocalParameters(tiny.model.to_spec()).theta.size, 0.2, np.float32)
+    theta = tiny.even_weights()
     network = Network()
-    local_round, parameters = _run(tiny, _plan(objective=Objective.NONE, estimator=Estimator.NONE), network, theta)
+    done = run_round(tiny, _plan(objective=Objective.NONE, estimator=Estimator.NONE), network, theta)
     assert len(network.uploads) == 3
-    assert np.array_equal(parameters.theta, theta)
-    assert local_round.meter.count == 0
-    assert local_round.meter.forward_passes == 3 * 12
+    assert np.array_equal(done.theta, theta)
+    assert done.meter.count == 0
+    assert done.meter.forward_passes == 3 * 12
 
 
 def test_server_losses_drive_the_step_and_the_head_is_not_needed(tiny: TinyModel) -> None:
     """With the local loss handed back as if the server had judged it, the server-loss round equals the auxiliary round."""
-    theta = np.random.default_rng(3).standard_normal(LocalParameters(tiny.model.to_spec()).theta.size).astype(np.float32) * 0.4
-    parameters = LocalParameters(tiny.model.to_spec())
-    head = theta[parameters.front_layout.num_parameters :]
+    theta = tiny.random_weights(3)
 
     def judge(request: UploadRequest, payload: list[bytes]) -> Any:
-        import torch
-        from torch.func import functional_call
-
-        spec = tiny.model.to_spec()
-        z = torch.from_numpy(np.frombuffer(payload[0], "<f4").reshape(request.tensors[0].shape).copy())
-        y = torch.from_numpy(np.frombuffer(payload[1], "<i8").copy()).repeat(1 + request.num_probes)
-        shapes = [s.shape for s in spec.auxiliary_head]
-        split = np.split(head, [int(np.prod(shapes[0]))])
-        weights = {s.name: torch.from_numpy(v.reshape(s.shape).copy()) for s, v in zip(spec.auxiliary_head, split, strict=True)}
-        return tiny.model.sample_losses(functional_call(tiny.model.auxiliary_head, weights, (z,)), y).numpy()
+        z = np.frombuffer(payload[0], "<f4").reshape(request.tensors[0].shape)
+        return tiny.torch_head_losses(theta, z, np.tile(np.frombuffer(payload[1], "<i8"), 1 + request.num_probes))
 
     network = Network(judge)
-    _, by_server = _run(tiny, _plan(objective=Objective.SERVER), network, theta)
-    _, by_head = _run(tiny, _plan(), Network(), theta)
+    by_server = run_round(tiny, _plan(objective=Objective.SERVER), network, theta)
+    by_head = run_round(tiny, _plan(), Network(), theta)
     assert all(request.num_probes == 1 for request, _ in network.uploads)
     moved = np.abs(by_head.theta - theta).max()
     np.testing.assert_allclose(by_server.theta, by_head.theta, atol=0.02 * moved)
@@ -216,7 +154,7 @@ def test_server_losses_drive_the_step_and_the_head_is_not_needed(tiny: TinyModel
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e30])
 def test_poisoned_server_losses_never_reach_the_weights(tiny: TinyModel, poison: float) -> None:
-    theta = np.full(LocalParameters(tiny.model.to_spec()).theta.size, 0.2, np.float32)
+    theta = tiny.even_weights()
 
     def judge(request: UploadRequest, payload: list[bytes]) -> Any:
         losses = np.ones((2, 12), np.float32)
@@ -225,18 +163,18 @@ def test_poisoned_server_losses_never_reach_the_weights(tiny: TinyModel, poison:
             losses[1, :4] = poison
         return losses.reshape(-1)
 
-    local_round, parameters = _run(tiny, _plan(objective=Objective.SERVER), Network(judge), theta)
-    assert bool(np.isfinite(parameters.theta).all())
-    assert float(np.abs(parameters.theta - theta).max()) <= 3 * SCALE
-    assert local_round.meter.clipped + local_round.meter.non_finite >= 1
-    statistics = local_round.meter.to_statistics(0.0, 0)
+    done = run_round(tiny, _plan(objective=Objective.SERVER), Network(judge), theta)
+    assert bool(np.isfinite(done.theta).all())
+    assert float(np.abs(done.theta - theta).max()) <= 3 * SCALE
+    assert done.meter.clipped + done.meter.non_finite >= 1
+    statistics = done.meter.to_statistics(0.0, 0)
     assert all(math.isfinite(value) for value in dataclasses.asdict(statistics).values())
 
 
 def test_forward_passes_are_counted_by_difference(tiny: TinyModel) -> None:
-    theta = np.full(LocalParameters(tiny.model.to_spec()).theta.size, 0.2, np.float32)
-    forward, _ = _run(tiny, _plan(), Network(), theta)
-    central, _ = _run(tiny, _plan(difference=FiniteDifference.CENTRAL, upload_interval=3), Network(), theta)
+    theta = tiny.even_weights()
+    forward = run_round(tiny, _plan(), Network(), theta)
+    central = run_round(tiny, _plan(difference=FiniteDifference.CENTRAL, upload_interval=3), Network(), theta)
     # Forward: base and perturbed. Central: two perturbed, and the base pass on the one upload step.
     assert forward.meter.forward_passes == 3 * 2 * 12
     assert central.meter.forward_passes == (3 * 2 + 1) * 12

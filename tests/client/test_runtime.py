@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from tests.client.models import TinyModel, tiny_model
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return tiny_model(tmp_path_factory.mktemp("programs"), micro_batch=4)
+def tiny() -> TinyModel:
+    return tiny_model(micro_batch=4)
 
 
 def test_the_self_test_passes_here() -> None:
@@ -54,7 +53,7 @@ def test_a_front_program_ignores_the_head(tiny: TinyModel) -> None:
 
 
 def test_a_program_with_another_digest_is_refused(tiny: TinyModel) -> None:
-    data = bytearray(tiny.programs[ProgramKind.LOSS])
+    data = bytearray(tiny.program(ProgramKind.LOSS))
     data[-1] ^= 1
     with pytest.raises(ProgramError, match="not the one that its digest names"):
         tiny.load(ProgramKind.LOSS, LocalParameters(tiny.model.to_spec()), bytes(data))
@@ -74,8 +73,8 @@ def test_an_oversized_program_is_refused_before_it_is_loaded(tiny: TinyModel) ->
         Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), tiny.model.input_shape, 1)
 
 
-def test_a_program_for_another_micro_batch_or_model_is_refused(tiny: TinyModel, tmp_path: Path) -> None:
-    data = tiny.programs[ProgramKind.LOSS]
+def test_a_program_for_another_micro_batch_or_model_is_refused(tiny: TinyModel) -> None:
+    data = tiny.program(ProgramKind.LOSS)
     reference = tiny.reference(ProgramKind.LOSS)
     with pytest.raises(ProgramError, match="inputs are not the model's"):
         wrong = dataclasses.replace(reference, micro_batch=2)

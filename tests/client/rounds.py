@@ -1,0 +1,135 @@
+"""A client's round in this process: real programs over a tiny model, a network that the test answers for."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from heron_client.local_training import LocalContext, LocalRound
+from heron_client.parameters import LocalParameters
+from heron_client.patience import Patience
+from heron_client.round_meter import RoundMeter
+from heron_client.sending import StepSender
+from heron_client.uploader import Chunk, Uploader, UploadRequest
+from heron_common.assignment import Assignment, BlobReference, ProgramKind, UploadAnswer
+from heron_common.clock import ManualClock
+from heron_common.data.partition import SampleOrder
+from heron_common.errors import HeronError
+from heron_common.ids import RoundReference
+from heron_common.plan import Plan
+from heron_common.presets import PRESETS
+from heron_common.retry import BackoffPolicy
+from heron_common.tensors import Float32Array, Int64Array
+from heron_common.wire_dtypes import WireDtype, encode_rows
+from heron_server.programs.publish import needed_programs
+from tests.client.models import TinyModel
+
+ROUND = RoundReference(3, 1)
+RUN_SEED = 9
+SCALE = 0.5
+NUM_EXAMPLES = 40
+QUICK = BackoffPolicy(initial_seconds=0.001, cap_seconds=0.002, floor_seconds=0.0005)
+BLOB = BlobReference("0" * 64, 0)
+
+Answer = Callable[[UploadRequest, list[bytes]], Any]
+Wrap = Callable[[ProgramKind, Any], Any]
+
+
+class Network:
+    """Collects uploads; answers probes with losses, and uploads with lambda, that the test computes; fails as scripted before it does."""
+
+    def __init__(self, judge: Answer | None = None, cut_gradient: Answer | None = None, failures: list[HeronError] | None = None) -> None:
+        self.uploads: list[tuple[UploadRequest, list[bytes]]] = []
+        self.broken: list[list[bytes]] = []
+        self.bytes_down = 0
+        self._judge = judge
+        self._cut_gradient = cut_gradient
+        self._failures = failures or []
+
+    def send(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
+        payload = [b"", b""]
+        for chunk in chunks:
+            if chunk is not None:
+                payload[chunk[0]] += chunk[1]
+        if self._failures:
+            self.broken.append(payload)
+            raise self._failures.pop(0)
+        self.uploads.append((request, payload))
+        judged = tuple(float(v) for v in self._judge(request, payload)) if self._judge else ()
+        gradient = b""
+        if self._cut_gradient:
+            (spec,) = request.answer_tensors
+            gradient = bytes(encode_rows(self._cut_gradient(request, payload), WireDtype(spec.dtype.value), None, 0))
+        self.bytes_down += len(gradient)
+        return UploadAnswer(0, judged, (), gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A round that ran: what it reports and submits, and the weights at which it arrived."""
+
+    round: LocalRound
+    parameters: LocalParameters
+
+    @property
+    def theta(self) -> Float32Array:
+        return self.parameters.theta
+
+    @property
+    def meter(self) -> RoundMeter:
+        return self.round.meter
+
+
+def small_plan(preset: str = "heron", **changes: Any) -> Plan:
+    """Return a preset's plan over three steps of twelve samples, in three groups where it perturbs and leaves them open."""
+    base = PRESETS[preset].plan
+    groups = base.direction_groups or 3
+    small = dataclasses.replace(base, batch_size=12, direction_groups=groups, micro_batch=2, local_steps=3, smoothing_radius=1e-2)
+    return dataclasses.replace(small, **changes)
+
+
+def samples() -> tuple[Float32Array, Int64Array]:
+    """Return the client's shard."""
+    return np.random.default_rng(7).standard_normal((NUM_EXAMPLES, 1, 6, 6)).astype(np.float32), np.arange(NUM_EXAMPLES) % 3
+
+
+def batch(plan: Plan, local_step: int, client_id: str = "a") -> tuple[Float32Array, Int64Array]:
+    """Return the samples of one step."""
+    data, labels = samples()
+    rows = SampleOrder(RUN_SEED, client_id, ROUND, NUM_EXAMPLES, plan.batch_size).indices(local_step)
+    return data[rows], labels[rows]
+
+
+def run_round(
+    tiny: TinyModel,
+    plan: Plan,
+    network: Network,
+    theta: Float32Array,
+    *,
+    client_id: str = "a",
+    reference: RoundReference = ROUND,
+    scales: tuple[float, ...] | None = None,
+    wrap: Wrap = lambda _, program: program,
+) -> Finished:
+    """Run every step of the round with the programs that a server would publish for the plan; `wrap` may put something between them and the round."""
+    spec = tiny.model.to_spec()
+    parameters = LocalParameters(spec)
+    parameters.theta[:] = theta
+    data, labels = samples()
+    kinds = needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0))
+    programs = {kind: wrap(kind, tiny.load(kind, parameters)) for kind in kinds}
+    context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
+    scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
+    stop = threading.Event()
+    patience = Patience(stop, ManualClock(), Random(0), 0, QUICK)
+    sender = StepSender(Uploader(network.send, ManualClock()), patience, stop, threading.Event(), lambda _: None)
+    local_round = LocalRound(context, Assignment(reference, plan, BLOB, BLOB, scales, 0.0), sender, lambda *_: None)
+    for step in range(plan.local_steps):
+        local_round.run_step(step)
+    local_round.finish()
+    return Finished(local_round, parameters)
