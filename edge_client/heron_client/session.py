@@ -20,7 +20,7 @@ from heron_client.parameters import LocalParameters
 from heron_client.patience import Patience
 from heron_client.runtime import Program, check_reference
 from heron_client.sending import RoundStopped, StepSender
-from heron_client.state_directory import StateDirectory
+from heron_client.state_directory import ClientState
 from heron_client.transport import Transport
 from heron_client.uploader import Uploader
 from heron_common.assignment import (
@@ -68,12 +68,16 @@ class SessionState(Enum):
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What the session needs to know of the configuration."""
+    """What the session needs to know of the configuration.
+
+    `owns_process` says that this process is the client's alone: its peak memory is the client's, and freed memory goes back to the kernel at once.
+    """
 
     client_name: str
     threads: int
     give_up_after_seconds: float
     window_bytes: int
+    owns_process: bool = True
 
 
 class Session:
@@ -84,7 +88,7 @@ class Session:
         settings: SessionSettings,
         transport: Transport,
         source: DataSource,
-        state: StateDirectory,
+        state: ClientState,
         metrics: ClientMetrics,
         clock: Clock,
         random: Random,
@@ -175,9 +179,9 @@ class Session:
             data = self._retry(lambda: self._transport.fetch(reference.blob, "program"), "fetch a program")
             self._state_directory.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
-        return_freed_memory()
+        self._give_memory_back()
         program = Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, self._settings.threads)
-        return_freed_memory()
+        self._give_memory_back()
         return program
 
     def _work(self, context: LocalContext) -> None:
@@ -218,11 +222,11 @@ class Session:
         finally:
             heartbeat.stop()
             sender.abort()
-            return_freed_memory()
+            self._give_memory_back()
         self._enter(SessionState.JOINED)
         if left_early:
             # The same round would end in the same values, so the server must not wait for this client; the next round starts from others.
-            self._transport.leave("its values were not finite", resident_memory().peak_bytes)
+            self._transport.leave("its values were not finite", self._peak_memory())
             self._rejoin()
 
     def _load_weights(self, context: LocalContext, assignment: Assignment) -> None:
@@ -241,8 +245,7 @@ class Session:
             np.copyto(target, np.frombuffer(data, "<f4"))
 
     def _submit(self, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
-        memory = resident_memory()
-        statistics = local_round.meter.to_statistics(waited, memory.peak_bytes)
+        statistics = local_round.meter.to_statistics(waited, self._peak_memory())
         steps = assignment.plan.local_steps
 
         def submit(encoding: UpdateEncoding | None) -> tuple[UploadLoss, ...]:
@@ -292,9 +295,16 @@ class Session:
         if self.state is not SessionState.LEFT:
             self._enter(SessionState.LEFT)
             try:
-                self._transport.leave(reason, resident_memory().peak_bytes)
+                self._transport.leave(reason, self._peak_memory())
             except (TransportError, RefusedError) as exc:
                 log.info("left without the server hearing it", extra={"reason": str(exc)})
+
+    def _give_memory_back(self) -> None:
+        if self._settings.owns_process:
+            return_freed_memory()
+
+    def _peak_memory(self) -> int:
+        return resident_memory().peak_bytes if self._settings.owns_process else 0
 
     def _retry(self, call: Callable[[], T], what: str) -> T:
         """Call until it succeeds, as long as patience lasts."""

@@ -32,7 +32,7 @@ class LoopbackError(grpc.RpcError):
         """Return the sentence."""
         return self._details
 
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+    def trailing_metadata(self) -> Any:
         """Return what the server sent along with the status."""
         return self._metadata
 
@@ -149,5 +149,5 @@ class LoopbackStub:
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Take every method of the service; called by the generated registration."""
-        for name, handler in handlers.items():
-            setattr(self, name, LoopbackMethod(self._interceptor.intercept_service(lambda _, handler=handler: handler, None)))
+        for name in handlers:
+            setattr(self, name, LoopbackMethod(self._interceptor.intercept_service(handlers.get, name)))

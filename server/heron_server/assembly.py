@@ -29,7 +29,7 @@ from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import ParityReport
-from heron_server.programs.publish import PublishedProgram, complete_algorithm, publish
+from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.coordinator import Coordinator, RunFacts
 from heron_server.rounds.intake import Intake
@@ -147,7 +147,7 @@ def assemble_run(
         _resume(worker, checkpoints, clients)
     coordinator = _coordinator(config, facts, published.programs, clients, spool, metrics, clock, directory, len(worker.rounds))
     reception = Reception(coordinator, pace)
-    servicer = Servicer(reception, Intake(coordinator), metrics, data.num_classes)
+    servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data.num_classes)
     _log_plan(algorithm, published.cost.num_parameters, facts)
 
     def on_refusal(code: ErrorCode) -> None:
@@ -162,6 +162,8 @@ def _publish(config: TrainingConfig) -> _Published:
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
+    if config.plan.smoothing_radius is None:
+        algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
     return _Published(data, model, algorithm, cost, programs, parity)
 

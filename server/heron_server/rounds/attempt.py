@@ -101,10 +101,14 @@ class Attempt:
             )
         check_specs(self.upload_specs, tensors)
         _check_size(self.upload_specs, announced_bytes)
-        if key not in self.uploads and not self.order.admits(UploadSlot(key.client_id, key.local_step)):
+        if not self.is_in_turn(key):
             raise RefusedError(
                 ErrorCode.TOO_FAR_AHEAD, f"step {key.local_step} is too far ahead of the other clients: send it again later", 0.1
             )
+
+    def is_in_turn(self, key: UploadKey) -> bool:
+        """Whether this upload may come now: the same one again always may."""
+        return key in self.uploads or self.order.admits(UploadSlot(key.client_id, key.local_step))
 
     def check_round(self, key: UploadKey) -> None:
         """Refuse what belongs to another round or attempt: ROUND_OVER."""

@@ -51,8 +51,10 @@ class UpdateTicket:
 class Intake:
     """Takes in what clients send. A client has one stream open at a time: `release` it when it ended, however it ended."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, hold_seconds: float = 0.0) -> None:
+        """`hold_seconds` is how long an upload that comes too early waits instead of being refused; it keeps its caller's thread."""
         self._run = coordinator
+        self._hold_seconds = hold_seconds
 
     def admit_upload(
         self,
@@ -72,6 +74,8 @@ class Intake:
         """
         run = self._run
         with run.changed:
+            if self._hold_seconds:
+                run.changed.wait_for(lambda: self._is_in_turn(key), self._hold_seconds)
             attempt = self._open_attempt(record, run_id, key.round)
             attempt.check_upload(key, num_probes, tensors, announced_bytes)
             self._refuse_second_stream(record)
@@ -222,6 +226,14 @@ class Intake:
                 raise RefusedError(
                     ErrorCode.ROUND_OVER, "the round of this stream is not open on this server any more: ask for the next assignment"
                 )
+
+    def _is_in_turn(self, key: UploadKey) -> bool:
+        """Whether waiting longer changes nothing for this upload."""
+        run = self._run
+        attempt = run.attempt
+        if run.draining or attempt is None or run.machine.phase is not Phase.TRAINING or attempt.assignment.round != key.round:
+            return True
+        return attempt.is_in_turn(key)
 
     def _occupy(self, record: ClientRecord, cancel: Cancel) -> str:
         token = new_token()

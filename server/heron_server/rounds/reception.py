@@ -23,7 +23,8 @@ class Pace:
     Attributes:
         idle_seconds: while it is not clear when a round opens, or one is open that the client has no part in.
         closing_seconds: while a round is about to open: averaging takes little time, and every client waits for it.
-        hold_seconds: how long the answer itself waits for work. It keeps the caller's thread, so it is nothing for a network's pool of threads.
+        hold_seconds: how long the answer itself waits for work, and an upload that comes too early for its turn. A call that is held keeps
+            its thread, so a pool of threads must not hold any.
 
     """
 
@@ -41,7 +42,7 @@ class Reception:
 
     def __init__(self, coordinator: Coordinator, pace: Pace | None = None) -> None:
         self._run = coordinator
-        self._pace = pace or Pace()
+        self.pace = pace or Pace()
 
     def join(self, name: str, identity_key: str, num_examples: int, version: str) -> Membership:
         """Open a session for a client; see `ClientRegistry.join` for refusals."""
@@ -77,8 +78,8 @@ class Reception:
         """
         run = self._run
         with run.changed:
-            if training is None and self._pace.hold_seconds:
-                run.moved.wait_for(lambda: self._has_news(record), self._pace.hold_seconds)
+            if training is None and self.pace.hold_seconds:
+                run.moved.wait_for(lambda: self._has_news(record), self.pace.hold_seconds)
             if run.machine.phase is Phase.FINISHED:
                 return Finished(f"all {run.machine.rules.num_rounds} rounds are done")
             run.refuse_if_draining()
@@ -143,7 +144,7 @@ class Reception:
     def _wait_seconds(self, record: ClientRecord) -> float:
         phase = self._run.machine.phase
         opens_soon = phase is Phase.CLOSING or (phase is Phase.TRAINING and self._run.status(record) is not None)
-        return self._pace.closing_seconds if opens_soon else self._pace.idle_seconds
+        return self.pace.closing_seconds if opens_soon else self.pace.idle_seconds
 
     def _assignment_of(self, record: ClientRecord) -> Assignment | None:
         run = self._run

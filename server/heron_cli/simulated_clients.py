@@ -1,0 +1,121 @@
+"""Many clients in one process: a session of the real client for each, on a thread of its own, with state and programs in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from random import SystemRandom
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from heron_client.metrics import ClientMetrics
+from heron_client.session import Session, SessionSettings
+from heron_client.transport import Transport
+from heron_client.uploader import DEFAULT_WINDOW_BYTES
+from heron_common.assignment import BlobReference
+from heron_common.clock import Clock
+from heron_common.data.partition import Partition, Shard, partition_rows
+from heron_common.data.sources import DataSource
+from heron_common.ids import new_token
+
+_STACK_BYTES = 1 << 20
+"""Nothing in a session recurses; the default of eight megabytes would only reserve address space."""
+
+OnFailure = Callable[[str, BaseException], None]
+"""Told the client's name and why its session ended."""
+
+
+def client_name(index: int) -> str:
+    """Return the name of a client, the same that `heron demo` and the tests give to processes."""
+    return f"client-{index}"
+
+
+def shares(source: DataSource, partition: Partition, count: int) -> list[DataSource]:
+    """Return what each client has of a source that all share; labels are read once.
+
+    Raises:
+        DataError: there are too few samples for so many clients.
+
+    """
+    labels = source.read_labels()
+    return [source.restricted(partition_rows(labels, partition, Shard(index, count))) for index in range(count)]
+
+
+class MemoryState:
+    """A client's state without a disk. A program is fetched once by each client, as devices do, but its bytes are kept once for all."""
+
+    def __init__(self, shared: dict[str, bytes]) -> None:
+        self.identity_key = new_token()
+        self._shared = shared
+        self._fetched: set[str] = set()
+
+    def remember_run(self, run_id: str) -> None:
+        """Keep nothing: a client lives as long as its run here."""
+
+    def cached_program(self, blob: BlobReference) -> bytes | None:
+        """Return a program if this client fetched it before."""
+        return self._shared[blob.sha256] if blob.sha256 in self._fetched else None
+
+    def keep_program(self, blob: BlobReference, data: bytes) -> None:
+        """Keep a program, unless another client has kept it."""
+        self._shared.setdefault(blob.sha256, data)
+        self._fetched.add(blob.sha256)
+
+
+class Crowd:
+    """All clients of a simulation, each with its own share of the data."""
+
+    def __init__(self, sources: list[DataSource], stub: Any, clock: Clock, on_failure: OnFailure) -> None:
+        self._on_failure = on_failure
+        self._stop = threading.Event()
+        programs: dict[str, bytes] = {}
+        self._transports: list[Transport] = []
+        self._threads: list[threading.Thread] = []
+        for index, source in enumerate(sources):
+            self._add(client_name(index), source, stub, clock, MemoryState(programs))
+
+    def start(self) -> None:
+        """Let every client join."""
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            for thread in self._threads:
+                thread.start()
+        finally:
+            threading.stack_size(before)
+
+    def stop(self) -> None:
+        """Ask every client to stop; returns at once, safe to repeat."""
+        self._stop.set()
+        for transport in self._transports:
+            transport.cancel()
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait until every client has ended, at most `timeout_seconds` for each; return whether all have."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout_seconds)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _add(self, name: str, source: DataSource, stub: Any, clock: Clock, state: MemoryState) -> None:
+        metrics = ClientMetrics(CollectorRegistry())
+        transport = Transport("the simulated server", metrics.count_bytes, _ignore, connect=lambda: (stub, _nothing))
+        settings = SessionSettings(name, threads=1, give_up_after_seconds=0.0, window_bytes=DEFAULT_WINDOW_BYTES, owns_process=False)
+        session = Session(settings, transport, source, state, metrics, clock, SystemRandom(), self._stop)
+
+        def run() -> None:
+            try:
+                session.run()
+            except Exception as exc:
+                self._on_failure(name, exc)
+
+        self._transports.append(transport)
+        self._threads.append(threading.Thread(target=run, name=name, daemon=True))
+
+
+def _ignore(_code: Any) -> None:
+    """Refusals are counted by the server's side."""
+
+
+def _nothing() -> None:
+    """A stub has nothing to close."""
