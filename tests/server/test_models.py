@@ -12,6 +12,7 @@ import torch
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
 from heron_server.models.registry import build_model, parse_model_options
+from heron_server.models.resnet import BasicBlock
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 
 DATA = DataSpecification("test", (1, 8, 8), 10)
@@ -159,3 +160,69 @@ def test_options_are_written_as_words() -> None:
     for text in ("hidden", "=3", "hidden=1 kernel"):
         with pytest.raises(ConfigurationError, match="KEY=VALUE"):
             parse_model_options(text)
+
+
+IMAGES = DataSpecification("test", (3, 32, 32), 10)
+
+
+def test_a_resnets_front_with_its_head_has_the_papers_weights() -> None:
+    """64 channels, stem and one block: 1,728 + 2 * 36,864 in convolutions, 3 * 128 in norms; a linear head on 64 x 32 x 32."""
+    spec = build_model("resnet", {"back": "linear"}, IMAGES, 0).to_spec()
+    front, head = (sum(t.num_elements for t in part) for part in (spec.client_model, spec.auxiliary_head))
+    assert (front, head, front + head) == (75_840, 655_370, 731_210)
+    assert spec.cut.shape == (64, 32, 32)
+
+
+def test_a_whole_resnet_has_the_known_number_of_weights() -> None:
+    """ResNet-18 with a 3x3 stem has 11,173,962 weights for ten classes; norms have a weight and a bias a channel either way."""
+    model = build_model("resnet", {}, IMAGES, 0)
+    assert sum(p.numel() for part in (model.front, model.back) for p in part.parameters()) == 11_173_962
+
+
+@pytest.mark.parametrize(
+    ("front_blocks", "cut"), [(0, (4, 8, 8)), (1, (4, 8, 8)), (2, (8, 4, 4)), (3, (8, 4, 4)), (4, (16, 2, 2)), (5, (16, 2, 2))]
+)
+@pytest.mark.parametrize("back", ["resnet", "linear"])
+def test_a_resnet_is_cut_behind_any_block(front_blocks: int, cut: tuple[int, ...], back: str) -> None:
+    options = {"width": 4, "groups": 2, "blocks": [1, 2, 2], "front_blocks": front_blocks, "back": back}
+    model = build_model("resnet", options, DataSpecification("test", (1, 8, 8), 7), 0)
+    assert model.to_spec().cut.shape == cut
+    z = model.front(torch.randn(3, 1, 8, 8))
+    assert model.back(z).shape == model.auxiliary_head(z).shape == (3, 7)
+    blocks = [m for part in (model.front, model.back) for m in part.modules() if isinstance(m, BasicBlock)]
+    assert len(blocks) == (5 if back == "resnet" else front_blocks)
+
+
+def test_a_basic_block_adds_what_it_was_given() -> None:
+    """With a second norm of zeros the block is ReLU of its input."""
+    block = BasicBlock(4, 4, 1, 2)
+    with torch.no_grad():
+        block.norm2.weight.zero_()
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block(x), x.relu())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"width": 12},
+        {"width": 0},
+        {"groups": 0},
+        {"blocks": []},
+        {"blocks": [2, 0]},
+        {"front_blocks": 9},
+        {"front_blocks": -1},
+        {"back": "x"},
+    ],
+)
+def test_resnet_options_that_make_no_model_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="resnet"):
+        build_model("resnet", options, IMAGES, 0)
+    with pytest.raises(ConfigurationError, match="channels x height x width"):
+        build_model("resnet", {}, DataSpecification("test", (8,), 10), 0)
+
+
+def test_resnet_options_are_written_as_words() -> None:
+    words = parse_model_options("width=8 groups=4 blocks=1,1 front_blocks=0 back=linear")
+    plain = {"width": 8, "groups": 4, "blocks": [1, 1], "front_blocks": 0, "back": "linear"}
+    assert build_model("resnet", words, IMAGES, 0).name == build_model("resnet", plain, IMAGES, 0).name

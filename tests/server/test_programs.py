@@ -43,11 +43,31 @@ def randomise(model: SplitModel, seed: int) -> None:
         load_flat_parameters(part, generator.standard_normal(flat_parameters(part).size).astype(np.float32))
 
 
-def feeds_of(model: SplitModel, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], kind: ProgramKind) -> dict[str, np.ndarray[Any, Any]]:
-    feeds = {"x": x, **{f"client_model.{i}": p.detach().numpy() for i, p in enumerate(model.front.parameters())}}
-    if kind is ProgramKind.LOSS:
-        feeds |= {"y": y, **{f"auxiliary_head.{i}": p.detach().numpy() for i, p in enumerate(model.auxiliary_head.parameters())}}
-    return feeds
+def feeds_of(model: SplitModel, kind: ProgramKind) -> dict[str, np.ndarray[Any, Any]]:
+    """The program's inputs on the model's weights."""
+    generator = np.random.default_rng(7)
+    everything: dict[str, np.ndarray[Any, Any]] = {
+        "x": generator.standard_normal((MICRO_BATCH, 1, 4, 4)).astype(np.float32),
+        "y": np.array([2, 0]),
+        "cut_gradient": generator.standard_normal((MICRO_BATCH, *model.to_spec().cut.shape)).astype(np.float32),
+        **{f"client_model.{i}": p.detach().numpy() for i, p in enumerate(model.front.parameters())},
+        **{f"auxiliary_head.{i}": p.detach().numpy() for i, p in enumerate(model.auxiliary_head.parameters())},
+    }
+    return {name: everything[name] for name in expected_names(model, kind)[0]}
+
+
+def expected_names(model: SplitModel, kind: ProgramKind) -> tuple[list[str], list[str]]:
+    """Inputs and outputs that the client binds."""
+    front = [f"client_model.{i}" for i in range(len(model.to_spec().client_model))]
+    head = [f"auxiliary_head.{i}" for i in range(len(model.to_spec().auxiliary_head))]
+    gradients = [f"gradients.{name}" for name in front + head]
+    return {
+        ProgramKind.FRONT: (["x", *front], ["activations"]),
+        ProgramKind.LOSS: (["x", "y", *front, *head], ["activations", "losses"]),
+        ProgramKind.GRADIENT: (["x", "y", *front, *head], ["activations", "losses", *gradients]),
+        ProgramKind.SURROGATE: (["x", "cut_gradient", *front], ["activations", "inner_products"]),
+        ProgramKind.PULLBACK: (["x", "cut_gradient", *front], gradients[: len(front)]),
+    }[kind]
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2])
@@ -56,25 +76,34 @@ def test_a_program_equals_torch_on_weights_it_never_saw(
 ) -> None:
     if seed is not None:
         randomise(tiny_model, seed)
-    x = np.random.default_rng(7).standard_normal((MICRO_BATCH, 1, 4, 4)).astype(np.float32)
-    y = np.array([2, 0])
-    outputs = load_runner(program)(feeds_of(tiny_model, x, y, kind))
-    with torch.no_grad():
-        z = tiny_model.front(torch.from_numpy(x))
-        losses = torch.nn.functional.cross_entropy(tiny_model.auxiliary_head(z), torch.from_numpy(y), reduction="none")
-    for got, want in zip(outputs, [z, losses] if kind is ProgramKind.LOSS else [z], strict=True):
-        np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+    feeds = feeds_of(tiny_model, kind)
+    found = dict(zip(expected_names(tiny_model, kind)[1], load_runner(program)(feeds), strict=True))
+    z = tiny_model.front(torch.from_numpy(feeds["x"]))
+    wanted = {"activations": z}
+    if "y" in feeds:
+        wanted["losses"] = torch.nn.functional.cross_entropy(tiny_model.auxiliary_head(z), torch.from_numpy(feeds["y"]), reduction="none")
+    else:
+        wanted["inner_products"] = (z * torch.from_numpy(feeds.get("cut_gradient", np.ones(z.shape, np.float32)))).flatten(1).sum(1)
+    total = wanted["losses" if "y" in feeds else "inner_products"].sum()
+    for part, module in (("client_model", tiny_model.front), ("auxiliary_head", tiny_model.auxiliary_head)):
+        if "y" in feeds or part == "client_model":
+            gradients = torch.autograd.grad(total, list(module.parameters()), retain_graph=True)
+            wanted |= {f"gradients.{part}.{i}": gradient for i, gradient in enumerate(gradients)}
+    for name, got in found.items():
+        np.testing.assert_allclose(got, wanted[name].detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_and_outputs_are_named_in_flat_buffer_order(tiny_model: SplitModel, kind: ProgramKind, program: bytes) -> None:
     graph = onnx.load_from_string(program).graph
-    front = [f"client_model.{i}" for i in range(len(tiny_model.to_spec().client_model))]
-    head = [f"auxiliary_head.{i}" for i in range(len(tiny_model.to_spec().auxiliary_head))]
-    assert [v.name for v in graph.input] == (["x", "y", *front, *head] if kind is ProgramKind.LOSS else ["x", *front])
-    assert [v.name for v in graph.output] == (["activations", "losses"] if kind is ProgramKind.LOSS else ["activations"])
+    inputs, outputs = expected_names(tiny_model, kind)
+    assert [v.name for v in graph.input] == inputs
+    assert [v.name for v in graph.output] == outputs
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.input}
     assert shapes["x"] == (MICRO_BATCH, 1, 4, 4)
-    assert [shapes[name] for name in front] == [spec.shape for spec in tiny_model.to_spec().client_model]
+    weights = {f"client_model.{i}": spec.shape for i, spec in enumerate(tiny_model.to_spec().client_model)}
+    assert {name: shape for name, shape in shapes.items() if name.startswith("client_model.")} == weights
+    gradients = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.output if v.name.startswith("gradients.c")}
+    assert gradients in ({}, {f"gradients.{name}": shape for name, shape in weights.items()})
 
 
 def test_a_program_holds_no_weights(tiny_model: SplitModel, program: bytes) -> None:

@@ -12,9 +12,13 @@ from pydantic import BaseModel, ValidationError
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
 from heron_server.models.cnn import CnnOptions, build_cnn
+from heron_server.models.resnet import ResnetOptions, build_resnet
 from heron_server.models.split_model import SplitModel
 
-_FAMILIES: dict[str, tuple[type[BaseModel], Callable[[Any, DataSpecification, str], SplitModel]]] = {"cnn": (CnnOptions, build_cnn)}
+_FAMILIES: dict[str, tuple[type[BaseModel], Callable[[Any, DataSpecification, str], SplitModel]]] = {
+    "cnn": (CnnOptions, build_cnn),
+    "resnet": (ResnetOptions, build_resnet),
+}
 
 
 def build_model(family: str, options: Mapping[str, Any], data: DataSpecification, seed: int) -> SplitModel:

@@ -16,6 +16,7 @@ from heron_common.atomic import write_atomically
 from heron_common.errors import ProgramError
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import CompiledFunction, compile_function
+from heron_server.programs.gradient import with_backward_rules
 
 log = logging.getLogger(__name__)
 
@@ -80,18 +81,23 @@ def export(function: CompiledFunction) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            module = with_backward_rules(function.module, function.arguments) if function.differentiates else function.module
             exported = torch.onnx.export(
-                function.module,
+                module,
                 function.arguments,
                 dynamo=True,
                 verbose=False,
                 input_names=list(function.input_names),
                 output_names=list(function.output_names),
             )
+    except ProgramError:
+        raise
     except Exception as exc:
-        raise ProgramError(
-            f"the {function.kind.value} program cannot be exported ({type(exc).__name__}: {exc}): use a model of standard operations"
-        ) from exc
+        cause: BaseException = exc
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else 'no message'}"
+        raise ProgramError(f"the {function.kind.value} program cannot be exported ({reason}): use a model of standard operations") from exc
     if exported is None:
         raise ProgramError(f"the {function.kind.value} program cannot be exported: torch returned nothing")
     proto = exported.model_proto
