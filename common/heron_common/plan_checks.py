@@ -77,6 +77,10 @@ def _objective_mistakes(plan: Plan) -> list[str]:
         mistakes.append(
             "client_optimiser=scalar_adaptive scales directions, of which estimator=first_order has none: use sgd, momentum, adam or adamw"
         )
+    if plan.trains_front and 0 < plan.weight_decay < math.inf and plan.optimiser is not ClientOptimiser.ADAMW:
+        mistakes.append(
+            f"client_weight_decay is adamw's alone, and client_optimiser={plan.optimiser.value} would ignore it: set client_optimiser to adamw"
+        )
     return mistakes
 
 

@@ -1,14 +1,13 @@
-"""Plans: what each preset promises, every mistake named with its remedy, warm-up and decay, and what goes up at which step."""
+"""Plans: what each preset promises, warm-up and decay, and what goes up at which step."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
 
-from heron_common.assignment import ModelSpec, update_specs, upload_specs
+from heron_common.assignment import ModelSpec, cut_gradient_specs, update_specs, upload_specs
 from heron_common.directions import DirectionDistribution
 from heron_common.errors import ConfigurationError
 from heron_common.plan import (
@@ -20,11 +19,13 @@ from heron_common.plan import (
     Objective,
     Plan,
     ServerSchedule,
+    UpdateEncoding,
     Weighting,
 )
 from heron_common.plan_checks import algorithm_mistakes, plan_mistakes
 from heron_common.presets import PRESETS, preset
 from heron_common.tensors import DType, TensorSpec
+from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 
 COMPLETE = dataclasses.replace(PRESETS["heron"].plan, direction_groups=16, micro_batch=2)
@@ -96,12 +97,30 @@ def test_presets_are_compared_at_equal_batches_and_uploads() -> None:
         (Objective.SERVER, Estimator.ZEROTH_ORDER, FiniteDifference.CENTRAL, 2),
         (Objective.SERVER, Estimator.NONE, FiniteDifference.CENTRAL, 0),
         (Objective.AUXILIARY, Estimator.ZEROTH_ORDER, FiniteDifference.CENTRAL, 0),
+        (Objective.CUT_GRADIENT, Estimator.ZEROTH_ORDER, FiniteDifference.CENTRAL, 0),
         (Objective.NONE, Estimator.NONE, FiniteDifference.FORWARD, 0),
     ],
 )
 def test_only_the_servers_loss_needs_probes(objective: Objective, estimator: Estimator, difference: FiniteDifference, probes: int) -> None:
     plan = changed(objective=objective, estimator=estimator, difference=difference, head_training=HeadTraining.NONE)
     assert plan.num_probes == probes
+
+
+@pytest.mark.parametrize(("difference", "probes"), [(FiniteDifference.FORWARD, 3), (FiniteDifference.CENTRAL, 6)])
+def test_every_direction_of_a_group_is_another_copy_to_judge(difference: FiniteDifference, probes: int) -> None:
+    plan = changed(objective=Objective.SERVER, difference=difference, num_directions=3)
+    assert plan.num_probes == probes
+    assert upload_specs(plan, MODEL)[0].shape[0] == (1 + probes) * plan.batch_size
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_only_gradients_at_the_cut_and_probes_make_a_step_wait(name: str) -> None:
+    plan = preset(name).plan
+    assert plan.needs_cut_gradient == (name in ("ho-sfl", "sflv1", "sflv2"))
+    assert plan.waits_for_answers == (plan.needs_cut_gradient or name == "heron-server-loss")
+    resting = preset(name).plan_for_round(0, 10, rests=True)
+    assert not resting.waits_for_answers
+    assert not resting.needs_head
 
 
 @pytest.mark.parametrize(("steps", "interval"), [(1, 1), (10, 1), (10, 3), (10, 5), (10, 10), (7, 4)])
@@ -115,78 +134,6 @@ def test_with_probes_every_step_sends_but_only_some_are_trained_on() -> None:
     plan = changed(objective=Objective.SERVER, head_training=HeadTraining.NONE, local_steps=7, upload_interval=3)
     assert plan.sending_steps == tuple(range(7))
     assert [s for s in range(7) if plan.uploads_at(s)] == [0, 3, 6]
-
-
-VALUES = ["local_steps", "upload_interval", "batch_size", "direction_groups", "micro_batch"]
-
-
-@pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_count_below_one_is_named(name: str, value: int) -> None:
-    assert plan_mistakes(changed(**{name: value})) == [f"{name} must be at least 1, not {value}: give a positive number"]
-
-
-@pytest.mark.parametrize(("name", "option"), [("smoothing_radius",) * 2, ("learning_rate", "client_learning_rate"), ("clip_factor",) * 2])
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-def test_a_number_that_is_not_positive_and_finite_is_named_as_its_option(name: str, option: str, value: float) -> None:
-    assert plan_mistakes(changed(**{name: value})) == [
-        f"{option} must be a positive finite number, not {value}: give one, or leave it to the preset"
-    ]
-
-
-RELATIONS = [
-    ({"local_steps": 4, "upload_interval": 5}, ["upload_interval 5", "local_steps 4", "lower it"]),
-    ({"batch_size": 60}, ["direction_groups 16", "batch_size 60", "choose a divisor"]),
-    ({"batch_size": 48, "micro_batch": 2}, ["micro_batch 2", "group of 3", "choose a divisor"]),
-    ({"head_training": HeadTraining.NONE}, ["objective=auxiliary", "head_training", "client, server or alignment"]),
-    ({"objective": Objective.SERVER, "head_training": HeadTraining.CLIENT}, ["objective=server", "head_training", "none or server"]),
-]
-
-
-@pytest.mark.parametrize(("changes", "words"), RELATIONS)
-def test_two_fields_that_contradict_each_other_are_both_named_with_the_remedy(changes: dict[str, Any], words: list[str]) -> None:
-    (mistake,) = plan_mistakes(changed(**changes))
-    assert all(word in mistake for word in words)
-
-
-def test_a_micro_batch_larger_than_a_group_is_a_mistake() -> None:
-    (mistake,) = plan_mistakes(changed(direction_groups=16, batch_size=16, micro_batch=2))
-    assert "group of 1 samples" in mistake
-
-
-def test_the_largest_values_that_fit_are_no_mistakes() -> None:
-    assert plan_mistakes(changed(local_steps=5, upload_interval=5, batch_size=16, direction_groups=16, micro_batch=1)) == []
-    assert plan_mistakes(changed(batch_size=16, direction_groups=1, micro_batch=16)) == []
-
-
-def test_all_wrong_values_are_named_at_once() -> None:
-    wrong = changed(local_steps=0, upload_interval=-3, batch_size=0, smoothing_radius=math.nan, learning_rate=0.0)
-    named = [mistake.split()[0] for mistake in plan_mistakes(wrong)]
-    assert named == ["local_steps", "upload_interval", "batch_size", "smoothing_radius", "client_learning_rate"]
-
-
-def test_all_contradictions_are_named_at_once() -> None:
-    wrong = dataclasses.replace(
-        preset("heron"),
-        plan=changed(local_steps=2, upload_interval=3, batch_size=60, objective=Objective.SERVER, head_training=HeadTraining.CLIENT),
-        schedule=ServerSchedule.SEQUENTIAL,
-    )
-    assert len(algorithm_mistakes(wrong)) == 4
-
-
-def test_wrong_values_do_not_hide_contradictions_between_other_fields() -> None:
-    mistakes = plan_mistakes(changed(smoothing_radius=-1.0, head_training=HeadTraining.NONE))
-    assert len(mistakes) == 2, mistakes
-
-
-def test_an_estimator_without_an_objective_is_a_mistake() -> None:
-    assert plan_mistakes(changed(objective=Objective.NONE)) != []
-
-
-def test_the_servers_loss_under_a_sequential_schedule_is_refused_with_the_alternatives() -> None:
-    algorithm = dataclasses.replace(complete(preset("heron-server-loss")), schedule=ServerSchedule.SEQUENTIAL)
-    (mistake,) = algorithm_mistakes(algorithm)
-    assert all(word in mistake for word in ("objective=server", "server_schedule=sequential", "arrival", "lockstep"))
 
 
 def test_the_front_rests_during_warm_up_and_nothing_else_changes() -> None:
@@ -235,3 +182,19 @@ def test_an_update_holds_what_was_trained_and_nothing_else() -> None:
     assert update_specs(preset("frozen").plan, MODEL) == ()
     assert [s.shape for s in update_specs(preset("heron").plan, MODEL)] == [(17,)]
     assert [s.shape for s in update_specs(preset("heron-paper").plan, MODEL)] == [(17,), (7,)]
+
+
+@pytest.mark.parametrize("name", ["ho-sfl", "sflv1", "sflv2"])
+@pytest.mark.parametrize("dtype", list(WireDtype))
+def test_lambda_answers_with_a_row_for_each_sample_in_the_wire_dtype(name: str, dtype: WireDtype) -> None:
+    (spec,) = cut_gradient_specs(dataclasses.replace(preset(name).plan, wire_dtype=dtype), MODEL)
+    assert (spec.name, spec.dtype, spec.shape) == ("cut_gradient", DType(dtype.value), (64, 2, 6))
+    assert cut_gradient_specs(preset("heron").plan, MODEL) == ()
+
+
+def test_a_log_is_one_row_of_coefficients_a_step() -> None:
+    plan = changed(update_encoding=UpdateEncoding.LOG, num_directions=3)
+    (spec,) = update_specs(plan, MODEL)
+    assert (spec.name, spec.dtype, spec.shape) == ("coefficients", DType.FLOAT64, (10, 16 * 3))
+    assert [s.name for s in update_specs(plan, MODEL, UpdateEncoding.DENSE)] == ["client_model"]
+    assert update_specs(dataclasses.replace(plan, estimator=Estimator.NONE), MODEL) == ()
