@@ -24,15 +24,17 @@ def replay_update(attempt: Attempt, run_seed: int, client_id: str, log_bytes: by
     assignment = attempt.assignment
     (spec,) = update_specs(assignment.plan, attempt.model, UpdateEncoding.LOG)
     trained = attempt.model.client_model + (attempt.model.auxiliary_head if assignment.plan.trains_head else ())
-    weights = replay(
-        attempt.start,
-        decode(log_bytes, spec),
-        np.array(assignment.direction_scales, np.float64),
-        run_seed,
-        client_id,
-        assignment.round,
-        FlatLayout(trained),
-    )
+    # Whatever finite coefficients a client sends, weights that they throw out of range are refused below, not warned about here.
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = replay(
+            attempt.start,
+            decode(log_bytes, spec),
+            np.array(assignment.direction_scales, np.float64),
+            run_seed,
+            client_id,
+            assignment.round,
+            FlatLayout(trained),
+        )
     if weights_digest(weights) != weights_sha256 or not bool(np.isfinite(weights).all()):
         raise RefusedError(
             ErrorCode.LOG_MISMATCH,
