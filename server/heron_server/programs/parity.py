@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from torch import nn
 
 from heron_common.assignment import ProgramKind
 from heron_common.directions import Directions, derive_seed
@@ -24,7 +25,10 @@ from heron_server.models.split_model import SplitModel, flat_parameters
 from heron_server.programs.compile import compile_function
 
 TOLERANCE = 1e-4
-"""For losses and activations, relative to the largest value of the output (or 1e-3)."""
+"""For losses, activations and gradients of transformers, relative to the largest value of the output (or 1e-3)."""
+
+CONVOLUTION_GRADIENT_TOLERANCE = 1e-5
+"""For gradients of convolutional models, relative to the largest value of the output (or 1e-3, or a tenth of the largest gradient)."""
 
 DIFFERENCE_TOLERANCE = 0.05
 """Median relative error of the finite difference; a finite difference worse than this points elsewhere than the gradient."""
@@ -57,26 +61,36 @@ def load_runner(program: bytes) -> NamedRunner:
 
 
 def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int) -> float:
-    """Compare every output with torch on the model's weights; return max|a-b| / max(|b|max, 1e-3).
+    """Compare every output with torch, gradients with autograd, on the model's weights; return the largest max|a-b| / max(|b|max, 1e-3).
+
+    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides; it is measured against a tenth of
+    the program's largest gradient.
 
     Raises:
-        ParityError: it exceeds TOLERANCE.
+        ParityError: an output exceeds its tolerance.
 
     """
     function = compile_function(model, kind, micro_batch)
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    x, y = _random_batch(model, micro_batch, generator)
-    feeds, arguments = _feeds(model, function.input_names, x, y)
+    samples = _random_samples(model, micro_batch, seed)
+    data = [samples[name] for name in function.input_names if name in samples]
     with torch.no_grad():
-        expected = function.module(*_arguments(kind, arguments, model))
-    outputs = expected if isinstance(expected, tuple) else (expected,)
+        expected = function.module(*map(torch.from_numpy, data), *function.arguments[len(data) :])
+    want = {
+        name: tensor.numpy()
+        for name, tensor in zip(function.output_names, expected if isinstance(expected, tuple) else (expected,), strict=True)
+    }
+    feeds = {**samples, **_weights(model)}
+    got = load_runner(program)({name: feeds[name] for name in function.input_names})
+    gradients = [name for name in want if name.startswith("gradients.")]
+    floor = max((float(np.abs(want[name]).max()) for name in gradients), default=0.0) / 10
     worst = 0.0
-    for name, got, want in zip(function.output_names, load_runner(program)(feeds), outputs, strict=True):
-        reference = want.numpy()
-        error = float(np.abs(got - reference).max() / max(float(np.abs(reference).max()), 1e-3))
-        if not error <= TOLERANCE:
+    for name, found in zip(want, got, strict=True):
+        limit = CONVOLUTION_GRADIENT_TOLERANCE if name in gradients and _is_convolutional(model) else TOLERANCE
+        size = max(float(np.abs(want[name]).max()), 1e-3, floor if name in gradients else 0.0)
+        error = float(np.abs(found - want[name]).max()) / size
+        if not error <= limit:
             raise ParityError(
-                f"output {name!r} of the {kind.value} program differs from the model by {error:.2e} (limit {TOLERANCE}): it is not published"
+                f"output {name!r} of the {kind.value} program differs from the model by {error:.2e} (limit {limit}): it is not published"
             )
         worst = max(worst, error)
     return worst
@@ -92,13 +106,24 @@ def check_difference(model: SplitModel, plan: Plan, program: bytes, scales: Floa
     error = difference_error(model, plan, program, scales, seed)
     if error <= DIFFERENCE_TOLERANCE:
         return error
-    for halvings in range(1, 15):
-        radius = plan.smoothing_radius / 2**halvings
+    radius = fitting_radius(model, plan, program, scales, seed)
+    raise ParityError(
+        f"with smoothing_radius {plan.smoothing_radius:g} the finite difference misses the derivative by {error:.1%} "
+        f"(median; limit {DIFFERENCE_TOLERANCE:.0%}): use smoothing_radius {radius:g}"
+    )
+
+
+def fitting_radius(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
+    """Return the plan's smoothing radius, halved until its finite difference is within DIFFERENCE_TOLERANCE of the derivative.
+
+    Raises:
+        ParityError: none is.
+
+    """
+    for halvings in range(15):
+        radius = plan.smoothing_radius / 2.0**halvings
         if difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, seed) <= DIFFERENCE_TOLERANCE:
-            raise ParityError(
-                f"with smoothing_radius {plan.smoothing_radius:g} the finite difference misses the derivative by {error:.0%} "
-                f"(median; limit {DIFFERENCE_TOLERANCE:.0%}): use smoothing_radius {radius:g}"
-            )
+            return radius
     raise ParityError(
         f"no smoothing_radius from {plan.smoothing_radius:g} down gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model"
     )
@@ -133,19 +158,20 @@ def _random_batch(model: SplitModel, rows: int, generator: np.random.Generator) 
     return x, generator.integers(0, model.num_classes, rows, np.int64)
 
 
-def _feeds(
-    model: SplitModel, names: tuple[str, ...], x: Float32Array, y: npt.NDArray[np.int64]
-) -> tuple[dict[str, npt.NDArray[Any]], tuple[torch.Tensor, torch.Tensor]]:
-    weights = {f"client_model.{i}": p.detach().cpu().numpy() for i, p in enumerate(model.front.parameters())}
-    weights |= {f"auxiliary_head.{i}": p.detach().cpu().numpy() for i, p in enumerate(model.auxiliary_head.parameters())}
-    everything: dict[str, npt.NDArray[Any]] = {"x": x, "y": y, **weights}
-    return {name: everything[name] for name in names}, (torch.from_numpy(x), torch.from_numpy(y))
+def _random_samples(model: SplitModel, rows: int, seed: int) -> dict[str, npt.NDArray[Any]]:
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    x, y = _random_batch(model, rows, generator)
+    return {"x": x, "y": y, "cut_gradient": generator.standard_normal((rows, *model.to_spec().cut.shape), np.float32)}
 
 
-def _arguments(kind: ProgramKind, batch: tuple[torch.Tensor, torch.Tensor], model: SplitModel) -> tuple[Any, ...]:
-    front = [p.detach().cpu() for p in model.front.parameters()]
-    head = [p.detach().cpu() for p in model.auxiliary_head.parameters()]
-    return (batch[0], front) if kind is ProgramKind.FRONT else (*batch, front, head)
+def _weights(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
+    parts = {"client_model": model.front, "auxiliary_head": model.auxiliary_head}
+    return {f"{name}.{i}": p.detach().cpu().numpy() for name, part in parts.items() for i, p in enumerate(part.parameters())}
+
+
+def _is_convolutional(model: SplitModel) -> bool:
+    kinds = {type(module) for part in (model.front, model.auxiliary_head) for module in part.modules()}
+    return any(issubclass(k, nn.modules.conv._ConvNd) for k in kinds) and not kinds & {nn.LayerNorm, nn.Embedding, nn.MultiheadAttention}
 
 
 def _trained_flat(model: SplitModel, plan: Plan) -> Float32Array:
@@ -170,6 +196,9 @@ def _loss_runner(
             rows = slice(start, start + plan.micro_batch)
             if plan.objective is Objective.AUXILIARY:
                 pieces.append(run({**feeds, "x": x[rows], "y": y[rows]})[1])
+            elif plan.objective is Objective.CUT_GRADIENT:
+                cut_gradient = cut_gradients(model, x[rows], y[rows])
+                pieces.append(run({**feeds, "x": x[rows], "cut_gradient": cut_gradient})[1])
             else:
                 with torch.no_grad():
                     z = torch.from_numpy(run({**feeds, "x": x[rows]})[0])
@@ -177,6 +206,14 @@ def _loss_runner(
         return np.concatenate(pieces)
 
     return losses
+
+
+def cut_gradients(model: SplitModel, x: Float32Array, y: npt.NDArray[np.int64]) -> Float32Array:
+    """Return lambda of each sample at the model's own weights, [B, *cut]: the gradient of its loss at the cut."""
+    z = model.front(torch.from_numpy(x)).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.sample_losses(model.back(z), torch.from_numpy(y)).sum(), z)
+    found: Float32Array = gradient.numpy()
+    return found
 
 
 def _derivative(
