@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from heron_cli import audit, demo
+from heron_cli import audit, demo, simulate
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.quiet_libraries import quiet_libraries
@@ -21,8 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo.add_parser(verbs)
     audit.add_parser(verbs)
+    simulate.add_parser(verbs)
     quiet_libraries()
-    options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # `simulate` takes the options of heron-server, which have a reader of their own.
+    options = parser.parse_args(words[:1] if words[:1] == ["simulate"] else words)
+    options.words = words[1:]
     # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

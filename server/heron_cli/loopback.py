@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -120,10 +121,15 @@ class LoopbackCall:
         return self._context.cancel()
 
 
+def _refuse(_sent: Any, context: LoopbackContext) -> NoReturn:
+    context.abort(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
+
+
 class LoopbackMethod:
     """One method of the stub; deadlines are accepted and mean nothing, for nothing gets lost on the way."""
 
-    def __init__(self, handler: Any) -> None:
+    def __init__(self, handler: Any, closed: threading.Event) -> None:
+        self._closed = closed
         self._streams_in, self._streams_out = handler.request_streaming, handler.response_streaming
         name = f"{'stream' if self._streams_in else 'unary'}_{'stream' if self._streams_out else 'unary'}"
         self._behaviour = getattr(handler, name)
@@ -134,7 +140,7 @@ class LoopbackMethod:
 
     def future(self, sent: Any, timeout: float | None = None) -> LoopbackCall:
         """Return the call without running it yet."""
-        return LoopbackCall(self._behaviour, sent, self._streams_in)
+        return LoopbackCall(_refuse if self._closed.is_set() else self._behaviour, sent, self._streams_in)
 
 
 class LoopbackStub:
@@ -142,7 +148,12 @@ class LoopbackStub:
 
     def __init__(self, servicer: SplitTrainingServicer, on_refusal: Callable[[ErrorCode], None]) -> None:
         self._interceptor = ErrorInterceptor(on_refusal)
+        self._closed = threading.Event()
         add_SplitTrainingServicer_to_server(servicer, self)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Answer no call from now on; those under way go on."""
+        self._closed.set()
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Take nothing: the registered handlers below are the same ones by name."""
@@ -150,4 +161,4 @@ class LoopbackStub:
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Take every method of the service; called by the generated registration."""
         for name in handlers:
-            setattr(self, name, LoopbackMethod(self._interceptor.intercept_service(handlers.get, name)))
+            setattr(self, name, LoopbackMethod(self._interceptor.intercept_service(handlers.get, name), self._closed))

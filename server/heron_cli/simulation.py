@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -102,20 +103,23 @@ class _Simulation:
     def run(self) -> dict[str, Any]:
         config = self._config
         self_test()
+        for path in (config.simulation.summary, config.plot_path):
+            _check_writable(path)
         sources = shares(open_source(config.training_source), config.partition, config.run.clients)
         clock = MonotonicClock()
         with ExitStack() as stack:
             directory = SimulationDirectory(self._run_directory(stack), config)
             stack.callback(directory.close)
             parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE)
-            crowd = Crowd(sources, LoopbackStub(parts.servicer, self._refused(parts)), clock, self._failed)
+            stub = LoopbackStub(parts.servicer, self._refused(parts))
+            crowd = Crowd(sources, stub, clock, self._failed)
             directory.record(parts.identity)
             if config.run.resume:
                 self._rounds_told = len(parts.worker.rounds)
                 parts.worker.write_summary()
             else:
                 parts.worker.save()
-            stack.callback(self._end, parts, crowd, directory)
+            stack.callback(self._end, parts, stub, crowd, directory)
             parts.worker.start(parts.worklist, on_end=parts.ended.set)
             parts.coordinator.start(parts.worker.inputs())
             crowd.start()
@@ -138,11 +142,13 @@ class _Simulation:
             self._rounds_told += 1
             self._on_round(record)
 
-    def _end(self, parts: Assembly, crowd: Crowd, directory: SimulationDirectory) -> None:
+    def _end(self, parts: Assembly, stub: LoopbackStub, crowd: Crowd, directory: SimulationDirectory) -> None:
         """Stop in order: clients that are not done, the trainer's job, the summary."""
         done = parts.ended.is_set() and parts.worker.failure is None and self._failure is None
         if not done:
             directory.interrupted = True
+            # Goodbyes would drop one member after the other from a round that is over anyway.
+            stub.close()
             crowd.stop()
             parts.coordinator.drain()
         crowd.join(_END_SECONDS)
@@ -173,6 +179,19 @@ class _Simulation:
             raise SimulationError(f"{name} ended the simulation: {reason}") from error
         if parts.worker.checkpoint_failed:
             raise CheckpointError("the last checkpoint could not be written: free some space, or choose another --run-dir")
+
+
+def _check_writable(path: Path | None) -> None:
+    """Hours later would be a bad time to find out; raises StorageError."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = not path.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise StorageError(f"cannot write {path}: choose another --summary or --plot, in a directory that can be written")
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

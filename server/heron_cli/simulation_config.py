@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from heron_cli.plots import SUFFIXES
 from heron_common.data.partition import Partition, parse_partition
 from heron_common.data.sources import SPECIFICATIONS
 from heron_common.errors import ConfigurationError
@@ -47,13 +48,21 @@ class SimulationSection(Section):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="debug, info, warning or error")
 
+    @field_validator("plot")
+    @classmethod
+    def _format_is_known(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix not in SUFFIXES:
+            raise ValueError(f"a file that ends in {', '.join(SUFFIXES)} was expected")
+        return value
+
     @field_validator("partition")
     @classmethod
     def _partition_exists(cls, value: str) -> str:
         try:
             parse_partition(value)
         except ConfigurationError as exc:
-            raise ValueError(str(exc)) from exc
+            # The reader of options says itself what came.
+            raise ValueError(str(exc).removesuffix(f", not {value!r}")) from exc
         return value
 
 

@@ -1,0 +1,147 @@
+"""`heron simulate`: many clients in this process, live progress, a table, a summary and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from heron_cli.plots import PlotUnavailable, draw_rounds
+from heron_common.console import human_bytes
+from heron_common.exit_codes import ExitCode
+from heron_common.log_setup import redirect_logs, set_up_logging
+from heron_common.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from heron_cli.simulation_config import SimulationConfig
+    from heron_server.summary import RoundRecord
+
+HELP = (
+    "train with many clients in this process over an in-memory transport, with any partition of the data and any share of clients a round"
+)
+
+LINES = 20
+"""Without a terminal about so many rounds are reported, each on its line."""
+
+
+def add_parser(verbs: Any) -> None:
+    """Declare the verb; `run_simulate` reads its options itself, with the reader that heron-server has."""
+    verbs.add_parser("simulate", help=HELP, add_help=False).set_defaults(run=run_simulate)
+
+
+def run_simulate(options: argparse.Namespace) -> int:
+    """Run a simulation with the options in `options.words` and show what it does.
+
+    Raises:
+        HeronError: see `simulate`; what was done so far is in the summary by then.
+
+    """
+    # torch takes seconds to import; the other verbs should not wait for it.
+    from heron_cli.simulation import simulate
+    from heron_cli.simulation_config import read_simulation
+
+    config = read_simulation(options.words)
+    set_up_logging(config.simulation.log_level)
+    console = Console()
+    console.print(_headline(config), highlight=False, soft_wrap=True)
+    stop = threading.Event()
+    with stop_on_signals(stop), _reporting(config, console) as report:
+        summary = simulate(config, stop, report)
+    if summary["simulation"]["interrupted"]:
+        console.print(f"stopped after {summary['rounds_completed']} of {config.run.rounds} rounds", highlight=False)
+    console.print(_table(summary))
+    if config.simulation.summary is not None:
+        console.print(f"summary: {config.simulation.summary}", highlight=False, soft_wrap=True)
+    _plot(config, summary, console)
+    return ExitCode.OK
+
+
+def _headline(config: SimulationConfig) -> str:
+    share = f", {config.cohort_size} of them in each round" if config.cohort_size < config.run.clients else ""
+    return (
+        f"Simulating {config.run.preset} on {config.training_source} ({config.simulation.partition}): "
+        f"{config.run.clients} clients{share}, {config.run.rounds} rounds, seed {config.run.seed}."
+    )
+
+
+@contextmanager
+def _reporting(config: SimulationConfig, console: Console) -> Iterator[Any]:
+    """Yield what shows a finished round: a bar on a terminal, lines elsewhere."""
+    total = config.run.rounds
+    if not console.is_terminal:
+        every = max(1, total // LINES)
+        yield lambda record: _print_line(record, total, every, console)
+        return
+    columns = (BarColumn(), TextColumn("round {task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        # rich has replaced sys.stderr by one that prints above the bar; log lines have to go there too.
+        redirect_logs(sys.stderr)
+        task = progress.add_task("", total=total, figures="starting")
+        yield lambda record: progress.update(task, completed=record.round_index + 1, figures=_figures(record))
+    redirect_logs(sys.stderr)
+
+
+def _print_line(record: RoundRecord, total: int, every: int, console: Console) -> None:
+    done = record.round_index + 1
+    if done % every == 0 or done == total:
+        console.print(f"round {done}/{total}, {_figures(record)}, {record.seconds:.2f} s", highlight=False)
+
+
+def _figures(record: RoundRecord) -> str:
+    figures = [
+        f"test accuracy {record.test_accuracy:.1%}" if record.test_accuracy is not None else "",
+        f"server loss {record.server_loss:.3f}" if record.server_loss is not None else "",
+    ]
+    return ", ".join(figure for figure in figures if figure) or "trained"
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(title="Result", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    for name, value in _rows(summary):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    clients = summary["clients"].values()
+    rounds = summary["rounds"]
+    last = rounds[-1] if rounds else {"test_accuracy": None, "test_loss": None}
+    up, down = (sum(sum(client[name].values()) for client in clients) for name in ("bytes_up", "bytes_down"))
+    in_rounds = sum(row["seconds"] for row in rounds)
+    return [
+        ("test accuracy", _figure(last["test_accuracy"], "{:.2%}")),
+        ("test loss", _figure(last["test_loss"], "{:.4f}")),
+        ("rounds", f"{summary['rounds_completed']} of {summary['num_rounds']}"),
+        ("weights in the front", str(summary["model"]["client_model_weights"])),
+        ("client forward passes", f"{sum(row['client_forward_passes'] for row in rounds):,}"),
+        ("bytes up, all clients", human_bytes(up)),
+        ("bytes down, all clients", human_bytes(down)),
+        ("seconds a round", _figure(in_rounds / len(rounds) if rounds else None, "{:.2f}")),
+        ("seconds", f"{summary['seconds']:.1f}"),
+        ("peak memory of this process", human_bytes(summary["simulation"]["process_peak_memory_bytes"])),
+    ]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _plot(config: SimulationConfig, summary: dict[str, Any], console: Console) -> None:
+    path = config.plot_path
+    if path is None:
+        return
+    try:
+        draw_rounds(summary, path)
+    except PlotUnavailable as exc:
+        console.print(str(exc), highlight=False, soft_wrap=True)
+    else:
+        console.print(f"plot: {path}", highlight=False, soft_wrap=True)
