@@ -6,6 +6,7 @@ An algorithm is a plan, not a subclass: every client runs every plan with the sa
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -206,6 +207,9 @@ class Algorithm:
     replicates_back: bool = False
     """Whether every client has a back of its own, averaged with the fronts at the end of a round (SFLV1, arXiv 2004.12088)."""
     alignment: Alignment = Alignment()
+    rate_times_dimension: float = math.inf
+    """The client's learning rate is at most this over the number of trained weights: plain zeroth-order descent is stable up to 1/(L d) only
+    (Nesterov and Spokoiny 2017, theorem 8)."""
 
     def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False) -> Plan:
         """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly.

@@ -80,6 +80,7 @@ PRESETS: dict[str, Algorithm] = {
             "weighting": Weighting.UNIFORM,
             "direction_scale": DirectionScale.UNIT,
             "warmup_rounds": 0,
+            "rate_times_dimension": 30.0,
         },
     ),
     # Differences of the per-sample losses that the server returns: no auxiliary head, no bias of a local loss (HOSL, arXiv 2601.10940, federated).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -204,6 +205,8 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
     alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
     outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
     around = {key: changes.pop(key) for key in outside if key in changes}
+    if "learning_rate" in changes:
+        around["rate_times_dimension"] = math.inf
     plan = dataclasses.replace(algorithm.plan, **changes)
     return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 

@@ -101,7 +101,11 @@ class PlanSection(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="samples of one run of a program; changes memory only (default: fixed from activation bytes)"
     )
-    smoothing_radius: float | None = Field(None, gt=0, description="mu, length of a perturbation in units of the direction's scale")
+    smoothing_radius: float | None = Field(
+        None,
+        gt=0,
+        description="mu, length of a perturbation in units of the direction's scale (default: the preset's, halved until finite differences are true)",
+    )
     direction_scale: DirectionScale | None = Field(
         None,
         description="entries of a direction: unit, tensor_rms (each tensor's root mean square) or global_rms (that of all trained weights)",

@@ -20,7 +20,7 @@ from heron_common.zeroth_order import global_scales, tensor_scales
 from heron_server.models.split_model import SplitModel, flat_parameters
 from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
 from heron_server.programs.export import ProgramCache
-from heron_server.programs.parity import ParityReport, check_difference, check_outputs
+from heron_server.programs.parity import ParityReport, check_difference, check_outputs, fitting_radius
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
         plan = dataclasses.replace(plan, direction_groups=groups)
     if plan.micro_batch == 0:
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
+    plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_times_dimension / _dimension(model, plan)))
     if plan.update_encoding is UpdateEncoding.AUTO:
         logs = can_log(plan) and prefers_log(plan, model.to_spec())
         plan = dataclasses.replace(plan, update_encoding=UpdateEncoding.LOG if logs else UpdateEncoding.DENSE)
@@ -75,6 +76,24 @@ _JUDGED = {
     Objective.CUT_GRADIENT: ProgramKind.SURROGATE,
 }
 """The program whose finite difference a plan takes, by objective."""
+
+
+def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> Algorithm:
+    """Return the completed algorithm with a smoothing radius that passes the gate on this model: the preset's, halved as often as it takes.
+
+    Raises:
+        ProgramError: the program cannot be exported.
+        ParityError: no radius passes.
+
+    """
+    plan = algorithm.plan
+    if not plan.perturbs:
+        return algorithm
+    program = cache.program(model, _JUDGED[plan.objective], plan.micro_batch)
+    radius = fitting_radius(model, plan, program, scales_of(model, algorithm), seed)
+    if radius != plan.smoothing_radius:
+        log.info("smoothing radius fitted to the model", extra={"preset_radius": plan.smoothing_radius, "smoothing_radius": radius})
+    return dataclasses.replace(algorithm, plan=dataclasses.replace(plan, smoothing_radius=radius))
 
 
 def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> tuple[list[PublishedProgram], ParityReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from torch.func import functional_call
 from heron_common.plan import Alignment
 from heron_common.tensors import Float32Array, Int64Array
 from heron_server.models.split_model import SplitModel, flat_parameters
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT_BATCH = 64
 """Rows of one alignment step; the second-order graph of a whole buffer would be large."""
@@ -76,7 +79,11 @@ class HeadAlignment:
                 optimiser.zero_grad(set_to_none=True)
                 error.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-        self.heads[client_id] = torch.cat([value.detach().reshape(-1) for value in head.values()]).cpu().numpy().astype(np.float32)
+        fitted = torch.cat([value.detach().reshape(-1) for value in head.values()]).cpu().numpy().astype(np.float32)
+        if np.isfinite(fitted).all():
+            self.heads[client_id] = fitted
+        else:
+            log.warning("a head could not be aligned and stays as it was: its gradients are not finite", extra={"client": client_id})
         return float(error.detach()) / max(1, len(batches[-1][1]))
 
     def _cut_gradient(self, logits: torch.Tensor, z: torch.Tensor, y: torch.Tensor, create_graph: bool) -> torch.Tensor:
