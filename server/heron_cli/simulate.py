@@ -50,7 +50,7 @@ def run_simulate(options: argparse.Namespace) -> int:
     config = read_simulation(options.words)
     set_up_logging(config.simulation.log_level)
     console = Console()
-    console.print(_headline(config), highlight=False, soft_wrap=True)
+    console.print(_headline(config), highlight=False, soft_wrap=True, markup=False)
     stop = threading.Event()
     with stop_on_signals(stop), _reporting(config, console) as report:
         summary = simulate(config, stop, report)
@@ -58,7 +58,7 @@ def run_simulate(options: argparse.Namespace) -> int:
         console.print(f"stopped after {summary['rounds_completed']} of {config.run.rounds} rounds", highlight=False)
     console.print(_table(summary))
     if config.simulation.summary is not None:
-        console.print(f"summary: {config.simulation.summary}", highlight=False, soft_wrap=True)
+        console.print(f"summary: {config.simulation.summary}", highlight=False, soft_wrap=True, markup=False)
     _plot(config, summary, console)
     return ExitCode.OK
 
@@ -142,6 +142,6 @@ def _plot(config: SimulationConfig, summary: dict[str, Any], console: Console) -
     try:
         draw_rounds(summary, path)
     except PlotUnavailable as exc:
-        console.print(str(exc), highlight=False, soft_wrap=True)
+        console.print(str(exc), highlight=False, soft_wrap=True, markup=False)
     else:
-        console.print(f"plot: {path}", highlight=False, soft_wrap=True)
+        console.print(f"plot: {path}", highlight=False, soft_wrap=True, markup=False)

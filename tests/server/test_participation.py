@@ -126,7 +126,9 @@ def test_the_quorum_is_half_of_the_cohort_unless_given() -> None:
 
 
 def test_a_quorum_beyond_the_cohort_is_refused_in_a_sentence() -> None:
-    with pytest.raises(ConfigurationError, match=r"--min-updates 11 exceeds the 10 that --participation 0\.2 takes in of --clients 50: no round"):
+    with pytest.raises(
+        ConfigurationError, match=r"--min-updates 11 exceeds the 10 that --participation 0\.2 takes in of --clients 50: no round"
+    ):
         tiny_config(clients=50, participation=0.2, min_updates=11)
 
 
