@@ -15,7 +15,7 @@ from heron_client.transport import Transport
 from heron_client.uploader import DEFAULT_WINDOW_BYTES
 from heron_common.assignment import BlobReference
 from heron_common.clock import Clock
-from heron_common.data.partition import Partition, Shard, partition_rows
+from heron_common.data.partition import Partition, partition_all
 from heron_common.data.sources import DataSource
 from heron_common.ids import new_token
 
@@ -38,8 +38,7 @@ def shares(source: DataSource, partition: Partition, count: int) -> list[DataSou
         DataError: there are too few samples for so many clients.
 
     """
-    labels = source.read_labels()
-    return [source.restricted(partition_rows(labels, partition, Shard(index, count))) for index in range(count)]
+    return [source.restricted(rows) for rows in partition_all(source.read_labels(), partition, count)]
 
 
 class MemoryState:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heron_common.data.partition import Partition, PartitionKind, Shard, parse_partition, partition_rows, shard_rows
+from heron_common.data.partition import Partition, PartitionKind, Shard, parse_partition, partition_all, partition_rows, shard_rows
 from heron_common.errors import ConfigurationError, DataError
 
 TEXTS = ["iid", "dirichlet:0.5", "labels:2", "sizes:1"]
@@ -55,6 +55,17 @@ def test_label_pieces_cover_everything_and_give_each_client_few_labels(labels: n
 def test_iid_is_what_shards_have_always_been(count: int) -> None:
     for index, shard in enumerate(shards_of(balanced(500), "iid", count)):
         assert np.array_equal(shard, shard_rows(500, Shard(index, count)))
+
+
+@pytest.mark.parametrize("text", ["iid", "dirichlet:0.1", "labels:2", "sizes:0.5"])
+def test_dealing_to_all_clients_at_once_gives_each_the_same_rows(text: str) -> None:
+    labels, partition = np.repeat(np.arange(5), 12), parse_partition(text)
+    together = partition_all(labels, partition, 17)
+    assert len(together) == 17
+    for index, rows in enumerate(together):
+        assert rows.tolist() == partition_rows(labels, partition, Shard(index, 17)).tolist()
+    with pytest.raises(DataError):
+        partition_all(labels, partition, 61)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -117,8 +117,27 @@ def partition_rows(labels: Int64Array, partition: Partition, shard: Shard) -> In
     iid = shard_rows(len(labels), shard)
     if partition.kind is PartitionKind.IID:
         return iid
+    base, clients = _dealt(labels, partition, shard)
+    rows: Int64Array = base[clients == shard.index]
+    return rows
+
+
+def partition_all(labels: Int64Array, partition: Partition, num_clients: int) -> list[Int64Array]:
+    """Return what `partition_rows` returns for each of the clients, dealt once."""
+    first = Shard(0, num_clients)
+    # Too few samples are refused whatever the kind.
+    shard_rows(len(labels), first)
+    if partition.kind is PartitionKind.IID:
+        order = permutation(_SHARD_SEED, len(labels))
+        return [order[index::num_clients] for index in range(num_clients)]
+    base, clients = _dealt(labels, partition, first)
+    sizes = np.bincount(clients, minlength=num_clients)
+    return np.split(base[np.argsort(clients, kind="stable")], np.cumsum(sizes)[:-1])
+
+
+def _dealt(labels: Int64Array, partition: Partition, shard: Shard) -> tuple[Int64Array, Int64Array]:
+    """Return all rows in one fixed random order, and the client of each; in that order each client takes its own."""
     base = permutation(_SHARD_SEED, len(labels))
-    # Clients by position in one fixed random order of all rows; in that order each client takes its own.
     if partition.kind is PartitionKind.DIRICHLET:
         clients = _label_proportions(labels[base], partition.number, shard.count)
     elif partition.kind is PartitionKind.LABELS:
@@ -126,8 +145,7 @@ def partition_rows(labels: Int64Array, partition: Partition, shard: Shard) -> In
     else:
         clients = _split(len(base), dirichlet(_SIZES_SEED, partition.number, shard.count))
     _fill_empty(clients, shard.count)
-    rows: Int64Array = base[clients == shard.index]
-    return rows
+    return base, clients
 
 
 def _split(num_rows: int, proportions: list[float]) -> Int64Array:
