@@ -36,7 +36,7 @@ from heron_common.zeroth_order import FiniteDifference, RunningQuantile, SecondM
 ReadBatch = Callable[[Int64Array], tuple[Float32Array, Int64Array]]
 
 EXPLODED = 1e12
-"""A gradient's largest entry or a batch's mean loss beyond this is no step to take: the round has diverged."""
+"""A gradient's largest entry, a clipped derivative or a batch's mean loss beyond this is no step to take: the round has diverged."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LocalContext:
 class LocalRound:
     """One attempt at one round. `run_step` for 0, 1, ..., then `finish`; theta in `context.parameters` is the result.
 
-    A step that meets a loss or gradient that is not finite is not taken, and none after it: the weights stay the last good ones.
+    A step that meets a loss or gradient that is not finite, or exploded, is not taken, and none after it: the weights stay the last good ones.
     """
 
     def __init__(
@@ -209,9 +209,9 @@ class LocalRound:
         self._note_explosion(shown)
         found = [directional_derivatives(a, b, plan.direction_groups, plan.smoothing_radius, plan.difference) for a, b in pairs]
         guarded = guard(np.concatenate(found), self.meter.second_moment, self.meter.quantile, plan.clip_factor)
-        self.meter.add_differences(guarded)
-        if guarded.num_non_finite == guarded.values.size:
+        if guarded.num_non_finite == guarded.values.size or float(np.max(np.abs(guarded.values))) > EXPLODED:
             self.meter.diverged = True
+        self.meter.add_differences(guarded)
         if self._inexact is not None and not self.meter.diverged:
             self._coefficients.append(self._inexact.step(self._trained, guarded, directions, self._scales))
 

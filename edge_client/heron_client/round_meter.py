@@ -35,11 +35,12 @@ class RoundMeter:
         self.forward_equivalents += rows * equivalents
 
     def add_differences(self, guarded: GuardedDerivatives) -> None:
-        """Account for the guarded derivatives of one step and take over its running figures."""
-        self.second_moment, self.quantile = guarded.second_moment, guarded.quantile
+        """Account for the guarded derivatives of one step; take over its running figures unless the round diverged, for then the step is not taken."""
         self.clipped += guarded.num_clipped
         self.non_finite += guarded.num_non_finite
-        self._add_values(guarded.values)
+        if not self.diverged:
+            self.second_moment, self.quantile = guarded.second_moment, guarded.quantile
+            self._add_values(guarded.values)
 
     def _add_values(self, values: Float64Array) -> None:
         for value in values:
