@@ -56,11 +56,15 @@ class HeadTraining(StrEnum):
 
 
 class DirectionScale(StrEnum):
-    """The standard deviation of a direction's entries: 1, each tensor's root mean square, or that of all trained weights together."""
+    """The standard deviation of a direction's entries: 1, each tensor's root mean square, or that of all trained weights together.
+
+    BLOCK_RMS is the last in one layer a round, the layers in turn, and 0 in the others: fewer weights move at a time, each by a better estimate.
+    """
 
     UNIT = "unit"
     TENSOR_RMS = "tensor_rms"
     GLOBAL_RMS = "global_rms"
+    BLOCK_RMS = "block_rms"
 
 
 class ServerSchedule(StrEnum):

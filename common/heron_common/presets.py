@@ -46,7 +46,7 @@ _FIRST_ORDER = dataclasses.replace(
     direction_groups=1,
     head_training=HeadTraining.CLIENT,
     optimiser=ClientOptimiser.ADAM,
-    learning_rate=3e-3,
+    learning_rate=5e-3,
     update_encoding=UpdateEncoding.DENSE,
 )
 

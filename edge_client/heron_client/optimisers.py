@@ -85,19 +85,20 @@ class ZerothOrderOptimiser(Protocol):
 class CoefficientOptimiser:
     """Optimisers whose step is sum_g a_g v_g: one addition per weight and direction, so a list of a_g replays it exactly."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, num_moving: int) -> None:
         self._plan = plan
+        self._num_moving = num_moving
 
     def step(self, theta: Float32Array, guarded: GuardedDerivatives, directions: Directions, scales: Float64Array) -> Float64Array:
-        coefficients = self._coefficients(guarded, theta.size)
+        coefficients = self._coefficients(guarded)
         apply_coefficients(theta, coefficients, directions, scales)
         return coefficients
 
-    def _coefficients(self, guarded: GuardedDerivatives, num_parameters: int) -> Float64Array:
+    def _coefficients(self, guarded: GuardedDerivatives) -> Float64Array:
         rate = self._plan.learning_rate
         if self._plan.optimiser is ClientOptimiser.SGD:
             return sgd_coefficients(guarded.values, rate)
-        return scalar_adaptive_coefficients(guarded.values, guarded.second_moment.value, rate, num_parameters)
+        return scalar_adaptive_coefficients(guarded.values, guarded.second_moment.value, rate, self._num_moving)
 
 
 class EstimateOptimiser:
@@ -124,10 +125,17 @@ def make_gradient_optimiser(plan: Plan, num_parameters: int) -> GradientOptimise
     return Sgd(plan.learning_rate)
 
 
-def make_zeroth_order_optimiser(plan: Plan, num_parameters: int) -> ZerothOrderOptimiser:
-    """Return a fresh optimiser for one round of finite differences."""
+def make_zeroth_order_optimiser(plan: Plan, num_parameters: int, num_moving: int) -> ZerothOrderOptimiser:
+    """Return a fresh optimiser for one round of finite differences.
+
+    Args:
+        plan: which optimiser.
+        num_parameters: length of the trained buffer.
+        num_moving: how many of its weights have directions of a scale above 0.
+
+    """
     if plan.optimiser in (ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE):
-        return CoefficientOptimiser(plan)
+        return CoefficientOptimiser(plan, num_moving)
     return EstimateOptimiser(make_gradient_optimiser(plan, num_parameters), num_parameters)
 
 

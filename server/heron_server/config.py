@@ -108,7 +108,7 @@ class PlanSection(Section):
     )
     direction_scale: DirectionScale | None = Field(
         None,
-        description="entries of a direction: unit, tensor_rms (each tensor's root mean square) or global_rms (that of all trained weights)",
+        description="entries of a direction: unit, tensor_rms (each tensor's root mean square), global_rms (that of all trained weights) or block_rms (that, in one layer a round)",
     )
     difference: FiniteDifference | None = Field(None, description="forward or central")
     client_optimiser: ClientOptimiser | None = Field(

@@ -140,7 +140,7 @@ def test_a_step_on_an_estimate_is_torchs_step_on_its_dense_sum(
     theta = np.random.default_rng(97).standard_normal(SIZE).astype(np.float32)
     reference = torch.from_numpy(theta.astype(np.float64))
     chosen, count = dataclasses.replace(plan(optimiser, **options), distribution=distribution), 5
-    ours, theirs = make_zeroth_order_optimiser(chosen, SIZE), twin([reference])
+    ours, theirs = make_zeroth_order_optimiser(chosen, SIZE, SIZE), twin([reference])
     for step in range(3):
         reference.grad = torch.from_numpy(dense_estimate(distribution, step, count).copy())
         theirs.step()
@@ -159,7 +159,7 @@ def test_a_step_by_coefficients_is_the_dense_step(optimiser: ClientOptimiser, di
     before, count = theta.astype(np.float64), 6
     chosen = dataclasses.replace(plan(optimiser), distribution=distribution)
     found = guarded(0, count)
-    coefficients = make_zeroth_order_optimiser(chosen, SIZE).step(
+    coefficients = make_zeroth_order_optimiser(chosen, SIZE, SIZE).step(
         theta, found, Directions(PerturbationSeed(0, 5), distribution, LAYOUT), SCALES
     )
     length = RATE if optimiser is ClientOptimiser.SGD else RATE * count / (count + SIZE) / np.sqrt(found.second_moment.value)

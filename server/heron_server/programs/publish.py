@@ -119,16 +119,24 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
     return published, report
 
 
-def scales_of(model: SplitModel, algorithm: Algorithm) -> Float64Array:
-    """Return the scale s_t of each trained tensor for the model's present weights."""
+def scales_of(model: SplitModel, algorithm: Algorithm, round_index: int | None = None) -> Float64Array:
+    """Return the scale s_t of each trained tensor for the model's present weights, in a round or, without one, for the gate, where all tensors move."""
     spec = model.to_spec()
-    tensors = FlatLayout(spec.client_model).views(flat_parameters(model.front))
+    specs, tensors = spec.client_model, FlatLayout(spec.client_model).views(flat_parameters(model.front))
     if algorithm.plan.trains_head:
+        specs += spec.auxiliary_head
         tensors += FlatLayout(spec.auxiliary_head).views(flat_parameters(model.auxiliary_head))
     if algorithm.direction_scale is DirectionScale.UNIT:
         return np.ones(len(tensors), np.float64)
-    scales = global_scales if algorithm.direction_scale is DirectionScale.GLOBAL_RMS else tensor_scales
-    return scales(tensors, algorithm.scale_floor)
+    if algorithm.direction_scale is DirectionScale.TENSOR_RMS:
+        return tensor_scales(tensors, algorithm.scale_floor)
+    scales = global_scales(tensors, algorithm.scale_floor)
+    if algorithm.direction_scale is DirectionScale.BLOCK_RMS and round_index is not None:
+        # A front's layers are its direct children, named before the first dot; a head's names follow them in the same order.
+        layers = [(index >= len(spec.client_model), tensor.name.partition(".")[0]) for index, tensor in enumerate(specs)]
+        order = list(dict.fromkeys(layers))
+        scales = np.where([layer == order[round_index % len(order)] for layer in layers], scales, 0.0)
+    return scales
 
 
 def _dimension(model: SplitModel, plan: Plan) -> int:

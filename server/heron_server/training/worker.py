@@ -52,13 +52,14 @@ class TrainWorker:
         self.second_moment = float(state["second_moment"])
         self.derivative_quantile = float(state["derivative_quantile"])
         self.diverged_round = state["diverged_round"]
+        self._parts.metrics.diverged.set(self.diverged_round is not None)
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
         self._seconds_before = float(state["seconds"])
 
     def inputs(self) -> RoundInputs:
         """Return what the next round starts from."""
         front, head = self._parts.trainer.client_weights()
-        scales = scales_of(self._parts.trainer.model, self._parts.algorithm)
+        scales = scales_of(self._parts.trainer.model, self._parts.algorithm, len(self.rounds))
         heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
         return RoundInputs(
             front.tobytes(),

@@ -1,0 +1,86 @@
+"""A heron-client that runs two bare forward passes before each of its steps, so that both are timed side by side in one process.
+
+Started by benchmarks/client.py: `python benchmarks/paced_client.py OUTPUT PROGRAM:MICRO_BATCH[,PROGRAM:MICRO_BATCH] CLIENT-OPTIONS...`. Everything but the bare
+passes is heron-client itself. A line of JSON per step goes to OUTPUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from heron_client import cli
+
+
+def main() -> int:
+    """Run the client with bare passes between its steps."""
+    output, programs, *options = sys.argv[1:]
+
+    def prepare() -> None:
+        from heron_client import session
+
+        session.LocalRound = paced_round(Path(output), [pair.rpartition(":") for pair in programs.split(",")])  # type: ignore[misc]
+
+    cli.import_sparingly = _before(prepare, cli.import_sparingly)
+    return cli.main(options)
+
+
+def _before(prepare: Any, original: Any) -> Any:
+    def wrapped(modules: Any) -> None:
+        original(modules)
+        prepare()
+
+    return wrapped
+
+
+def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
+    """Return LocalRound with bare passes before each step; `programs` are (path, ":", micro-batch) of programs that compute the loss."""
+    from heron_client.local_training import LocalRound
+    from heron_client.passes import Batch
+    from heron_client.runtime import Program
+    from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
+
+    loaded: list[Program] = []
+
+    def load(context: Any, input_shape: tuple[int, ...]) -> list[Program]:
+        for path, _, micro_batch in programs if not loaded else []:
+            data = Path(path).read_bytes()
+            blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
+            reference = ProgramReference(ProgramKind.LOSS, blob, int(micro_batch))
+            loaded.append(Program(reference, data, context.model, context.parameters, input_shape, threads=1))
+        return loaded
+
+    class PacedRound(LocalRound):
+        """A round that notes what its steps cost beside two bare passes over the same batch."""
+
+        def run_step(self, local_step: int) -> None:
+            batch = Batch(*self._context.read_batch(self._order.indices(local_step)))
+            self._context.parameters.show_base()
+            bare = [two_passes(program, batch) for program in load(self._context, batch.x.shape[1:])]
+            started = time.perf_counter()
+            super().run_step(local_step)
+            computed = time.perf_counter()
+            # Usually the next step hides the rest of the upload; here no bare pass shall run beside it.
+            self._sender.settle()
+            settled = time.perf_counter()
+            row = {"step": computed - started, "answered": settled - started, "bare": bare}
+            with output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def two_passes(program: Program, batch: Batch) -> float:
+        started = time.perf_counter()
+        for _ in range(2):
+            for first in range(0, len(batch.x), program.micro_batch):
+                part = slice(first, first + program.micro_batch)
+                program.run(batch.x[part], batch.y[part])
+        return time.perf_counter() - started
+
+    return PacedRound
+
+
+if __name__ == "__main__":
+    sys.exit(main())
