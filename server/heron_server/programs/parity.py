@@ -63,9 +63,6 @@ def load_runner(program: bytes) -> NamedRunner:
 def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int) -> float:
     """Compare every output with torch, gradients with autograd, on the model's weights; return the largest max|a-b| / max(|b|max, 1e-3).
 
-    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides; it is measured against a tenth of
-    the program's largest gradient.
-
     Raises:
         ParityError: an output exceeds its tolerance.
 
@@ -81,12 +78,9 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
     }
     feeds = {**samples, **_weights(model)}
     got = load_runner(program)({name: feeds[name] for name in function.input_names})
-    gradients = [name for name in want if name.startswith("gradients.")]
-    floor = max((float(np.abs(want[name]).max()) for name in gradients), default=0.0) / 10
     worst = 0.0
-    for name, found in zip(want, got, strict=True):
-        limit = CONVOLUTION_GRADIENT_TOLERANCE if name in gradients and _is_convolutional(model) else TOLERANCE
-        size = max(float(np.abs(want[name]).max()), 1e-3, floor if name in gradients else 0.0)
+    for (name, size), found in zip(_sizes(want).items(), got, strict=True):
+        limit = CONVOLUTION_GRADIENT_TOLERANCE if name.startswith("gradients.") and _is_convolutional(model) else TOLERANCE
         error = float(np.abs(found - want[name]).max()) / size
         if not error <= limit:
             raise ParityError(
@@ -162,6 +156,20 @@ def _random_samples(model: SplitModel, rows: int, seed: int) -> dict[str, npt.ND
     generator = np.random.Generator(np.random.Philox(key=seed))
     x, y = _random_batch(model, rows, generator)
     return {"x": x, "y": y, "cut_gradient": generator.standard_normal((rows, *model.to_spec().cut.shape), np.float32)}
+
+
+def _sizes(want: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """Return what each output's error is measured against: its largest value, or where terms may cancel what they are made of.
+
+    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides: at least a tenth of the largest
+    gradient. An inner product with a normal lambda may be near zero by chance: at least the norm of the activations, its deviation.
+    """
+    sizes = {name: max(float(np.abs(array).max()), 1e-3) for name, array in want.items()}
+    largest = max((size for name, size in sizes.items() if name.startswith("gradients.")), default=0.0)
+    if "inner_products" in sizes:
+        norms = np.linalg.norm(want["activations"].reshape(len(want["activations"]), -1), axis=1)
+        sizes["inner_products"] = max(sizes["inner_products"], float(norms.max()))
+    return {name: max(size, largest / 10) if name.startswith("gradients.") else size for name, size in sizes.items()}
 
 
 def _weights(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
