@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -13,8 +12,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import torch
-from torch.nn.functional import cross_entropy
 
 from heron_client.transport import Transport
 from heron_common.chunks import MAX_CHUNK_BYTES
@@ -25,6 +22,7 @@ from heron_server.models.split_model import SplitModel
 from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
 from tests.server.running_server import RunningServer
+from tests.server.twin_back import TwinBack as Twin
 from tests.server.wire_client import DEADLINE, OpenStream, WireClient, trailer_of, upload_messages
 
 Serve = Callable[..., RunningServer]
@@ -76,31 +74,6 @@ def received(responses: Any) -> tuple[pb.UploadAnswer, bytes]:
 
 def exchange(client: WireClient, step: int, seed: int = 0, dtype: str = "float32") -> tuple[pb.UploadAnswer, bytes]:
     return received(client.stub.TrainBatch(iter(messages_of(client, step, dtype, seed)), timeout=DEADLINE))
-
-
-class Twin:
-    """The back as plain torch, with the server's default optimiser."""
-
-    def __init__(self, model: SplitModel, learning_rate: float = 2e-3) -> None:
-        self.back = copy.deepcopy(model.back)
-        self._steps = torch.optim.Adam(self.back.parameters(), learning_rate)
-
-    def cut_gradient(self, z: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return d loss_i / d z_i, a sample at a time."""
-        rows = []
-        for sample, label in zip(torch.from_numpy(z), torch.from_numpy(y), strict=True):
-            one = sample[None].requires_grad_()
-            rows += torch.autograd.grad(cross_entropy(self.back(one), label[None]), one)
-        return torch.cat(rows).numpy()
-
-    def losses(self, z: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        with torch.no_grad():
-            return cross_entropy(self.back(torch.from_numpy(z)), torch.from_numpy(y), reduction="none").numpy()
-
-    def step(self, z: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> None:
-        self._steps.zero_grad()
-        cross_entropy(self.back(torch.from_numpy(z)), torch.from_numpy(y)).backward()
-        self._steps.step()
 
 
 @pytest.fixture
@@ -232,9 +205,9 @@ def test_client_after_client_the_second_waits_for_the_back_that_the_first_has_tr
         waiting = pool.submit(exchange, b, 0, 7)
         eventually(lambda: server.sample("uploads_total", outcome="accepted") == 1, what="b's upload to be accepted")
         for step in range(a.assignment.plan.local_steps):
+            assert not waiting.done()
             exchange(a, step, seed=step)
             twin.step(*a.batch(step))
-            assert not waiting.done()
         a.update()
         _, data = waiting.result(DEADLINE)
     z, y = b.batch(7)
