@@ -11,6 +11,7 @@ import pytest
 
 from heron_client.local_training import EXPLODED
 from heron_common.plan import ClientOptimiser, Plan, UpdateEncoding
+from heron_common.plan_counts import forward_equivalents
 from heron_common.update_log import weights_digest
 from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
@@ -102,6 +103,20 @@ def test_losses_that_are_bad_throughout_end_a_zeroth_order_rounds_steps(
     runs = plan.batch_size // plan.micro_batch
     first = 2 * runs * BAD_STEP + (0 if side == "base" else runs)
     done = run_round(tiny, plan, network, theta, wrap=lambda _, program: Poisoned(program, "losses", poison, first, first + runs))
+    good = run_round(tiny, dataclasses.replace(plan, local_steps=BAD_STEP), Network(), theta)
+    check_stopped(tiny, done, good, network)
+
+
+@pytest.mark.parametrize("difference", list(FiniteDifference))
+def test_losses_that_explode_alike_end_the_steps_although_their_differences_vanish(tiny: TinyModel, difference: FiniteDifference) -> None:
+    plan, theta, network = plan_of("heron", difference=difference), tiny.random_weights(22), Network()
+    runs = plan.batch_size // plan.micro_batch
+    passes = forward_equivalents(plan) // plan.batch_size // STEPS
+    first = passes * runs * BAD_STEP
+    exploded = 10 * EXPLODED
+    done = run_round(
+        tiny, plan, network, theta, wrap=lambda _, program: Poisoned(program, "losses", exploded, first, first + passes * runs)
+    )
     good = run_round(tiny, dataclasses.replace(plan, local_steps=BAD_STEP), Network(), theta)
     check_stopped(tiny, done, good, network)
 

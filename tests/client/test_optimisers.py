@@ -166,3 +166,16 @@ def test_a_step_by_coefficients_is_the_dense_step(optimiser: ClientOptimiser, di
     np.testing.assert_allclose(coefficients, -length * found.values / count, rtol=1e-12)
     # One float32 rounding of a weight for each direction.
     np.testing.assert_allclose(theta, before - length * dense_estimate(distribution, 0, count), atol=count * 2.0**-24 * 8)
+
+
+def test_an_adaptive_steps_length_counts_the_weights_that_move() -> None:
+    """In a round whose directions lie in one layer, the other layers' weights are no dimensions of the search."""
+    chosen, found, moving = plan(ClientOptimiser.SCALAR_ADAPTIVE), guarded(0, 6), 1000
+    theta = np.ones(SIZE, np.float32)
+    scales = np.array([0.0, 2.0, 0.0])
+    directions = Directions(PerturbationSeed(0, 5), DirectionDistribution.RADEMACHER, LAYOUT)
+    coefficients = make_zeroth_order_optimiser(chosen, SIZE, moving).step(theta, found, directions, scales)
+    length = RATE * 6 / (6 + moving) / np.sqrt(found.second_moment.value)
+    np.testing.assert_allclose(coefficients, -length * found.values / 6, rtol=1e-12)
+    first, last = LAYOUT.offsets[1], LAYOUT.offsets[2]
+    assert np.array_equal(np.flatnonzero(theta != 1)[[0, -1]], [first, last - 1])

@@ -34,13 +34,18 @@ def tiny() -> TinyModel:
 
 
 def run(
-    tiny: TinyModel, client_id: str = "a", reference: RoundReference = ROUND, network: Network | None = None, **changes: Any
+    tiny: TinyModel,
+    client_id: str = "a",
+    reference: RoundReference = ROUND,
+    network: Network | None = None,
+    scales: tuple[float, ...] = UNEVEN,
+    **changes: Any,
 ) -> Finished:
     plan = small_plan(**{"learning_rate": 0.3, "update_encoding": UpdateEncoding.LOG, **changes})
     spec = tiny.model.to_spec()
     tensors = len(spec.client_model) + (len(spec.auxiliary_head) if plan.trains_head else 0)
     return run_round(
-        tiny, plan, network or Network(), tiny.random_weights(4), client_id=client_id, reference=reference, scales=UNEVEN[:tensors]
+        tiny, plan, network or Network(), tiny.random_weights(4), client_id=client_id, reference=reference, scales=scales[:tensors]
     )
 
 
@@ -49,10 +54,12 @@ def trained(done: Finished, with_head: bool = False) -> tuple[FlatLayout, Float3
     return layout, done.theta[: layout.num_parameters]
 
 
-def replayed(tiny: TinyModel, done: Finished, log: Any, with_head: bool = False, **where: Any) -> Float32Array:
+def replayed(
+    tiny: TinyModel, done: Finished, log: Any, with_head: bool = False, scales: tuple[float, ...] = UNEVEN, **where: Any
+) -> Float32Array:
     layout, _ = trained(done, with_head)
     named = {"run_seed": RUN_SEED, "client_id": "a", "reference": ROUND, **where}
-    return replay(tiny.random_weights(4)[: layout.num_parameters], log, np.array(UNEVEN[: len(layout.specs)]), layout=layout, **named)
+    return replay(tiny.random_weights(4)[: layout.num_parameters], log, np.array(scales[: len(layout.specs)]), layout=layout, **named)
 
 
 ROUNDS: list[dict[str, Any]] = [
@@ -80,6 +87,16 @@ def test_the_log_of_a_round_replays_to_the_clients_weights_bit_for_bit(tiny: Tin
     came, (_, theta) = replayed(tiny, done, log, plan.trains_head), trained(done, plan.trains_head)
     assert came.tobytes() == theta.tobytes()
     assert weights_digest(came) == submission.weights_sha256 == hashlib.sha256(theta.astype("<f4").tobytes()).digest()
+
+
+def test_tensors_whose_directions_have_no_scale_stay_as_they_are_and_the_log_replays(tiny: TinyModel) -> None:
+    scales = (0.0, 0.3, 0.0, 0.3)
+    done = run(tiny, scales=scales)
+    (log,) = done.round.submission().arrays
+    layout, theta = trained(done)
+    assert replayed(tiny, done, log, scales=scales).tobytes() == theta.tobytes()
+    before, after = layout.views(tiny.random_weights(4)[: theta.size]), layout.views(theta)
+    assert [bool(np.array_equal(a, b)) for a, b in zip(before, after, strict=True)] == [scale == 0 for scale in scales]
 
 
 def test_the_same_round_also_submits_its_weights_under_the_same_digest(tiny: TinyModel) -> None:
