@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-deep bench-defaults lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-deep bench-radius bench-defaults lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,9 @@ bench-accuracy: install  ## every preset at equal client passes on Fashion-MNIST
 
 bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 30 minutes); writes docs/results/deep-front.md
 	$(BIN)/python benchmarks/deep_front.py
+
+bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
+	$(BIN)/python benchmarks/smoothing_radius.py
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from heron_common.plan import Estimator, ServerSchedule
+from heron_common.plan import Estimator
 from heron_common.plan_counts import forward_equivalents
 from heron_common.presets import PRESETS, preset
 
@@ -85,8 +85,6 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     from heron_cli.simulation import simulate
     from heron_cli.simulation_config import simulation_config
 
-    # A strict order is the preset's own; "as it arrives" is made repeatable by lockstep.
-    schedule = preset(cell.preset).schedule
     summary = simulate(
         simulation_config(
             data=DATA,
@@ -98,7 +96,6 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             local_steps=LOCAL_STEPS,
             batch_size=BATCH_SIZE,
             model_options=cell.front.options,
-            server_schedule=ServerSchedule.LOCKSTEP if schedule is ServerSchedule.ARRIVAL else schedule,
         )
     )
     rounds, clients = summary["rounds"], summary["clients"].values()

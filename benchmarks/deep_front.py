@@ -71,7 +71,6 @@ def run_trial(job: tuple[int, int]) -> float:
         "local_steps": LOCAL_STEPS,
         "batch_size": BATCH_SIZE,
         "model_options": next(front.options for front in FRONTS if front.name == "deep"),
-        "server_schedule": "lockstep",
         **trial.options,
     }
     rounds = simulate(simulation_config(**options))["rounds"]

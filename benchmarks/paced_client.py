@@ -10,10 +10,14 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from heron_client import cli
+
+Seconds = tuple[float, float]
+"""On the clock, and on a processor."""
 
 
 def main() -> int:
@@ -61,25 +65,33 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
             batch = Batch(*self._context.read_batch(self._order.indices(local_step)))
             self._context.parameters.show_base()
             bare = [two_passes(program, batch) for program in load(self._context, batch.x.shape[1:])]
-            started = time.perf_counter()
-            super().run_step(local_step)
-            computed = time.perf_counter()
-            # Usually the next step hides the rest of the upload; here no bare pass shall run beside it.
-            self._sender.settle()
-            settled = time.perf_counter()
-            row = {"step": computed - started, "answered": settled - started, "bare": bare}
+
+
+            def step() -> None:
+                super(PacedRound, self).run_step(local_step)
+                # Usually the next step hides the rest of the upload; here no bare pass shall run beside it.
+                self._sender.settle()
+
+            row = {"step": seconds_of(step), "bare": bare}
             with output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def two_passes(program: Program, batch: Batch) -> float:
-        started = time.perf_counter()
-        for _ in range(2):
-            for first in range(0, len(batch.x), program.micro_batch):
+    def two_passes(program: Program, batch: Batch) -> Seconds:
+        def passes() -> None:
+            for first in [*range(0, len(batch.x), program.micro_batch)] * 2:
                 part = slice(first, first + program.micro_batch)
                 program.run(batch.x[part], batch.y[part])
-        return time.perf_counter() - started
+
+        return seconds_of(passes)
 
     return PacedRound
+
+
+def seconds_of(call: Callable[[], object]) -> Seconds:
+    """Return how long a call takes, and for how long of it this thread had a processor."""
+    wall, processor = time.perf_counter(), time.thread_time()
+    call()
+    return time.perf_counter() - wall, time.thread_time() - processor
 
 
 if __name__ == "__main__":

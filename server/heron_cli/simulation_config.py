@@ -14,6 +14,7 @@ from heron_common.data.partition import Partition, parse_partition
 from heron_common.data.sources import SPECIFICATIONS
 from heron_common.errors import ConfigurationError
 from heron_common.plan import ServerSchedule
+from heron_common.presets import preset
 from heron_common.version import VERSION
 from heron_server.config import Section, TrainingConfig
 from heron_server.options import OptionSource, read_options
@@ -21,7 +22,7 @@ from heron_server.options import OptionSource, read_options
 SOURCE = OptionSource(
     "heron simulate",
     "Trains with many clients in this process: the same server and client code as over a network, messages handed over in memory. "
-    "Options of a run mean what they mean to heron-server, but the server's schedule is lockstep unless given, which makes a run repeatable, "
+    "Options of a run mean what they mean to heron-server, but where a preset trains on uploads as they arrive the schedule is lockstep unless given, which makes a run repeatable, "
     "and nobody is late unless a deadline is given.",
     "HERON_SIMULATE_",
     VERSION,
@@ -101,7 +102,8 @@ class SimulationConfig(TrainingConfig):
         if "eval_data" not in self.run.model_fields_set and "train" in part.split(":"):
             run["eval_data"] = ":".join([kind, *("test" if word == "train" else word for word in part.split(":"))])
         rounds = {name: value for name, value in _PATIENT.items() if name not in self.rounds.model_fields_set}
-        plan = {} if self.plan.server_schedule is not None else {"server_schedule": ServerSchedule.LOCKSTEP}
+        arrives = self.plan.server_schedule is None and preset(self.run.preset).schedule is ServerSchedule.ARRIVAL
+        plan = {"server_schedule": ServerSchedule.LOCKSTEP} if arrives else {}
         return self.model_copy(
             update={
                 "run": self.run.model_copy(update=run),

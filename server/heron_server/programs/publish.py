@@ -70,7 +70,7 @@ def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
     return (ProgramKind.FRONT,)
 
 
-_JUDGED = {
+JUDGED = {
     Objective.AUXILIARY: ProgramKind.LOSS,
     Objective.SERVER: ProgramKind.FRONT,
     Objective.CUT_GRADIENT: ProgramKind.SURROGATE,
@@ -89,7 +89,7 @@ def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: Program
     plan = algorithm.plan
     if not plan.perturbs:
         return algorithm
-    program = cache.program(model, _JUDGED[plan.objective], plan.micro_batch)
+    program = cache.program(model, JUDGED[plan.objective], plan.micro_batch)
     radius = fitting_radius(model, plan, program, scales_of(model, algorithm), seed)
     if radius != plan.smoothing_radius:
         log.info("smoothing radius fitted to the model", extra={"preset_radius": plan.smoothing_radius, "smoothing_radius": radius})
@@ -110,7 +110,7 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
     for kind in needed_programs(algorithm):
         data = cache.program(model, kind, plan.micro_batch)
         worst = max(worst, check_outputs(model, kind, data, plan.micro_batch, seed))
-        if plan.perturbs and kind is _JUDGED[plan.objective]:
+        if plan.perturbs and kind is JUDGED[plan.objective]:
             difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
         published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch), data))
