@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from heron_common.assignment import UploadPurpose
+from heron_common.directions import derive_seed
 from heron_common.errors import TransportError
 from heron_common.plan import ClientOptimiser, HeadTraining, Objective, Plan
 from heron_common.tensors import Float32Array
-from heron_common.wire_dtypes import WireDtype, decode_rows
+from heron_common.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.zeroth_order import FiniteDifference
 from tests.client.models import TinyModel, tiny_model
-from tests.client.rounds import Network, batch, run_round, small_plan
+from tests.client.rounds import ROUND, RUN_SEED, Network, batch, run_round, small_plan
 
 Twin = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 RATE = 0.05
@@ -132,6 +133,16 @@ def test_what_goes_up_stands_for_the_activations_to_within_its_dtypes_rounding(t
     error = np.abs(decode_rows(data, dtype, spec.shape) - z)
     assert np.all(error <= bound + 1e-5 * (1 + peaks))
     assert dtype is WireDtype.FLOAT32 or error.max() > 1e-5
+
+
+@pytest.mark.parametrize("dtype", list(WireDtype))
+def test_rounding_numbers_a_steps_rows_as_if_there_were_no_micro_batches(tiny: TinyModel, dtype: WireDtype) -> None:
+    theta, plain, rounded = tiny.random_weights(7), Network(), Network()
+    run_round(tiny, small_plan("frozen"), plain, theta)
+    run_round(tiny, small_plan("frozen", wire_dtype=dtype), rounded, theta)
+    for step, ((request, (whole, _)), (_, (came, _))) in enumerate(zip(plain.uploads, rounded.uploads, strict=True)):
+        rows = np.frombuffer(whole, "<f4").reshape(request.tensors[0].shape)
+        assert came == bytes(encode_rows(rows, dtype, derive_seed(RUN_SEED, "a", ROUND, "quantise", step), 0))
 
 
 @pytest.mark.parametrize("dtype", list(WireDtype))
