@@ -62,9 +62,10 @@ def main() -> int:
     lines = [
         "# Finite differences by smoothing radius",
         "",
-        "Written by `make bench-radius`: median relative error in per cent of the finite difference along 32 directions against autograd's derivative, on random samples and the",
-        f"weights that a run starts from. Bold: beyond the {100 * DIFFERENCE_TOLERANCE:.0f} % at which a server refuses. Large radii leave the tangent, small ones drown in the rounding of",
-        "float32. The last column is what a server takes when nothing is given: the preset's radius, halved until it passes.",
+        "Written by `make bench-radius`: median relative error in per cent of the finite difference along 32 directions against autograd's derivative,",
+        f"on random samples and the weights that a run starts from. Bold: beyond the {100 * DIFFERENCE_TOLERANCE:.0f} % at which a server refuses.",
+        "Large radii leave the tangent, small ones drown in the rounding of float32. The last column is what a server takes when nothing is given: the preset's",
+        "radius, halved until it passes.",
         "",
         f"| model | preset | difference | {heads} | chosen |",
         "|---|---|---|" + "---|" * (len(RADII) + 1),

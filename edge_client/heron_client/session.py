@@ -10,17 +10,14 @@ from enum import Enum
 from random import Random
 from typing import TypeVar
 
-import numpy as np
-
 from heron_client.heartbeat import Heartbeat
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.memory import return_freed_memory
 from heron_client.metrics import ClientMetrics
-from heron_client.parameters import LocalParameters
 from heron_client.patience import Patience
-from heron_client.runtime import Program, check_reference
 from heron_client.sending import RoundStopped, StepSender
 from heron_client.state_directory import ClientState
+from heron_client.supplies import Supplies
 from heron_client.transport import Transport
 from heron_client.uploader import Uploader
 from heron_common.assignment import (
@@ -28,8 +25,6 @@ from heron_common.assignment import (
     BlobReference,
     Finished,
     LocalStatistics,
-    Membership,
-    ProgramKind,
     UploadAnswer,
     UploadLoss,
     Wait,
@@ -38,11 +33,10 @@ from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import DataError, HeronError, Interrupted, ProgramError, RefusedError, TransportError
+from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.plan import UpdateEncoding
 from heron_common.process_memory import resident_memory
 from heron_common.retry import BackoffPolicy
-from heron_common.tensors import Float32Array, Int64Array
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +99,7 @@ class Session:
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
+        self._supplies = Supplies(self._fetch, state, clock, self._give_memory_back)
         self._heartbeat_seconds = 10.0
         self.state = SessionState.NEW
 
@@ -150,39 +145,16 @@ class Session:
         self._metrics.phase(state.value)
 
     def _join(self) -> LocalContext:
-        settings, source = self._settings, self._source
+        settings = self._settings
         identity = self._state_directory.identity_key
-        membership = self._retry(lambda: self._transport.join(settings.client_name, identity, source.num_examples), "join")
-        check_source(source, membership.data_specification)
+        membership = self._retry(lambda: self._transport.join(settings.client_name, identity, self._source.num_examples), "join")
+        check_source(self._source, membership.data_specification)
         self._state_directory.remember_run(membership.run_id)
-        parameters = LocalParameters(membership.model)
-        programs = {p.kind: self._program(membership, parameters, p.kind) for p in membership.programs}
+        context = self._supplies.context(settings.client_name, membership, self._source, settings.threads)
         self._enter(SessionState.JOINED)
-        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": source.num_examples})
+        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": self._source.num_examples})
         self._heartbeat_seconds = membership.heartbeat_seconds
-
-        def read_batch(indices: Int64Array) -> tuple[Float32Array, Int64Array]:
-            x, y = source.batch(indices, membership.data_specification)
-            if not bool(np.isfinite(x).all()):
-                raise DataError(f"samples must be finite, but {source.name!r} holds NaN or infinity: clean the data")
-            return x, y
-
-        return LocalContext(
-            settings.client_name, membership.run_seed, membership.model, parameters, programs, read_batch, source.num_examples, self._clock
-        )
-
-    def _program(self, membership: Membership, parameters: LocalParameters, kind: ProgramKind) -> Program:
-        reference = next(p for p in membership.programs if p.kind is kind)
-        check_reference(reference)
-        data = self._state_directory.cached_program(reference.blob)
-        if data is None:
-            data = self._retry(lambda: self._transport.fetch(reference.blob, "program"), "fetch a program")
-            self._state_directory.keep_program(reference.blob, data)
-        # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
-        self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, self._settings.threads)
-        self._give_memory_back()
-        return program
+        return context
 
     def _work(self, context: LocalContext) -> None:
         while self.state is SessionState.JOINED:
@@ -204,7 +176,7 @@ class Session:
         sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer)
         heartbeat = Heartbeat(self._transport, assignment.round, self._heartbeat_seconds, round_over, self._note_losses)
         try:
-            self._load_weights(context, assignment)
+            self._supplies.load_weights(context.parameters, assignment)
             waited = self._uploader.totals.wait_seconds
             local_round = LocalRound(context, assignment, sender, self._metrics.step_done)
             for local_step in range(assignment.plan.local_steps):
@@ -228,21 +200,6 @@ class Session:
             # The same round would end in the same values, so the server must not wait for this client; the next round starts from others.
             self._transport.leave("its values were not finite", self._peak_memory())
             self._rejoin()
-
-    def _load_weights(self, context: LocalContext, assignment: Assignment) -> None:
-        targets: list[tuple[BlobReference | None, Float32Array, str]] = [
-            (assignment.client_model, context.parameters.front, "front weights"),
-            (assignment.auxiliary_head, context.parameters.head, "head weights"),
-        ]
-        for blob, target, what in targets:
-            if blob is None:
-                continue
-            if blob.size_bytes != target.nbytes:
-                raise ProgramError(
-                    f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server"
-                )
-            data = self._retry(lambda blob=blob: self._transport.fetch(blob, "weights"), f"fetch {what}")  # type: ignore[misc]
-            np.copyto(target, np.frombuffer(data, "<f4"))
 
     def _submit(self, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
         statistics = local_round.meter.to_statistics(waited, self._peak_memory())
@@ -307,6 +264,9 @@ class Session:
 
     def _peak_memory(self) -> int:
         return resident_memory().peak_bytes if self._settings.owns_process else 0
+
+    def _fetch(self, blob: BlobReference, kind: str, what: str) -> bytes:
+        return self._retry(lambda: self._transport.fetch(blob, kind), f"fetch {what}")
 
     def _retry(self, call: Callable[[], T], what: str) -> T:
         """Call until it succeeds, as long as patience lasts."""

@@ -22,7 +22,8 @@ from heron_server.options import OptionSource, read_options
 SOURCE = OptionSource(
     "heron simulate",
     "Trains with many clients in this process: the same server and client code as over a network, messages handed over in memory. "
-    "Options of a run mean what they mean to heron-server, but where a preset trains on uploads as they arrive the schedule is lockstep unless given, which makes a run repeatable, "
+    "Options of a run mean what they mean to heron-server, but a schedule that takes uploads as they arrive becomes lockstep, "
+    "which makes a run repeatable, "
     "and nobody is late unless a deadline is given.",
     "HERON_SIMULATE_",
     VERSION,

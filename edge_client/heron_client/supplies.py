@@ -1,0 +1,86 @@
+"""What a client fetches before it can train: programs, cached by digest, and the weights of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from heron_client.local_training import LocalContext, ReadBatch
+from heron_client.parameters import LocalParameters
+from heron_client.runtime import Program, check_reference
+from heron_client.state_directory import ClientState
+from heron_common.assignment import Assignment, BlobReference, Membership, ProgramReference
+from heron_common.clock import Clock
+from heron_common.data.sources import DataSource
+from heron_common.errors import DataError, ProgramError
+from heron_common.tensors import Float32Array, Int64Array
+
+Fetch = Callable[[BlobReference, str, str], bytes]
+"""(blob, its kind for the byte count, its name for the log) -> bytes that match the digest; tries as long as patience lasts."""
+
+
+class Supplies:
+    """Turns a membership into a context that can train, and an assignment into weights in its buffers."""
+
+    def __init__(self, fetch: Fetch, state: ClientState, clock: Clock, give_memory_back: Callable[[], None]) -> None:
+        self._fetch = fetch
+        self._state = state
+        self._clock = clock
+        self._give_memory_back = give_memory_back
+
+    def context(self, client_name: str, membership: Membership, source: DataSource, threads: int) -> LocalContext:
+        """Load every program of the run over fresh buffers.
+
+        Raises:
+            ProgramError: a program is not what its reference says, or cannot be loaded on this device.
+
+        """
+        parameters = LocalParameters(membership.model)
+        programs = {p.kind: self._program(membership, parameters, p, threads) for p in membership.programs}
+        read_batch = _reader(source, membership)
+        return LocalContext(
+            client_name, membership.run_seed, membership.model, parameters, programs, read_batch, source.num_examples, self._clock
+        )
+
+    def load_weights(self, parameters: LocalParameters, assignment: Assignment) -> None:
+        """Fetch the weights that an assignment names into the client's buffers.
+
+        Raises:
+            ProgramError: they do not have the model's size.
+
+        """
+        targets = (
+            (assignment.client_model, parameters.front, "front weights"),
+            (assignment.auxiliary_head, parameters.head, "head weights"),
+        )
+        for blob, target, what in targets:
+            if blob is None:
+                continue
+            if blob.size_bytes != target.nbytes:
+                raise ProgramError(
+                    f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server"
+                )
+            np.copyto(target, np.frombuffer(self._fetch(blob, "weights", what), "<f4"))
+
+    def _program(self, membership: Membership, parameters: LocalParameters, reference: ProgramReference, threads: int) -> Program:
+        check_reference(reference)
+        data = self._state.cached_program(reference.blob)
+        if data is None:
+            data = self._fetch(reference.blob, "program", "a program")
+            self._state.keep_program(reference.blob, data)
+        # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
+        self._give_memory_back()
+        program = Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, threads)
+        self._give_memory_back()
+        return program
+
+
+def _reader(source: DataSource, membership: Membership) -> ReadBatch:
+    def read_batch(indices: Int64Array) -> tuple[Float32Array, Int64Array]:
+        x, y = source.batch(indices, membership.data_specification)
+        if not bool(np.isfinite(x).all()):
+            raise DataError(f"samples must be finite, but {source.name!r} holds NaN or infinity: clean the data")
+        return x, y
+
+    return read_batch
