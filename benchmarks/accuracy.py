@@ -80,7 +80,7 @@ def run_cells(cells: list[Cell], results: Results) -> None:
             results.cells[cell.key] = future.result()
             results.write()
             print(
-                f"[{done}/{len(missing)}, {(time.monotonic() - started) / 60:.1f} min] {cell.key}: {results.cells[cell.key]['accuracy']:.2%}",
+                f"[{done}/{len(missing)}, {(time.monotonic() - started) / 60:.1f} min] {cell.key}: {results.cells[cell.key]['accuracies'][-1]:.2%}",
                 flush=True,
             )
 

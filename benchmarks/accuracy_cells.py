@@ -1,4 +1,4 @@
-"""What `make bench-accuracy` compares: fronts, partitions, presets and seeds at equal client passes, and how one cell is run."""
+"""What `make bench-accuracy` compares: fronts, partitions, presets and seeds, how long each runs, how one cell is run and how its curve is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACK = "back_widths=32"
 
 @dataclass(frozen=True)
 class Front:
-    """A front of the model family cnn, and the rounds that a plan of two passes a sample gets."""
+    """A front of the model family cnn, and the rounds of the comparison at equal steps."""
 
     name: str
     options: str
@@ -30,11 +30,11 @@ class Front:
 
 
 FRONTS = (
-    Front("narrow", f"front_widths=4,2 front_strides=2,2 {BACK}", 16),
-    Front("wide", f"front_widths=16,16 front_strides=2,2 {BACK}", 12),
-    Front("deep", f"front_widths=16,32,32,32 front_strides=2,2,1,1 {BACK}", 9),
+    Front("narrow", f"front_widths=4,1 front_strides=2,2 {BACK}", 16),
+    Front("wide", f"front_widths=16,16 front_strides=2,2 {BACK}", 10),
+    Front("deep", f"front_widths=16,32,32,32 front_strides=2,2,1,1 {BACK}", 6),
 )
-"""126 weights and 98 floats a sample at the cut; 2,544 and 784; 23,520 and 1,568."""
+"""87 weights and 49 floats a sample at the cut; 2,544 and 784; 23,520 and 1,568."""
 
 PARTITIONS = ("iid", "dirichlet:0.5")
 SEEDS = (0, 1, 2)
@@ -63,14 +63,24 @@ def passes_per_sample(name: str) -> float:
 
 
 def rounds_of(name: str, front: Front) -> int:
-    """Return the rounds at which a preset has spent the passes that `front.rounds` rounds of two passes a sample cost."""
-    return max(1, round(front.rounds * 2 / passes_per_sample(name)))
+    """Return the rounds that a preset runs: enough to read its curve at equal steps and at the passes that heron has spent by then."""
+    return max(front.rounds, rounds_at_equal_passes(name, front.rounds))
+
+
+def rounds_at_equal_passes(name: str, rounds: int) -> int:
+    """Return the rounds after which a preset has spent the client passes of `rounds` rounds of heron."""
+    return max(1, int(rounds * passes_per_sample("heron") / passes_per_sample(name)))
+
+
+def score_after(accuracies: list[float], rounds: int) -> float:
+    """Return the mean test accuracy of the last LAST_ROUNDS rounds up to `rounds`."""
+    return statistics.fmean(accuracies[max(0, rounds - LAST_ROUNDS) : rounds])
 
 
 def all_cells(quick: bool) -> list[Cell]:
     """Return every cell, seed by seed, so that an interrupted run has whole tables of fewer seeds."""
     seeds = SEEDS[:1] if quick else SEEDS
-    fronts = [Front(f.name, f.options, max(2, f.rounds // 5)) for f in FRONTS] if quick else list(FRONTS)
+    fronts = [Front(f.name, f.options, max(2, f.rounds // 4)) for f in FRONTS] if quick else list(FRONTS)
     return [
         Cell(front, partition, name, seed, rounds_of(name, front))
         for seed in seeds
@@ -109,7 +119,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "preset": cell.preset,
         "seed": cell.seed,
         "rounds": cell.rounds,
-        "accuracy": statistics.fmean(accuracies[-LAST_ROUNDS:]),
+        "compared_rounds": cell.front.rounds,
         "accuracies": [round(value, 4) for value in accuracies],
         "forward_equivalents": sum(equivalents),
         "forward_passes": sum(row["client_forward_passes"] for row in rounds),

@@ -66,7 +66,6 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
             self._context.parameters.show_base()
             bare = [two_passes(program, batch) for program in load(self._context, batch.x.shape[1:])]
 
-
             def step() -> None:
                 super(PacedRound, self).run_step(local_step)
                 # Usually the next step hides the rest of the upload; here no bare pass shall run beside it.

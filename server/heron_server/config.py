@@ -44,7 +44,10 @@ class RunSection(Section):
         description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'",
         validate_default=False,
     )
-    data_spec: str = Field("digits", description="what data look like: digits, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10")
+    data_spec: str = Field(
+        "digits",
+        description="what data look like: digits, fashion-mnist, cifar-10, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10",
+    )
     eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
     clients: int = Field(4, ge=1, description="how many clients take part; the first round opens at once when so many are there")
     min_updates: int | None = Field(

@@ -22,7 +22,14 @@ MODEL = ModelSpec(
 
 
 def plan(preset_name: str = "heron", **changes: Any) -> Plan:
-    complete = {"local_steps": 6, "batch_size": 4, "direction_groups": 2, "micro_batch": 2, "update_encoding": UpdateEncoding.DENSE, **changes}
+    complete = {
+        "local_steps": 6,
+        "batch_size": 4,
+        "direction_groups": 2,
+        "micro_batch": 2,
+        "update_encoding": UpdateEncoding.DENSE,
+        **changes,
+    }
     return dataclasses.replace(preset(preset_name).plan, **complete)
 
 
