@@ -14,7 +14,20 @@ quiet_libraries()
 
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
-_LONGEST_FIRST = ("test_learning", "test_recovery", "test_lockstep", "test_lean_client", "test_demo", "test_bad_input")
+_LONGEST_FIRST = (
+    "test_learning",
+    "test_first_order_programs",
+    "test_simulation",
+    "test_algorithms_reference",
+    "test_algorithms_ledger",
+    "test_recovery",
+    "test_lean_client",
+    "test_client_memory",
+    "test_demo",
+    "test_lockstep",
+    "test_bad_input",
+    "test_audit",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,15 +28,20 @@ from heron_common.assignment import (
 from heron_common.clock import Clock
 from heron_common.data.partition import SampleOrder
 from heron_common.directions import Directions, derive_seed
-from heron_common.plan import Estimator, Objective, UpdateEncoding
+from heron_common.plan import ClientOptimiser, Estimator, Objective, UpdateEncoding
 from heron_common.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
 from heron_common.update_log import step_directions, weights_digest
 from heron_common.zeroth_order import FiniteDifference, RunningQuantile, SecondMoment, directional_derivatives, guard
 
 ReadBatch = Callable[[Int64Array], tuple[Float32Array, Int64Array]]
 
+_NORMALISED = {ClientOptimiser.ADAM, ClientOptimiser.ADAMW}
+
 EXPLODED = 1e12
 """A gradient's largest entry, a clipped derivative or a batch's mean loss beyond this is no step to take: the round has diverged."""
+
+LONGEST_STEP = 1e3
+"""No optimiser may move a weight by more at a time: normalisation would hide weights beyond it from the loss, which stays finite while they grow."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,10 @@ class LocalRound:
             self.meter.add_losses(outcome.losses)
             self._note_explosion(outcome.losses)
         self._gradient *= np.float32(1.0 / self._plan.batch_size)
-        if not float(np.max(np.abs(self._gradient), initial=0.0)) <= EXPLODED:
+        largest = float(np.max(np.abs(self._gradient), initial=0.0))
+        # Adam divides by the gradient's size, the others step in proportion to it.
+        reach = self._plan.learning_rate * (1.0 if self._plan.optimiser in _NORMALISED else largest)
+        if not (largest <= EXPLODED and reach <= LONGEST_STEP):
             self.meter.diverged = True
         if self._exact is not None and not self.meter.diverged:
             self._exact.step(self._trained, self._gradient)

@@ -12,7 +12,7 @@ from heron_common.chunks import MAX_CHUNK_BYTES, split_rows
 from heron_common.clock import Clock
 from heron_common.errors import HeronError, TransportError
 from heron_common.ids import RoundReference
-from heron_common.tensors import TensorSpec
+from heron_common.tensors import TensorSpec, total_bytes
 
 DEFAULT_WINDOW_BYTES = 4 << 20
 """Four chunks: enough to hide a round trip, little beside the client's fixed memory."""
@@ -68,7 +68,8 @@ class Upload:
         self._clock = clock
         self._totals = totals
         self._condition = threading.Condition()
-        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue: deque[tuple[int, bytearray, int]] = deque()
+        """Tensor index, buffer, and how much of it is filled."""
         self._queued_bytes = 0
         self._closed = False
         self._done = False
@@ -76,7 +77,11 @@ class Upload:
         self._answer: UploadAnswer | None = None
         self._error: HeronError | None = None
         self._tensor_index = 0
-        self._pending = bytearray()
+        # Buffers go round between the two threads: fresh memory for every chunk would cost the computing thread more than copying does.
+        self._buffer_bytes = min(MAX_CHUNK_BYTES, total_bytes(request.tensors))
+        self._spare: list[bytearray] = []
+        self._filling = bytearray(self._buffer_bytes)
+        self._filled = 0
         self._thread = threading.Thread(target=self._run, args=(send,), name="upload", daemon=True)
         self._thread.start()
 
@@ -91,9 +96,10 @@ class Upload:
             self._flush()
             self._tensor_index = tensor_index
         for piece in split_rows(rows, self.request.tensors[tensor_index].row_bytes):
-            if len(self._pending) + len(piece) > MAX_CHUNK_BYTES:
+            if self._filled + len(piece) > self._buffer_bytes:
                 self._flush()
-            self._pending += piece
+            self._filling[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
 
     def finish(self) -> None:
         """Say that all rows are written; returns at once."""
@@ -126,18 +132,18 @@ class Upload:
             self._condition.notify_all()
 
     def _flush(self) -> None:
-        if not self._pending:
+        if not self._filled:
             return
-        chunk = bytes(self._pending)
-        self._pending.clear()
         started = self._clock.now()
         with self._condition:
-            while self._queued_bytes + len(chunk) > self._window_bytes and self._queue and not self._done:
+            while self._queued_bytes + self._filled > self._window_bytes and self._queue and not self._done:
                 self._condition.wait()
             if not self._done:
-                self._queue.append((self._tensor_index, chunk))
-                self._queued_bytes += len(chunk)
+                self._queue.append((self._tensor_index, self._filling, self._filled))
+                self._queued_bytes += self._filled
+                self._filling = self._spare.pop() if self._spare else bytearray(self._buffer_bytes)
                 self._condition.notify_all()
+        self._filled = 0
         self._totals.add(self._clock.now() - started)
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -148,13 +154,17 @@ class Upload:
                 aborted, over = self._aborted, self._done or not self._queue
                 chunk = None if over else self._queue.popleft()
                 if chunk is not None:
-                    self._queued_bytes -= len(chunk[1])
+                    self._queued_bytes -= chunk[2]
                     self._condition.notify_all()
             if aborted:
                 yield None
             if chunk is None:
                 return
-            yield chunk
+            tensor_index, buffer, filled = chunk
+            data = bytes(memoryview(buffer)[:filled])
+            with self._condition:
+                self._spare.append(buffer)
+            yield tensor_index, data
 
     def _run(self, send: SendUpload) -> None:
         try:

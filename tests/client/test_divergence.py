@@ -227,3 +227,15 @@ def test_a_round_that_rests_never_diverges(tiny: TinyModel) -> None:
         tiny, plan_of("frozen"), Network(), tiny.random_weights(28), wrap=lambda _, program: Poisoned(program, "activations", math.nan, 0)
     )
     assert (done.meter.diverged, done.meter.steps_skipped) == (False, 0)
+
+
+@pytest.mark.parametrize("optimiser", EXACT)
+def test_a_step_that_would_fling_the_weights_away_is_not_taken(tiny: TinyModel, optimiser: ClientOptimiser) -> None:
+    # Normalisation hides the size of weights from the loss: without a limit they would grow while every figure stays finite.
+    plan = plan_of("cse-fsl", optimiser=optimiser, learning_rate=1e30)
+    network = Network()
+    theta = tiny.random_weights(21)
+    done = run_round(tiny, plan, network, theta)
+    assert done.theta.tobytes() == theta.tobytes()
+    assert done.meter.diverged and done.meter.steps_skipped == STEPS
+    assert len(network.uploads) == STEPS
