@@ -237,7 +237,10 @@ class Transport:
             tensor_index, data = chunk
             account.add(data)
             self._count("up", kinds[tensor_index], len(data))
-            yield part(chunk=pb.TensorChunk(tensor_index=tensor_index, data=data))
+            message = part()
+            message.chunk.tensor_index = tensor_index
+            message.chunk.data = data
+            yield message
         yield part(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def _new_losses(self, seen: int, losses: tuple[UploadLoss, ...]) -> tuple[UploadLoss, ...]:

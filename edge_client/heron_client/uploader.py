@@ -15,7 +15,10 @@ from heron_common.ids import RoundReference
 from heron_common.tensors import TensorSpec, total_bytes
 
 DEFAULT_WINDOW_BYTES = 4 << 20
-"""Four chunks: enough to hide a round trip, little beside the client's fixed memory."""
+"""Enough to hide a round trip, little beside the client's fixed memory."""
+
+USUAL_CHUNK_BYTES = 256 << 10
+"""A chunk is copied five times on its way through protobuf and gRPC, and so small it stays in a core's cache and in the heap meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Upload:
         self._error: HeronError | None = None
         self._tensor_index = 0
         # Buffers go round between the two threads: fresh memory for every chunk would cost the computing thread more than copying does.
-        self._buffer_bytes = min(MAX_CHUNK_BYTES, total_bytes(request.tensors))
+        self._buffer_bytes = _chunk_bytes(request.tensors)
         self._spare: list[bytearray] = []
         self._filling = bytearray(self._buffer_bytes)
         self._filled = 0
@@ -95,7 +98,7 @@ class Upload:
         if tensor_index != self._tensor_index:
             self._flush()
             self._tensor_index = tensor_index
-        for piece in split_rows(rows, self.request.tensors[tensor_index].row_bytes):
+        for piece in split_rows(rows, self.request.tensors[tensor_index].row_bytes, self._buffer_bytes):
             if self._filled + len(piece) > self._buffer_bytes:
                 self._flush()
             self._filling[self._filled : self._filled + len(piece)] = piece
@@ -178,6 +181,12 @@ class Upload:
             with self._condition:
                 self._done = True
                 self._condition.notify_all()
+
+
+def _chunk_bytes(tensors: tuple[TensorSpec, ...]) -> int:
+    """Return the size of chunks: the usual one, or a row if that is larger and fits, and never more than the upload has."""
+    fitting = [spec.row_bytes for spec in tensors if spec.row_bytes <= MAX_CHUNK_BYTES]
+    return min(max(USUAL_CHUNK_BYTES, *fitting), total_bytes(tensors)) if fitting else MAX_CHUNK_BYTES
 
 
 class Uploader:
