@@ -20,9 +20,10 @@ from heron_common.ids import RoundReference
 from heron_common.layout import FlatLayout
 from heron_common.plan import Objective, Plan
 from heron_common.tensors import Float32Array, Float64Array
-from heron_common.zeroth_order import directional_derivatives
+from heron_common.zeroth_order import FiniteDifference, directional_derivatives
 from heron_server.models.split_model import SplitModel, flat_parameters
 from heron_server.programs.compile import compile_function
+from heron_server.programs.cost import client_cost
 
 TOLERANCE = 1e-4
 """For losses, activations and gradients of transformers, relative to the largest value of the output (or 1e-3)."""
@@ -34,6 +35,14 @@ DIFFERENCE_TOLERANCE = 0.05
 """Median relative error of the finite difference; a finite difference worse than this points elsewhere than the gradient."""
 
 NUM_DIRECTIONS = 32
+
+COSTLY_FLOPS = 10**11
+"""Beyond so many FLOPs of forwards the directions share one group of samples, and so its gradient: a ResNet front's 256 samples would take minutes."""
+
+NUM_COSTLY_DIRECTIONS = 8
+
+GRADIENT_ROWS = 32
+"""Samples of one backward pass of the gate: a whole group's activations may be a gigabyte."""
 
 NamedRunner = Callable[[dict[str, npt.NDArray[Any]]], list[npt.NDArray[Any]]]
 
@@ -124,25 +133,32 @@ def fitting_radius(model: SplitModel, plan: Plan, program: bytes, scales: Float6
 
 
 def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
-    """Return the median over directions of |finite difference - derivative| / |derivative|, on random samples, a group for each direction."""
+    """Return the median over directions of |finite difference - derivative| / |derivative|, on random samples.
+
+    Each direction has a group of samples of its own, or where that is costly all have the same one.
+    """
+    forward_flops = client_cost(model, plan.needs_head).forward_flops
+    costly = NUM_DIRECTIONS * plan.group_size * forward_flops > COSTLY_FLOPS
+    num_directions, num_groups = (NUM_COSTLY_DIRECTIONS, 1) if costly else (NUM_DIRECTIONS, NUM_DIRECTIONS)
     generator = np.random.Generator(np.random.Philox(key=seed))
-    x, y = _random_batch(model, NUM_DIRECTIONS * plan.group_size, generator)
+    x, y = _random_batch(model, num_groups * plan.group_size, generator)
     layout = FlatLayout(model.to_spec().client_model + (model.to_spec().auxiliary_head if plan.trains_head else ()))
     directions = Directions(derive_seed(seed, "parity", RoundReference(0, 0), "parity", 0), plan.distribution, layout)
     theta = _trained_flat(model, plan)
     run = _loss_runner(model, plan, load_runner(program))
     errors = []
-    for k in range(NUM_DIRECTIONS):
-        rows = slice(k * plan.group_size, (k + 1) * plan.group_size)
-        plus, minus, direction = np.empty_like(theta), theta.copy(), np.zeros_like(theta)
+    for k in range(num_directions):
+        if k < num_groups:
+            rows = slice(k * plan.group_size, (k + 1) * plan.group_size)
+            base = run(theta, x[rows], y[rows]) if plan.difference is FiniteDifference.FORWARD else None
+            gradient = _gradient(model, plan, x[rows], y[rows])
+        plus, minus, direction = np.empty_like(theta), np.empty_like(theta), np.zeros_like(theta)
         directions.add(k, plan.smoothing_radius * scales, theta, plus)
-        if plan.difference.value == "central":
-            directions.add(k, -plan.smoothing_radius * scales, theta, minus)
+        directions.add(k, -plan.smoothing_radius * scales, theta, minus)
         directions.add(k, scales, direction, direction)
-        found = directional_derivatives(
-            run(plus, x[rows], y[rows]), run(minus, x[rows], y[rows]), 1, plan.smoothing_radius, plan.difference
-        )[0]
-        exact = _derivative(model, plan, theta, direction, x[rows], y[rows])
+        other = run(minus, x[rows], y[rows]) if base is None else base
+        found = directional_derivatives(run(plus, x[rows], y[rows]), other, 1, plan.smoothing_radius, plan.difference)[0]
+        exact = float(np.dot(gradient, direction.astype(np.float64)))
         errors.append(abs(found - exact) / max(abs(exact), 1e-12))
     return float(np.median(errors))
 
@@ -224,11 +240,13 @@ def cut_gradients(model: SplitModel, x: Float32Array, y: npt.NDArray[np.int64]) 
     return found
 
 
-def _derivative(
-    model: SplitModel, plan: Plan, theta: Float32Array, direction: Float32Array, x: Float32Array, y: npt.NDArray[np.int64]
-) -> float:
+def _gradient(model: SplitModel, plan: Plan, x: Float32Array, y: npt.NDArray[np.int64]) -> Float64Array:
+    """Return the gradient of the group's mean loss by autograd, flat."""
     last = model.auxiliary_head if plan.objective is Objective.AUXILIARY else model.back
     parameters = [*model.front.parameters(), *(model.auxiliary_head.parameters() if plan.trains_head else ())]
-    loss = model.sample_losses(last(model.front(torch.from_numpy(x))), torch.from_numpy(y)).mean()
-    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]).numpy()
-    return float(np.dot(gradient.astype(np.float64), direction.astype(np.float64)))
+    gradient = np.zeros(sum(p.numel() for p in parameters), np.float64)
+    for start in range(0, len(x), GRADIENT_ROWS):
+        rows = slice(start, start + GRADIENT_ROWS)
+        loss = model.sample_losses(last(model.front(torch.from_numpy(x[rows]))), torch.from_numpy(y[rows])).sum() / len(x)
+        gradient += torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]).numpy()
+    return gradient
