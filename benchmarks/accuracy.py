@@ -77,7 +77,12 @@ def run_cells(cells: list[Cell], results: Results) -> None:
         futures = {pool.submit(run_cell, cell): cell for cell in missing}
         for done, future in enumerate(as_completed(futures), 1):
             cell = futures[future]
-            results.cells[cell.key] = future.result()
+            try:
+                results.cells[cell.key] = future.result()
+            except Exception as exc:
+                # One cell must not cost the others; it is tried again the next time.
+                print(f"{cell.key} FAILED: {exc!r}", flush=True)
+                continue
             results.write()
             print(
                 f"[{done}/{len(missing)}, {(time.monotonic() - started) / 60:.1f} min] {cell.key}: {results.cells[cell.key]['accuracies'][-1]:.2%}",

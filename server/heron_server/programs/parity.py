@@ -28,8 +28,9 @@ from heron_server.programs.cost import client_cost
 TOLERANCE = 1e-4
 """For losses, activations and gradients of transformers, relative to the largest value of the output (or 1e-3)."""
 
-CONVOLUTION_GRADIENT_TOLERANCE = 1e-5
-"""For gradients of convolutional models, relative to the largest value of the output (or 1e-3, or a tenth of the largest gradient)."""
+CONVOLUTION_GRADIENT_TOLERANCE = 2e-5
+"""For gradients of convolutional models, relative to the largest gradient of any tensor (or 1e-3). Over 25 seeds of four fronts the rounding of float32 alone
+reached 7e-6, where a first convolution sums over 12,544 positions; a wrong rule is off by percents."""
 
 DIFFERENCE_TOLERANCE = 0.05
 """Median relative error of the finite difference; a finite difference worse than this points elsewhere than the gradient."""
@@ -177,15 +178,15 @@ def _random_samples(model: SplitModel, rows: int, seed: int) -> dict[str, npt.ND
 def _sizes(want: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
     """Return what each output's error is measured against: its largest value, or where terms may cancel what they are made of.
 
-    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides: at least a tenth of the largest
-    gradient. An inner product with a normal lambda may be near zero by chance: at least the norm of the activations, its deviation.
+    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides, and a small one that sums over many positions is
+    mostly that: the largest gradient, which sets the length of the step. An inner product with a normal lambda may be near zero by chance: at least the norm of the activations, its deviation.
     """
     sizes = {name: max(float(np.abs(array).max()), 1e-3) for name, array in want.items()}
     largest = max((size for name, size in sizes.items() if name.startswith("gradients.")), default=0.0)
     if "inner_products" in sizes:
         norms = np.linalg.norm(want["activations"].reshape(len(want["activations"]), -1), axis=1)
         sizes["inner_products"] = max(sizes["inner_products"], float(norms.max()))
-    return {name: max(size, largest / 10) if name.startswith("gradients.") else size for name, size in sizes.items()}
+    return {name: max(size, largest) if name.startswith("gradients.") else size for name, size in sizes.items()}
 
 
 def _weights(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
