@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-deep bench-radius bench-defaults lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-radius bench-defaults lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,9 @@ bench-defaults: install  ## compare plans on the digits task, three seeds (about
 
 bench-accuracy: install  ## every preset at equal client passes on Fashion-MNIST, three seeds (under 150 minutes; QUICK=1 under 10); writes docs/results/accuracy.md
 	$(BIN)/python benchmarks/accuracy.py
+
+bench-client: install  ## a client's step on ResNet-18's front: memory, seconds, bytes, beside plain PyTorch (under 8 minutes; QUICK=1 under 4); writes docs/results/client.md
+	$(BIN)/python benchmarks/client.py
 
 bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 30 minutes); writes docs/results/deep-front.md
 	$(BIN)/python benchmarks/deep_front.py

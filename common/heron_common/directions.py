@@ -106,7 +106,9 @@ class Directions:
         self._seek(0, group, _GAUSSIAN_STREAM)
         normal = np.random.Generator(self._philox).standard_normal(self._layout.num_parameters, np.float32)
         if self._distribution is DirectionDistribution.SPHERE:
-            norm = math.sqrt(float(np.dot(normal.astype(np.float64), normal.astype(np.float64))))
+            wide = normal.astype(np.float64)
+            norm = math.sqrt(float(np.dot(wide, wide)))
+            del wide
             normal *= np.float32(math.sqrt(self._layout.num_parameters) / norm)
         return normal
 

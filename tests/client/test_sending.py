@@ -11,7 +11,7 @@ import pytest
 
 from heron_client.patience import Patience
 from heron_client.sending import RoundStopped, StepSender
-from heron_client.uploader import Chunk, StreamEnded, Upload, Uploader, UploadRequest
+from heron_client.uploader import USUAL_CHUNK_BYTES, Chunk, StreamEnded, Upload, Uploader, UploadRequest
 from heron_common.assignment import UploadAnswer, UploadPurpose
 from heron_common.chunks import MAX_CHUNK_BYTES
 from heron_common.clock import MonotonicClock
@@ -246,3 +246,32 @@ def test_abort_ends_the_thread() -> None:
     upload = Uploader(drain, MonotonicClock()).open(_request())
     upload.abort()
     eventually(ended.is_set, 10, "the end of the upload thread")
+
+
+@pytest.mark.parametrize("row_elements", [256, 30_000, 100_000, 300_000])
+def test_buffers_that_go_round_never_mix_rows_and_chunks_hold_whole_rows_where_they_fit(row_elements: int) -> None:
+    rows = 40
+    tensors = (TensorSpec("activations", DType.FLOAT32, (rows, row_elements)), TensorSpec("labels", DType.INT64, (rows,)))
+    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, 0, 0, tensors)
+    kept: list[tuple[int, bytes]] = []
+
+    def send(_: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        kept.extend(chunk for chunk in chunks if chunk is not None)
+        return UploadAnswer(0, (), ())
+
+    upload = Uploader(send, MonotonicClock(), MAX_CHUNK_BYTES).open(request)
+    values = np.arange(rows * row_elements, dtype=np.float32).reshape(rows, row_elements)
+    scratch = np.empty_like(values[:1])
+    for row in values:
+        scratch[:] = row
+        upload.write(0, raw_bytes(scratch))
+        scratch[:] = -1
+    upload.write(1, raw_bytes(np.arange(rows)))
+    upload.finish()
+    upload.answer()
+    assert b"".join(data for index, data in kept if index == 0) == values.tobytes()
+    assert b"".join(data for index, data in kept if index == 1) == np.arange(rows).tobytes()
+    sizes = [len(data) for index, data in kept if index == 0]
+    if 4 * row_elements <= MAX_CHUNK_BYTES:
+        assert all(size % (4 * row_elements) == 0 for size in sizes)
+        assert max(sizes) <= max(USUAL_CHUNK_BYTES, 4 * row_elements)

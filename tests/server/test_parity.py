@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import heron_server.programs.export as export_module
+import heron_server.programs.parity as parity_module
 from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import HeronError, ParityError
 from heron_common.plan import Algorithm
@@ -88,6 +89,19 @@ def test_a_small_radius_passes_and_a_large_one_is_refused_naming_one_that_passes
     assert check_difference(tiny_model, better, program, scales, seed=3) <= DIFFERENCE_TOLERANCE
     worse = dataclasses.replace(coarse, smoothing_radius=2 * float(named))
     assert difference_error(tiny_model, worse, program, scales, seed=3) > DIFFERENCE_TOLERANCE, "the largest that passes is named"
+
+
+def test_where_forwards_are_costly_the_gate_still_tells_a_small_radius_from_a_large_one(
+    tiny_model: SplitModel, program_cache: ProgramCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity_module, "COSTLY_FLOPS", 0)
+    monkeypatch.setattr(parity_module, "GRADIENT_ROWS", 3)
+    a = algorithm("heron-paper")
+    program = program_cache.program(tiny_model, ProgramKind.LOSS, MICRO_BATCH)
+    scales = scales_of(tiny_model, a)
+    assert difference_error(tiny_model, a.plan, program, scales, seed=3) <= DIFFERENCE_TOLERANCE
+    coarse = dataclasses.replace(a.plan, smoothing_radius=1.0)
+    assert difference_error(tiny_model, coarse, program, scales, seed=3) > DIFFERENCE_TOLERANCE
 
 
 def test_the_gate_leaves_the_model_as_it_was(tiny_model: SplitModel, program_cache: ProgramCache) -> None:

@@ -1,0 +1,54 @@
+"""Memory ceilings of whole client processes on the front of the paper's ResNet-18, uploading every activation: a promise to devices, so a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from heron_common.process_memory import resident_memory
+from tests.harness.cluster import Cluster, wait_for_exit
+from tests.harness.polling import eventually
+
+CEILING_BYTES = {"heron": 110_000_000, "heron-paper": 125_000_000, "cse-fsl": 130_000_000}
+"""Plain PyTorch's backpropagation of the whole batch takes 900 MB, without any network; `make bench-client` measures both."""
+
+
+def _images(directory: Path, count: int) -> Path:
+    generator = np.random.default_rng(0)
+    path = directory / "images.npz"
+    np.savez(path, x=generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8), y=generator.integers(0, 10, count))
+    return path
+
+
+def _peak_bytes(cluster: Cluster, preset: str, batch_size: int, **options: Any) -> int:
+    """Return the larger of what the kernel says of a client while it trains and what the client says when it leaves."""
+    front = {"model": "resnet", "model_options": "back=linear", "data_spec": "3x32x32:10:127.5:73.6", "eval_data": None}
+    server = cluster.server(preset=preset, clients=1, batch_size=batch_size, **front, **options)
+    client = cluster.client(0, 1, data=f"npz:{_images(cluster.directory, 2 * batch_size)}")
+    peak = 0
+
+    def sample() -> bool:
+        nonlocal peak
+        peak = max(peak, resident_memory(client.process.pid).peak_bytes)
+        return client.exit_code is not None
+
+    eventually(sample, 300, "the end of the client")
+    assert [wait_for_exit(client), wait_for_exit(server)] == [0, 0]
+    return max(peak, int(cluster.summary()["clients"]["client-0"]["peak_memory_bytes"]))
+
+
+@pytest.mark.parametrize(("preset", "micro_batch"), [("heron", 1), ("cse-fsl", 2)])
+def test_a_small_batch_stays_under_the_ceiling(cluster: Cluster, preset: str, micro_batch: int) -> None:
+    # What a client holds depends on the micro-batch, not on the batch: this is the benchmark's client in a tenth of its time.
+    peak = _peak_bytes(cluster, preset, batch_size=32, micro_batch=micro_batch, rounds=2, local_steps=3)
+    assert 0 < peak <= CEILING_BYTES[preset]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["heron", "heron-paper", "cse-fsl"])
+def test_the_papers_batch_stays_under_the_ceiling(cluster: Cluster, preset: str) -> None:
+    peak = _peak_bytes(cluster, preset, batch_size=256, rounds=3, local_steps=4)
+    assert 0 < peak <= CEILING_BYTES[preset]
