@@ -178,8 +178,9 @@ def _random_samples(model: SplitModel, rows: int, seed: int) -> dict[str, npt.ND
 def _sizes(want: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
     """Return what each output's error is measured against: its largest value, or where terms may cancel what they are made of.
 
-    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides, and a small one that sums over many positions is
-    mostly that: the largest gradient, which sets the length of the step. An inner product with a normal lambda may be near zero by chance: at least the norm of the activations, its deviation.
+    A gradient that is zero in theory, such as that of a bias before a norm, is rounding on both sides, and a small one that sums over many
+    positions is mostly that: the largest gradient, which sets the length of the step. An inner product with a normal lambda may be near zero
+    by chance: at least the norm of the activations, its deviation.
     """
     sizes = {name: max(float(np.abs(array).max()), 1e-3) for name, array in want.items()}
     largest = max((size for name, size in sizes.items() if name.startswith("gradients.")), default=0.0)
