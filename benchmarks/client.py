@@ -1,7 +1,8 @@
 """What a client's step costs on ResNet-18's front: memory, seconds, passes, bytes; writes docs/results/client.md and .json. Run by `make bench-client`.
 
 Memory: VmHWM of a fresh heron-client process that trains against a heron-server over loopback, and of a fresh process with the same step in plain PyTorch.
-Seconds: a second heron-client against a server of its own runs two bare passes of the loss program before each of its steps (paced_client.py).
+Seconds: a second heron-client against a server of its own runs two bare passes of the loss program, and the step without a network, before each of its
+steps (paced_client.py).
 QUICK=1: fewer repetitions.
 """
 
@@ -103,6 +104,7 @@ class Bench:
             "wire": None,
             "peak_memory_bytes": found["peak_memory_bytes"],
             **_seconds([row["step"] for row in found["steps"]], [row["bare"] for row in found["steps"]]),
+            "uploading_step_seconds": None,
             "uplink_bytes_per_step": 0,
             "downlink_bytes_per_step": 0,
             "update_bytes_per_round": 0,
@@ -136,9 +138,15 @@ class Bench:
             client.wait(900)
             _check(client, server)
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()][1:]
-        steps = [row["step"] for row in rows]
-        reference = _seconds(steps, [row["bare"][-1] for row in rows])
-        return {**_seconds(steps, [row["bare"][0] for row in rows]), "step_over_reference": reference["step_over_two_forwards"]}
+        own, reference = [row["bare"][0] for row in rows], [row["bare"][-1] for row in rows]
+        dry, uploading = [row["dry"] for row in rows], [row["step"] for row in rows]
+        return {
+            **_seconds(dry, own),
+            "step_over_reference": _median_ratio(dry, reference, 0),
+            "uploading_step_seconds": statistics.median(step[0] for step in uploading),
+            "uploading_step_over_two_forwards": _median_ratio(uploading, own, 0),
+            "uploading_step_over_two_forwards_processor": _median_ratio(uploading, own, 1),
+        }
 
     def _loss_program(self, micro_batch: int) -> Path:
         path = self._directory / f"loss-{micro_batch}.onnx"
@@ -182,16 +190,17 @@ def _check(client: LoggedProcess, server: LoggedProcess) -> None:
 
 
 def _seconds(steps: list[list[float]], bare: list[list[float]]) -> dict[str, float]:
-    """Return medians on the clock and on the processor, and of the ratio of each step to the two bare passes before it."""
-    ratios = [step[1] / two[1] for step, two in zip(steps, bare, strict=True)]
+    """Return medians, and the median of the ratios of each step to the two bare passes before it."""
     return {
         "step_seconds": statistics.median(step[0] for step in steps),
         "two_forward_seconds": statistics.median(two[0] for two in bare),
-        "step_over_two_forwards": statistics.median(step[0] / two[0] for step, two in zip(steps, bare, strict=True)),
-        "step_processor_seconds": statistics.median(step[1] for step in steps),
-        "two_forward_processor_seconds": statistics.median(two[1] for two in bare),
-        "step_over_two_forwards_processor": statistics.median(ratios),
+        "step_over_two_forwards": _median_ratio(steps, bare, 0),
     }
+
+
+def _median_ratio(steps: list[list[float]], bare: list[list[float]], clock: int) -> float:
+    """`clock` 0 is the wall's, 1 that of the computing thread on its processor."""
+    return statistics.median(step[clock] / two[clock] for step, two in zip(steps, bare, strict=True))
 
 
 def main() -> int:

@@ -10,6 +10,8 @@ PAPER = {"heron": (259.44, 39.90), "heron-paper": (259.44, 39.90), "cse-fsl": (7
 """Table II of arXiv 2601.09076: MB of whole-batch activations, GFLOP of a step, a multiply-add as one FLOP."""
 
 FLOORS = (("heron", 110), ("cse-fsl", 130))
+UPLOADING = ("uploading_step_seconds", "uploading_step_over_two_forwards", "uploading_step_over_two_forwards_processor")
+
 STEP_OVER_TWO_FORWARDS = 1.10
 EXACT_OVER_ZEROTH = 2.0
 
@@ -31,15 +33,16 @@ def _lines(document: dict[str, Any]) -> list[str]:
         "",
         "- **Peak memory** is VmHWM of the whole process, fresh, interpreter and libraries included. Of HERON's clients it is a plain `heron-client` that trains against a",
         "  `heron-server` over loopback and uploads its activations (64 MiB a batch in float32) as it goes. PyTorch's processes have no network at all.",
-        f"- **Seconds** are medians of {document['steps']} steps. Two bare passes of the loss program over the same batch, same session options, same micro-batch, ran in",
-        "  the same client process before each of its steps; the ratio is the median over these pairs. A step is everything: reading the batch, passes, directions, upload until",
-        "  the server's answer, update. *Of processor time* counts only what the computing thread had a processor for, which a busy machine disturbs less.",
+        f"- **Seconds** are medians of {document['steps']} steps. Before each of its steps the same client process ran two bare passes of the loss program over the same batch,",
+        "  same session options, same micro-batch, and the step itself without a network: it reads the batch, perturbs, runs its passes, encodes activations, puts them through",
+        "  the window, whose other end drops them, and updates. That is *step s*; *ratio* is the median over these pairs. *With upload* is the real step that follows, to the",
+        "  server's answer; server, sender and whatever else runs on the two cores take part in it, so its ratio is also given of the computing thread's own processor time.",
         "- **Forwards** counts passes of the batch, a backward pass as two. **GFLOP** counts as the paper does, a multiply-add as one:",
         f"  {document['multiply_adds_per_sample'] / 1e6:.2f} million a sample.",
         "- **Up, down**: activations, labels and gradients at the cut per step. Weights or logs go up once a round.",
         "",
-        "| step | micro-batch | wire | peak MB | step s | two forwards s | step / two forwards | of processor time | forwards | GFLOP | up MiB | down MiB | per round up |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| step | micro-batch | wire | peak MB | two forwards s | step s | ratio | with upload s | ratio | of processor time | forwards | GFLOP | up MiB | down MiB | up a round |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *[_table_row(row) for row in rows],
         "",
         "The paper's Table II, activations of a whole batch alone: HERON 259.44 MB and 39.90 GFLOP, CSE-FSL 726.46 MB and 59.85 GFLOP a step. Ours by the same count:",
@@ -63,10 +66,10 @@ def _table_row(row: Row) -> str:
         "whole" if row["micro_batch"] == row["batch_size"] else str(row["micro_batch"]),
         row["wire"] or "-",
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
-        f"{row['step_seconds']:.2f}",
         f"{row['two_forward_seconds']:.2f}",
+        f"{row['step_seconds']:.2f}",
         f"{row['step_over_two_forwards']:.2f}",
-        f"{row['step_over_two_forwards_processor']:.2f}",
+        *(f"{row[key]:.2f}" if row.get(key) else "-" for key in UPLOADING),
         f"{row['forward_equivalents_per_step']:g}",
         f"{row['gflop_per_step']:.2f}",
         *(_mebibytes(row[key]) for key in ("uplink_bytes_per_step", "downlink_bytes_per_step")),
@@ -94,23 +97,13 @@ def _floors(rows: list[Row]) -> list[str]:
         for name, limit in FLOORS
     ]
     heron = _find(rows, "heron")
-    checks.append(
-        (
-            "a `heron` step: at most 1.10 times two bare forwards, upload included",
-            heron["step_over_two_forwards"],
-            STEP_OVER_TWO_FORWARDS,
-            ".2f",
-        )
-    )
-    checks.append(("the same of processor time", heron["step_over_two_forwards_processor"], STEP_OVER_TWO_FORWARDS, ".2f"))
-    checks.append(
-        (
-            "a `cse-fsl` step: at most 2.0 times a `heron` one, each over two passes of one program in its own process",
-            _exact_over_zeroth(rows),
-            EXACT_OVER_ZEROTH,
-            ".2f",
-        )
-    )
+    for what, key in (
+        ("a `heron` step, perturbation and update included", "step_over_two_forwards"),
+        ("the same with the upload, of processor time", "uploading_step_over_two_forwards_processor"),
+    ):
+        checks.append((f"{what}: at most 1.10 times two bare forwards", heron[key], STEP_OVER_TWO_FORWARDS, ".2f"))
+    exact = "a `cse-fsl` step: at most 2.0 times a `heron` one, each by two passes of the same program in its own process"
+    checks.append((exact, _exact_over_zeroth(rows), EXACT_OVER_ZEROTH, ".2f"))
     return [f"- {what}: {value:{form}}, {'held' if value <= limit else '**missed**'}." for what, value, limit, form in checks]
 
 

@@ -1,7 +1,7 @@
-"""A heron-client that runs two bare forward passes before each of its steps, so that both are timed side by side in one process.
+"""A heron-client that times, before each of its steps, two bare forward passes and the same step without a network, side by side in one process.
 
 Started by benchmarks/client.py: `python benchmarks/paced_client.py OUTPUT PROGRAM:MICRO_BATCH[,PROGRAM:MICRO_BATCH] CLIENT-OPTIONS...`. Everything but the bare
-passes is heron-client itself. A line of JSON per step goes to OUTPUT.
+passes and the dry step is heron-client itself. A line of JSON per step goes to OUTPUT.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     from heron_client.local_training import LocalRound
     from heron_client.passes import Batch
     from heron_client.runtime import Program
-    from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
+    from heron_client.sending import StepSender
+    from heron_client.uploader import Uploader
+    from heron_common.assignment import BlobReference, ProgramKind, ProgramReference, UploadAnswer
+    from heron_common.tensors import total_bytes
 
     loaded: list[Program] = []
 
@@ -71,9 +74,29 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
                 # Usually the next step hides the rest of the upload; here no bare pass shall run beside it.
                 self._sender.settle()
 
-            row = {"step": seconds_of(step), "bare": bare}
+            row = {"bare": bare, "dry": self._dry_step(local_step), "step": seconds_of(step)}
             with output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+        def _dry_step(self, local_step: int) -> Seconds:
+            """Time everything that a step does but gRPC and the server: chunks are dropped, and the answer is zeros."""
+            before, sender = self._context.parameters.theta.copy(), self._sender
+            drain = Uploader(discard, self._context.clock)
+            dry_sender = StepSender(drain, sender._patience, sender._stop, sender._round_over, lambda answer: None)
+            dry = LocalRound(self._context, self._assignment, dry_sender, lambda *_: None)
+
+            def step() -> None:
+                dry.run_step(local_step)
+                dry.finish()
+
+            seconds = seconds_of(step)
+            self._context.parameters.theta[:] = before
+            return seconds
+
+    def discard(request: Any, chunks: Any) -> UploadAnswer:
+        for _ in chunks:
+            pass
+        return UploadAnswer(0, (), (), bytes(total_bytes(request.answer_tensors)))
 
     def two_passes(program: Program, batch: Batch) -> Seconds:
         def passes() -> None:

@@ -76,9 +76,10 @@ class Directions:
         rounded = magnitudes.astype(np.float32)
         if self._distribution is DirectionDistribution.RADEMACHER:
             bits = rounded.view(np.uint32)
+            uniform = len(set(bits.tolist())) == 1
             for block in self._layout.blocks:
                 signed = self._sign_bits(group, block.start, block.stop)
-                signed ^= np.repeat(bits[block.tensors], block.lengths)
+                signed ^= bits[0] if uniform else np.repeat(bits[block.tensors], block.lengths)
                 np.add(base[block.start : block.stop], signed.view(np.float32), out=target[block.start : block.stop])
             return
         direction = self._dense(group)

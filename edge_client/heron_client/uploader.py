@@ -101,7 +101,8 @@ class Upload:
         for piece in split_rows(rows, self.request.tensors[tensor_index].row_bytes, self._buffer_bytes):
             if self._filled + len(piece) > self._buffer_bytes:
                 self._flush()
-            self._filling[self._filled : self._filled + len(piece)] = piece
+            # Through a view: a bytearray would copy the piece once more.
+            memoryview(self._filling)[self._filled : self._filled + len(piece)] = piece
             self._filled += len(piece)
 
     def finish(self) -> None:
