@@ -37,7 +37,7 @@ bench-accuracy: install  ## every preset at equal client passes on Fashion-MNIST
 bench-client: install  ## a client's step on ResNet-18's front: memory, seconds, bytes, beside plain PyTorch (under 8 minutes; QUICK=1 under 4); writes docs/results/client.md
 	$(BIN)/python benchmarks/client.py
 
-bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 30 minutes); writes docs/results/deep-front.md
+bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 10 minutes); writes docs/results/deep-front.md
 	$(BIN)/python benchmarks/deep_front.py
 
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
