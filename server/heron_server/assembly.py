@@ -76,8 +76,9 @@ class ServerAssembly(Assembly):
 
 @dataclass(frozen=True)
 class _Published:
-    """What is trained, and the proof that its programs are right."""
+    """What is trained and scored, and the proof that its programs are right."""
 
+    eval_source: DataSource | None
     data: DataSpecification
     model: SplitModel
     algorithm: Algorithm
@@ -110,12 +111,8 @@ def assemble_run(
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
-    eval_source = _eval_source(config)
     published = _publish(config)
     algorithm, data = published.algorithm, published.data
-    trainer = Trainer(
-        published.model, _trainer_settings(config), algorithm.plan.head_training is HeadTraining.SERVER, algorithm.replicates_back
-    )
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
     spool = Spool(directory.spool, config.storage.spool_bytes)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
@@ -127,22 +124,7 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
-    parts = RunParts(
-        trainer,
-        algorithm,
-        data,
-        facts.model,
-        eval_source,
-        checkpoints,
-        metrics,
-        directory.write_summary,
-        client_rows,
-        clock,
-        config.run.seed,
-        AuditTrail(directory.audit),
-        HeadAlignment(published.model, algorithm.alignment) if aligns else None,
-    )
+    parts = _run_parts(config, published, facts, directory, checkpoints, metrics, client_rows, clock)
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     if config.run.resume:
         _resume(worker, checkpoints, clients)
@@ -157,7 +139,37 @@ def assemble_run(
     return Assembly(coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity)
 
 
+def _run_parts(
+    config: TrainingConfig,
+    published: _Published,
+    facts: RunFacts,
+    directory: RunDirectory,
+    checkpoints: CheckpointStore,
+    metrics: ServerMetrics,
+    client_rows: Callable[[], dict[str, Any]],
+    clock: Clock,
+) -> RunParts:
+    algorithm, head_training = published.algorithm, published.algorithm.plan.head_training
+    return RunParts(
+        Trainer(published.model, _trainer_settings(config), head_training is HeadTraining.SERVER, algorithm.replicates_back),
+        algorithm,
+        published.data,
+        facts.model,
+        published.eval_source,
+        checkpoints,
+        metrics,
+        directory.write_summary,
+        client_rows,
+        clock,
+        config.run.seed,
+        AuditTrail(directory.audit),
+        HeadAlignment(published.model, algorithm.alignment) if head_training is HeadTraining.ALIGNMENT else None,
+    )
+
+
 def _publish(config: TrainingConfig) -> _Published:
+    # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
+    eval_source = _eval_source(config)
     data = parse_specification(config.run.data_spec)
     chosen = configured_algorithm(config.run.preset, config.plan)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
@@ -166,7 +178,7 @@ def _publish(config: TrainingConfig) -> _Published:
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
-    return _Published(data, model, algorithm, cost, programs, parity)
+    return _Published(eval_source, data, model, algorithm, cost, programs, parity)
 
 
 def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
