@@ -113,6 +113,8 @@ def assemble_run(
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
     published = _publish(config)
     algorithm, data = published.algorithm, published.data
+    trains_head = algorithm.plan.head_training is HeadTraining.SERVER
+    trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
     spool = Spool(directory.spool, config.storage.spool_bytes)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
@@ -124,7 +126,7 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    parts = _run_parts(config, published, facts, directory, checkpoints, metrics, client_rows, clock)
+    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock)
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     if config.run.resume:
         _resume(worker, checkpoints, clients)
@@ -140,7 +142,7 @@ def assemble_run(
 
 
 def _run_parts(
-    config: TrainingConfig,
+    trainer: Trainer,
     published: _Published,
     facts: RunFacts,
     directory: RunDirectory,
@@ -149,9 +151,10 @@ def _run_parts(
     client_rows: Callable[[], dict[str, Any]],
     clock: Clock,
 ) -> RunParts:
-    algorithm, head_training = published.algorithm, published.algorithm.plan.head_training
+    algorithm = published.algorithm
+    aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
     return RunParts(
-        Trainer(published.model, _trainer_settings(config), head_training is HeadTraining.SERVER, algorithm.replicates_back),
+        trainer,
         algorithm,
         published.data,
         facts.model,
@@ -161,9 +164,9 @@ def _run_parts(
         directory.write_summary,
         client_rows,
         clock,
-        config.run.seed,
+        facts.run_seed,
         AuditTrail(directory.audit),
-        HeadAlignment(published.model, algorithm.alignment) if head_training is HeadTraining.ALIGNMENT else None,
+        HeadAlignment(published.model, algorithm.alignment) if aligns else None,
     )
 
 
