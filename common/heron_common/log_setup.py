@@ -47,4 +47,7 @@ def redirect_logs(stream: Any) -> None:
     """Send what `set_up_logging` set up to another stream."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and isinstance(handler.formatter, StructuredFormatter):
-            handler.setStream(stream)
+            if getattr(handler.stream, "closed", False):
+                handler.stream = stream  # setStream flushes the old stream first, which a closed one answers with an error
+            else:
+                handler.setStream(stream)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from heron_common.log_setup import StructuredFormatter, set_up_logging
+from heron_common.log_setup import StructuredFormatter, redirect_logs, set_up_logging
 
 LOGGERS = ("", "heron_server", "heron_client", "heron_common", "heron_cli")
 
@@ -121,3 +121,12 @@ def test_handlers_of_others_are_left_alone() -> None:
     logging.getLogger().addHandler(other)
     set_up_logging("info", io.StringIO())
     assert other in logging.getLogger().handlers
+
+
+def test_logs_leave_a_stream_that_was_closed_under_them() -> None:
+    closed, following = io.StringIO(), io.StringIO()
+    set_up_logging("info", closed)
+    closed.close()
+    redirect_logs(following)
+    logging.getLogger("heron_client").warning("still heard")
+    assert "still heard" in following.getvalue()
