@@ -132,7 +132,7 @@ def assemble_run(
         _resume(worker, checkpoints, clients)
     coordinator = _coordinator(config, facts, published.programs, clients, spool, metrics, clock, directory, len(worker.rounds))
     reception = Reception(coordinator, pace)
-    servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data.num_classes)
+    servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
     _log_plan(algorithm, published.cost.num_parameters, facts)
 
     def on_refusal(code: ErrorCode) -> None:
@@ -221,7 +221,7 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
     outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
     around = {key: changes.pop(key) for key in outside if key in changes}
     if "learning_rate" in changes:
-        around["rate_times_dimension"] = math.inf
+        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
     plan = dataclasses.replace(algorithm.plan, **changes)
     return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 

@@ -138,7 +138,9 @@ def parse_specification(text: str) -> DataSpecification:
     parts = text.split(":")
     try:
         shape = tuple(int(part) for part in parts[0].split("x"))
-        specification = DataSpecification(text, shape, int(parts[1]), *(float(part) for part in parts[2:4]))
+        mean = float(parts[2]) if len(parts) > 2 else 0.0
+        deviation = float(parts[3]) if len(parts) > 3 else 1.0
+        specification = DataSpecification(text, shape, int(parts[1]), mean, deviation)
         if (
             len(parts) > 4
             or min(shape) < 1

@@ -47,7 +47,7 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
         plan = dataclasses.replace(plan, direction_groups=groups)
     if plan.micro_batch == 0:
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
-    plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_times_dimension / _dimension(model, plan)))
+    plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_at_most(_dimension(model, plan))))
     if plan.update_encoding is UpdateEncoding.AUTO:
         logs = can_log(plan) and prefers_log(plan, model.to_spec())
         plan = dataclasses.replace(plan, update_encoding=UpdateEncoding.LOG if logs else UpdateEncoding.DENSE)
