@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from heron_common.assignment import DataSpecification
+from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.sources import DataSource, open_source, parse_specification
 from heron_common.error_catalog import ErrorCode
+from heron_common.errors import StorageError
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.presets import preset
 from heron_common.tensors import num_parameters
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
+from heron_server.models.base import write_base
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import ClientCost
@@ -120,7 +122,8 @@ def assemble_run(
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
-    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm)
+    base = _write_base(published.model, directory)
+    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base)
 
     def client_rows() -> dict[str, Any]:
         with coordinator.changed:
@@ -176,12 +179,28 @@ def _publish(config: TrainingConfig) -> _Published:
     data = parse_specification(config.run.data_spec)
     chosen = configured_algorithm(config.run.preset, config.plan)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
+    data = model.completed(data)
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
     return _Published(eval_source, data, model, algorithm, cost, programs, parity)
+
+
+def _write_base(model: SplitModel, directory: RunDirectory) -> BlobReference | None:
+    """Write the frozen weights to where clients fetch them from.
+
+    Raises:
+        StorageError: the disk refuses.
+
+    """
+    if not model.frozen:
+        return None
+    try:
+        return write_base(model.frozen, directory.blobs)
+    except OSError as exc:
+        raise StorageError(f"cannot write the frozen weights to {directory.blobs} ({exc.strerror or exc}): free some space") from exc
 
 
 def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
@@ -269,6 +288,8 @@ def _coordinator(
     blobs = BlobStore()
     for program in programs:
         blobs.put(program.data)
+    if facts.base is not None:
+        blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
     rounds = config.rounds
     rules = RoundRules(
         config.run.clients,
