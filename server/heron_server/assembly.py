@@ -178,7 +178,7 @@ def _publish(config: TrainingConfig) -> _Published:
     eval_source = _eval_source(config)
     data = parse_specification(config.run.data_spec)
     chosen = configured_algorithm(config.run.preset, config.plan)
-    model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
+    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
     data = model.completed(data)
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
