@@ -145,6 +145,13 @@ class CompiledFunction:
         """Whether some outputs are gradients."""
         return self.kind in (ProgramKind.GRADIENT, ProgramKind.PULLBACK)
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the graph is rewritten before it is exported: for gradients, and where weights are stored narrowly."""
+        frozen = self.arguments[-1]
+        narrow = isinstance(frozen, list) and any(stored.dtype is not torch.float32 for stored in frozen)
+        return self.differentiates or narrow
+
 
 def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int) -> CompiledFunction:
     """Return the function of one program for runs of `micro_batch` samples.
