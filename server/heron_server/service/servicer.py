@@ -47,8 +47,10 @@ class Servicer(SplitTrainingServicer):
                 ErrorCode.PROTOCOL_VERSION,
                 f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
             )
-        membership = self._reception.join(
-            request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version
+        membership = (
+            self._reception.visit()
+            if request.only_checks
+            else self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
         )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session), request, response)
@@ -57,7 +59,7 @@ class Servicer(SplitTrainingServicer):
     def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
         record = self._reception.client(request.session)
         data = memoryview(self._reception.blob(record, request.sha256))
-        kind = "program" if self._reception.is_program(request.sha256) else "weights"
+        kind = self._reception.kind_of(request.sha256)
         if request.offset_bytes > len(data):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
         for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):

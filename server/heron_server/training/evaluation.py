@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from heron_common.assignment import DataSpecification
-from heron_common.data.sources import DataSource
+from heron_common.data.reading import SampleReader
 from heron_server.models.split_model import SplitModel
 
 _BATCH = 256
@@ -23,7 +22,7 @@ class Evaluation:
     num_examples: int
 
 
-def evaluate(model: SplitModel, source: DataSource, specification: DataSpecification) -> Evaluation:
+def evaluate(model: SplitModel, source: SampleReader) -> Evaluation:
     """Score front and back together in eval mode, a batch at a time; every sample counts once."""
     device = next(model.back.parameters()).device
     correct, loss = 0, 0.0
@@ -31,7 +30,7 @@ def evaluate(model: SplitModel, source: DataSource, specification: DataSpecifica
     model.back.eval()
     with torch.no_grad():
         for start in range(0, source.num_examples, _BATCH):
-            x, y = source.batch(np.arange(start, min(start + _BATCH, source.num_examples)), specification)
+            x, y = source.batch(np.arange(start, min(start + _BATCH, source.num_examples)))
             labels = torch.from_numpy(y).to(device)
             logits = model.back(model.front(torch.from_numpy(x).to(device)))
             correct += int((logits.argmax(1) == labels).sum())
