@@ -29,9 +29,10 @@ class NumberSamples:
         shape = specification.input_shape
         fits = rows.shape[1:] == (math.prod(shape),) if isinstance(rows, StringRows) else rows.shape[1:] == shape
         if not fits:
+            came = f"names {rows.shape[1]} columns" if isinstance(rows, StringRows) else f"has {list(rows.shape[1:])}"
             raise DataError(
                 f"the run expects samples of shape {list(shape)} ({specification.name}), "
-                f"but {source_name!r} has {list(rows.shape[1:])}: choose other data or another --data-spec on the server"
+                f"but {source_name!r} {came}: choose other data or another --data-spec on the server"
             )
         self._rows = rows
         self._shape = shape

@@ -49,11 +49,11 @@ class SampleReader:
         tokeniser = Tokeniser(tokenizer) if tokenizer is not None and reads_text else None
         self.specification = specification
         self.source = source.fitted(specification, tokeniser)
-        self._inputs = _inputs(self.source, specification, tokeniser)
+        self._inputs = _inputs_of(self.source, specification, tokeniser)
         labels = self.source.labels
         self._predicts = specification.task is Task.NEXT_TOKEN
         # Labels of another form are those of whole texts: a partition may go by them, training does not.
-        self._has_own = labels.shape[1:] == specification.input_shape and not isinstance(labels, StringRows)
+        self.has_own_labels = labels.shape[1:] == specification.input_shape and not isinstance(labels, StringRows)
         self._labels = LabelReader(labels, specification, source.name)
         self._cut = np.zeros(self.num_examples, bool)
 
@@ -75,7 +75,17 @@ class SampleReader:
 
         """
         x, following, _ = self._read(indices)
-        return x, self.labels(indices) if following is None else following
+        return x, following if following is not None else self.labels(indices)
+
+    def inputs(self, indices: Int64Array) -> tuple[Samples, Int64Array]:
+        """Read samples alone, and how many tokens the whole text of each has; a sample of numbers has none.
+
+        Raises:
+            DataError: a sample is not what the run expects.
+
+        """
+        x, _, lengths = self._read(indices)
+        return x, lengths
 
     def labels(self, indices: Int64Array) -> Samples:
         """Read labels alone.
@@ -87,7 +97,7 @@ class SampleReader:
         rows = self.source.rows[indices]
         if not self._predicts:
             return self._labels.read(rows)
-        if not self._has_own:
+        if not self.has_own_labels:
             return self.batch(indices)[1]
         raw = self.source.labels.read(rows)
         if raw.dtype.kind not in "iu":
@@ -102,15 +112,11 @@ class SampleReader:
             )
         return labels
 
-    def lengths(self, indices: Int64Array) -> Int64Array:
-        """Return how many tokens the whole texts have; a sample of numbers has none."""
-        return self._read(indices)[2]
-
     def _read(self, indices: Int64Array) -> tuple[Samples, Samples | None, Int64Array]:
         x, following, lengths = self._inputs.read(self.source.rows[indices])
         if self.specification.tokens:
             self._cut[indices] = lengths > self.specification.input_shape[0]
-        return x, None if self._has_own else following, lengths
+        return x, None if self.has_own_labels else following, lengths
 
 
 def _check_content(source: DataSource, specification: DataSpecification) -> None:
@@ -125,7 +131,7 @@ def _check_content(source: DataSource, specification: DataSpecification) -> None
         )
 
 
-def _inputs(source: DataSource, specification: DataSpecification, tokeniser: Tokeniser | None) -> _Inputs:
+def _inputs_of(source: DataSource, specification: DataSpecification, tokeniser: Tokeniser | None) -> _Inputs:
     if not specification.tokens:
         return NumberSamples(source.inputs, specification, source.name)
     if isinstance(source.inputs, StringRows):

@@ -12,7 +12,6 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.ids import checked_client_name, new_token
 
-
 MAX_VISITS = 64
 """Sessions that are open at a time of clients that only check their data; the oldest is forgotten for a new one."""
 
