@@ -6,11 +6,8 @@ import logging
 from typing import Any
 
 from heron_client.config import ClientConfig
-from heron_client.state_directory import ClientState
-from heron_client.supplies import Supplies
+from heron_client.supplies import check_tokenizer
 from heron_client.transport import Transport
-from heron_common.assignment import BlobReference
-from heron_common.clock import MonotonicClock
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.sources import open_source
 from heron_common.errors import DataError, RefusedError, TransportError
@@ -30,9 +27,12 @@ def check_data(config: ClientConfig) -> None:
     source = open_source(config.data).shard(config.partition, config.shard)
     transport = Transport(config.server, _ignore, _ignore)
     try:
+        # A key of its own: the client that trains here may be running, and its state directory is locked.
         specification = transport.join(config.name, new_token(), source.num_examples, only_checks=True).data_specification
-        supplies = Supplies(lambda blob, kind, _: transport.fetch(blob, kind), _Nothing(), MonotonicClock(), _ignore)
-        tokenizer = supplies.tokenizer(specification)
+        tokenizer = None
+        if specification.tokenizer is not None:
+            check_tokenizer(specification.tokenizer)
+            tokenizer = transport.fetch(specification.tokenizer, "tokenizer")
         _leave(transport)
     finally:
         transport.close()
@@ -47,22 +47,6 @@ def _leave(transport: Transport) -> None:
         transport.leave("checked its data", 0)
     except (TransportError, RefusedError) as exc:
         log.debug("left without the server hearing it", extra={"reason": str(exc)})
-
-
-class _Nothing(ClientState):
-    """The state of a client that keeps none: the one that trains here may be running, and its directory is its own."""
-
-    identity_key = ""
-
-    def remember_run(self, run_id: str) -> None:
-        """Keep nothing."""
-
-    def cached_program(self, blob: BlobReference) -> bytes | None:
-        """Know nothing."""
-        return None
-
-    def keep_program(self, blob: BlobReference, data: bytes) -> None:
-        """Keep nothing."""
 
 
 def _ignore(*_: Any) -> None:

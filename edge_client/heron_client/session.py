@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from random import Random
 from typing import TypeVar
 
@@ -100,7 +101,7 @@ class Session:
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
-        self._supplies = Supplies(self._fetch, state, clock, self._give_memory_back)
+        self._supplies = Supplies(self._fetch, self._fetch_file, state, clock, self._give_memory_back)
         self._heartbeat_seconds = 10.0
         self._reader: SampleReader | None = None
         self._warned_of_truncation = False
@@ -283,6 +284,9 @@ class Session:
 
     def _fetch(self, blob: BlobReference, kind: str, what: str) -> bytes:
         return self._retry(lambda: self._transport.fetch(blob, kind), f"fetch {what}")
+
+    def _fetch_file(self, blob: BlobReference, kind: str, what: str, path: Path) -> None:
+        self._retry(lambda: self._transport.fetch_file(blob, kind, path), f"fetch {what}")
 
     def _retry(self, call: Callable[[], T], what: str) -> T:
         """Call until it succeeds, as long as patience lasts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
@@ -48,10 +49,15 @@ def shares(source: DataSource, partition: Partition, count: int) -> list[DataSou
 class MemoryState:
     """A client's state without a disk. A program is fetched once by each client, as devices do, but its bytes are kept once for all."""
 
-    def __init__(self, shared: dict[str, bytes]) -> None:
+    def __init__(self, shared: dict[str, bytes], blobs: Path) -> None:
         self.identity_key = new_token()
         self._shared = shared
+        self._blobs = blobs
         self._fetched: set[str] = set()
+
+    def large_blob_path(self, blob: BlobReference) -> Path:
+        """Return the server's own file: frozen weights are mapped by all and fetched by none."""
+        return self._blobs / blob.sha256
 
     def remember_run(self, run_id: str) -> None:
         """Keep nothing: a client lives as long as its run here."""
@@ -69,14 +75,14 @@ class MemoryState:
 class Crowd:
     """All clients of a simulation, each with its own share of the data."""
 
-    def __init__(self, sources: list[DataSource], stub: Any, clock: Clock, on_failure: OnFailure) -> None:
+    def __init__(self, sources: list[DataSource], stub: Any, clock: Clock, blobs: Path, on_failure: OnFailure) -> None:
         self._on_failure = on_failure
         self._stop = threading.Event()
         programs: dict[str, bytes] = {}
         self._transports: list[Transport] = []
         self._threads: list[threading.Thread] = []
         for index, source in enumerate(sources):
-            self._add(client_name(index), source, stub, clock, MemoryState(programs))
+            self._add(client_name(index), source, stub, clock, MemoryState(programs, blobs))
 
     def start(self) -> None:
         """Let every client join."""

@@ -15,18 +15,20 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from heron_common.assignment import DataSpecification
+from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.data.specification import parse_specification
 from heron_common.error_catalog import ErrorCode
+from heron_common.errors import StorageError
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.presets import preset
 from heron_common.tensors import num_parameters
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
+from heron_server.models.base import write_base
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import ClientCost
@@ -87,7 +89,6 @@ class _Published:
     cost: ClientCost
     programs: list[PublishedProgram]
     parity: ParityReport
-    tokenizer: bytes | None = None
 
 
 def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> ServerAssembly:
@@ -123,7 +124,8 @@ def assemble_run(
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
-    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm)
+    base = _write_base(published.model, directory)
+    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base)
 
     def client_rows() -> dict[str, Any]:
         with coordinator.changed:
@@ -176,15 +178,33 @@ def _run_parts(
 def _publish(config: TrainingConfig) -> _Published:
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
     data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
-    eval_source = _eval_source(config, data)
+    eval_source = None if data.tokens else _eval_source(config, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
-    model = build_model(config.run.model, config.run.model_options, data, config.run.seed)
+    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
+    data = model.completed(data)
+    # Text is read by the model's tokenizer.
+    eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
     return _Published(eval_source, data, model, algorithm, cost, programs, parity)
+
+
+def _write_base(model: SplitModel, directory: RunDirectory) -> BlobReference | None:
+    """Write the frozen weights to where clients fetch them from.
+
+    Raises:
+        StorageError: the disk refuses.
+
+    """
+    if not model.frozen:
+        return None
+    try:
+        return write_base(model.frozen, directory.blobs)
+    except OSError as exc:
+        raise StorageError(f"cannot write the frozen weights to {directory.blobs} ({exc.strerror or exc}): free some space") from exc
 
 
 def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
@@ -270,8 +290,10 @@ def _coordinator(
     blobs = BlobStore()
     for program in published.programs:
         blobs.put(program.data)
-    if published.tokenizer is not None:
-        blobs.put(published.tokenizer)
+    if published.model.tokenizer is not None:
+        blobs.put(published.model.tokenizer)
+    if facts.base is not None:
+        blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
     rounds = config.rounds
     rules = RoundRules(
         config.run.clients,

@@ -39,11 +39,15 @@ class RunSection(Section):
     """What is trained, on what, by whom."""
 
     preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}")
-    model: str = Field("cnn", description="model family")
+    model: str = Field("cnn", description="model family (cnn or resnet), or python:MODULE:CALLABLE for a torch module of your own")
     model_options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'",
         validate_default=False,
+    )
+    cut: str | None = Field(
+        None,
+        description="submodule behind which the model is cut, like layer1: needed for a module of your own (`heron cuts` lists the places)",
     )
     data_spec: str = Field(
         "digits",

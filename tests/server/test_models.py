@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
 from heron_server.models.registry import build_model, parse_model_options
-from heron_server.models.resnet import BasicBlock
+from heron_server.models.resnet_blocks import BasicBlock
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 
 DATA = DataSpecification("test", (1, 8, 8), 10)
@@ -195,7 +196,7 @@ def test_a_resnet_is_cut_behind_any_block(front_blocks: int, cut: tuple[int, ...
 
 def test_a_basic_block_adds_what_it_was_given() -> None:
     """With a second norm of zeros the block is ReLU of its input."""
-    block = BasicBlock(4, 4, 1, 2)
+    block = BasicBlock(4, 4, 1, lambda channels: nn.GroupNorm(2, channels))
     with torch.no_grad():
         block.norm2.weight.zero_()
     x = torch.randn(2, 4, 5, 5)

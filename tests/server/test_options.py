@@ -19,6 +19,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "preset": ("frozen", "heron", "heron-paper"),
     "model": ("x", "y", "z"),
     "model_options": ("hidden=1", "hidden=2", "hidden=3"),
+    "cut": ("layer1", "layer2", "layer3"),
     "data_spec": ("1x2x2:2", "1x3x3:2", "1x4x4:2"),
     "eval_data": ("npz:a", "npz:b", "npz:c"),
     "difference": ("central", "forward", "central"),

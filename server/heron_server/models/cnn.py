@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from heron_common.assignment import DataSpecification
+from heron_server.models.family_options import FamilyOptions
 from heron_server.models.split_model import SplitModel, cross_entropy
 
 
-class CnnOptions(BaseModel):
+class CnnOptions(FamilyOptions):
     """Options of the model family `cnn`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     front_widths: tuple[int, ...] = Field((4, 2), description="channels of each 3x3 convolution of the front; the last is the cut's width")
     front_strides: tuple[int, ...] = Field((1, 2), description="stride of each convolution of the front")
@@ -30,6 +30,11 @@ class CnnOptions(BaseModel):
         if min(*self.front_widths, *self.front_strides, *self.back_widths, 1) < 1 or self.kernel % 2 == 0:
             raise ValueError("widths and strides are at least 1 and the kernel is odd")
         return self
+
+    def cut_at(self, place: str) -> Self:
+        raise ValueError(
+            f"its cut has no names like {place!r}, it lies behind the convolutions of front_widths: leave --cut out and change those"
+        )
 
 
 class ConvolutionBlock(nn.Sequential):

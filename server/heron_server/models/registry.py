@@ -7,42 +7,61 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
 from heron_server.models.cnn import CnnOptions, build_cnn
+from heron_server.models.family_options import FamilyOptions
 from heron_server.models.resnet import ResnetOptions, build_resnet
 from heron_server.models.split_model import SplitModel
+from heron_server.models.user_code import PREFIX
+from heron_server.models.user_module import UserModel
 
-_FAMILIES: dict[str, tuple[type[BaseModel], Callable[[Any, DataSpecification, str], SplitModel]]] = {
+_FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification, str], SplitModel]]] = {
     "cnn": (CnnOptions, build_cnn),
     "resnet": (ResnetOptions, build_resnet),
 }
 
 
-def build_model(family: str, options: Mapping[str, Any], data: DataSpecification, seed: int) -> SplitModel:
-    """Build a split model; the same arguments give the same weights.
+def build_model(family: str, options: Mapping[str, Any], data: DataSpecification, seed: int, cut: str | None = None) -> SplitModel:
+    """Build a split model; the same arguments give the same weights. `cut` names the place to cut, in families whose places have names.
 
     Raises:
-        ConfigurationError: unknown family or option, or options that do not fit the data; the message lists what exists.
+        ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
 
     """
-    if family not in _FAMILIES:
-        raise ConfigurationError(f"unknown model {family!r}: choose one of {', '.join(_FAMILIES)}")
-    options_type, build = _FAMILIES[family]
-    try:
-        parsed = options_type.model_validate(dict(options))
-    except ValidationError as exc:
-        mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in exc.errors())
-        raise ConfigurationError(f"model options of {family!r}: {mistakes}; options are {', '.join(options_type.model_fields)}") from exc
-    name = f"{family}:{json.dumps(parsed.model_dump(), sort_keys=True)}:{list(data.input_shape)}:{data.num_classes}"
+    if family.startswith(PREFIX):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UserModel(family, options, data).split(cut)
+    parsed = parse_family_options(family, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return build(parsed, data, name)
+            if cut is not None:
+                parsed = parsed.cut_at(cut)
+            name = f"{family}:{json.dumps(parsed.model_dump(), sort_keys=True)}:{list(data.input_shape)}:{data.num_classes}"
+            return _FAMILIES[family][1](parsed, data, name)
         except (ValueError, RuntimeError) as exc:
             raise ConfigurationError(f"model {family!r} cannot be built with these options: {exc}") from exc
+
+
+def parse_family_options(family: str, options: Mapping[str, Any]) -> FamilyOptions:
+    """Read the options of a family by its own rules.
+
+    Raises:
+        ConfigurationError: unknown family or option, or a wrong value; all mistakes at once.
+
+    """
+    if family not in _FAMILIES:
+        raise ConfigurationError(f"unknown model {family!r}: choose one of {', '.join(_FAMILIES)}, or python:MODULE:CALLABLE")
+    options_type, _ = _FAMILIES[family]
+    try:
+        return options_type.model_validate(dict(options))
+    except ValidationError as exc:
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in exc.errors())
+        raise ConfigurationError(f"model options of {family!r}: {mistakes}; options are {', '.join(options_type.model_fields)}") from exc
 
 
 def parse_model_options(text: str) -> dict[str, Any]:

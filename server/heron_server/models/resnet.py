@@ -1,15 +1,26 @@
-"""ResNet-18 for small images (He et al. 2015) with GroupNorm: its stem and first blocks are the front, the other blocks the back."""
+"""ResNet-18, -34 and -50 (He et al. 2015): the stem and the first blocks are the front, the other blocks the back."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from heron_common.assignment import DataSpecification
+from heron_server.models.batch_norm import FrozenBatchNorm2d
+from heron_server.models.family_options import FamilyOptions
+from heron_server.models.head import auxiliary_head
+from heron_server.models.resnet_blocks import BasicBlock, Bottleneck, MakeNorm, convolution
 from heron_server.models.split_model import SplitModel, cross_entropy
+
+_BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 class ResnetBack(StrEnum):
@@ -19,16 +30,57 @@ class ResnetBack(StrEnum):
     LINEAR = "linear"
 
 
-class ResnetOptions(BaseModel):
-    """Options of the model family `resnet`."""
+class ResnetStem(StrEnum):
+    """How an image enters: a 3x3 convolution for images of about 32x32, or 7x7 with stride 2 and a pooling for 224x224."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    CIFAR = "cifar"
+    IMAGENET = "imagenet"
+
+
+class ResnetNorm(StrEnum):
+    """What normalises: groups of a sample's channels, or constants that trained weights brought with them (see FrozenBatchNorm2d)."""
+
+    GROUP = "group"
+    BATCH_FROZEN = "batch-frozen"
+
+
+class ResnetOptions(FamilyOptions):
+    """Options of the model family `resnet`."""
 
     width: int = Field(64, description="channels of the stem and the first stage; each later stage doubles them", ge=1)
     groups: int = Field(8, description="groups of every GroupNorm, a divisor of width", ge=1)
-    blocks: tuple[int, ...] = Field((2, 2, 2, 2), description="basic blocks of each stage; stages after the first halve height and width")
-    front_blocks: int = Field(1, description="basic blocks that go to the client after the stem", ge=0)
+    depth: int = Field(
+        18, description="18, 34 or 50: kind and number of blocks; from 50 on they are bottlenecks, four times as wide behind"
+    )
+    stem: ResnetStem = Field(
+        ResnetStem.CIFAR, description="cifar: 3x3 without pooling; imagenet: 7x7 with stride 2, then a 3x3 max pooling"
+    )
+    norm: ResnetNorm = Field(
+        ResnetNorm.GROUP,
+        description="group: GroupNorm; batch-frozen: batch normalisation with constant statistics, a mere scale and shift in new weights",
+    )
+    blocks: tuple[int, ...] = Field(
+        (2, 2, 2, 2), description="blocks of each stage (default: those of the depth); stages after the first halve height and width"
+    )
+    front_blocks: int = Field(
+        1, description="blocks that go to the client after the stem; --cut stem, layer1 or layer2.0 says it by name", ge=0
+    )
     back: ResnetBack = Field(ResnetBack.RESNET, description="resnet: the other blocks and the classifier; linear: the classifier alone")
+
+    @field_validator("depth")
+    @classmethod
+    def _depth_exists(cls, value: int) -> int:
+        if value not in _BLOCKS:
+            raise ValueError(f"depth is one of {', '.join(map(str, _BLOCKS))}, not {value}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_of_the_depth(cls, values: dict[str, object]) -> dict[str, object]:
+        depth = str(values.get("depth"))
+        if "blocks" not in values and depth.isdigit() and int(depth) in _BLOCKS:
+            return {**values, "blocks": _BLOCKS[int(depth)][1]}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> ResnetOptions:
@@ -40,27 +92,28 @@ class ResnetOptions(BaseModel):
             raise ValueError(f"front_blocks {self.front_blocks} are more than the {sum(self.blocks)} blocks of the network")
         return self
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """`stem`, then every block as layer1.0, layer1.1, ...; the last of a stage by the stage's name."""
+        names = ["stem"]
+        for stage, count in enumerate(self.blocks, 1):
+            names += [f"layer{stage}.{index}" for index in range(count - 1)] + [f"layer{stage}"]
+        return tuple(names)
 
-class BasicBlock(nn.Module):
-    """ReLU(shortcut(x) + norm(conv(ReLU(norm(conv(x)))))); [B, c_in, H, W] -> [B, c_out, H/stride, W/stride]."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.convolution1 = _convolution(channels_in, channels_out, 3, stride)
-        self.norm1 = nn.GroupNorm(groups, channels_out)
-        self.convolution2 = _convolution(channels_out, channels_out, 3, 1)
-        self.norm2 = nn.GroupNorm(groups, channels_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(_convolution(channels_in, channels_out, 1, stride), nn.GroupNorm(groups, channels_out))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = nn.functional.relu(self.norm1(self.convolution1(x)))
-        return nn.functional.relu(self.shortcut(x) + self.norm2(self.convolution2(hidden)))
+    def cut_at(self, place: str) -> Self:
+        names = {name: index for index, name in enumerate(self.places)}
+        names |= {f"layer{stage}.{count - 1}": names[f"layer{stage}"] for stage, count in enumerate(self.blocks, 1)}
+        if place not in names:
+            raise ValueError(f"it has no place {place!r}: --cut can be {', '.join(self.places)}")
+        if "front_blocks" in self.model_fields_set and self.front_blocks != names[place]:
+            raise ValueError(
+                f"--cut {place} means front_blocks={names[place]}, but front_blocks={self.front_blocks} was given: give one of them"
+            )
+        return self.model_copy(update={"front_blocks": names[place]})
 
 
 def build_resnet(options: ResnetOptions, data: DataSpecification, name: str) -> SplitModel:
-    """Build the model with torch's global generator; the caller seeds it. The stem is 3x3 without pooling, as for 32x32 images.
+    """Build the model with torch's global generator; the caller seeds it.
 
     Raises:
         ValueError: the data specification is not [channels, height, width].
@@ -70,14 +123,14 @@ def build_resnet(options: ResnetOptions, data: DataSpecification, name: str) -> 
         raise ValueError(
             f"model 'resnet' needs samples of shape channels x height x width, but the data specification says {list(data.input_shape)}"
         )
-    stem = [_convolution(data.input_shape[0], options.width, 3, 1), nn.GroupNorm(options.groups, options.width), nn.ReLU()]
-    blocks = _basic_blocks(options)
+    stem = _stem(options, data.input_shape[0])
+    blocks = _blocks(options)
     front = nn.Sequential(*stem, *blocks[: options.front_blocks])
     with torch.no_grad():
         channels, height, width = front(torch.zeros(2, *data.input_shape)).shape[1:]
-    head = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, data.num_classes))
+    head = _head(options, (channels, height, width), data.num_classes)
     remaining = blocks[options.front_blocks :] if options.back is ResnetBack.RESNET else []
-    channels_out = options.width << (len(options.blocks) - 1) if remaining else channels
+    channels_out = _channels_out(options, len(options.blocks) - 1) if remaining else channels
     back = nn.Sequential(*remaining, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels_out, data.num_classes))
     model = SplitModel(name, front, head, back, cross_entropy, data.input_shape, data.num_classes)
     with torch.no_grad():
@@ -85,19 +138,37 @@ def build_resnet(options: ResnetOptions, data: DataSpecification, name: str) -> 
     return model
 
 
-def _basic_blocks(options: ResnetOptions) -> list[BasicBlock]:
-    blocks: list[BasicBlock] = []
+def _stem(options: ResnetOptions, channels: int) -> list[nn.Module]:
+    norm = _norm(options)
+    if options.stem is ResnetStem.CIFAR:
+        return [convolution(channels, options.width, 3, 1), norm(options.width), nn.ReLU()]
+    return [convolution(channels, options.width, 7, 2), norm(options.width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+
+
+def _blocks(options: ResnetOptions) -> list[nn.Module]:
+    kind, _ = _BLOCKS[options.depth]
+    blocks: list[nn.Module] = []
     channels = options.width
     for stage, count in enumerate(options.blocks):
         for index in range(count):
             stride = 2 if stage > 0 and index == 0 else 1
-            blocks.append(BasicBlock(channels, options.width << stage, stride, options.groups))
-            channels = options.width << stage
+            blocks.append(kind(channels, options.width << stage, stride, _norm(options)))
+            channels = _channels_out(options, stage)
     return blocks
 
 
-def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Conv2d:
-    """Return a convolution without bias, which the norm behind it would shift away, drawn as in He et al. 2015."""
-    convolution = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return convolution
+def _channels_out(options: ResnetOptions, stage: int) -> int:
+    return (options.width << stage) * _BLOCKS[options.depth][0].expansion
+
+
+def _norm(options: ResnetOptions) -> MakeNorm:
+    if options.norm is ResnetNorm.BATCH_FROZEN:
+        return lambda channels: FrozenBatchNorm2d(channels).eval()
+    return lambda channels: nn.GroupNorm(options.groups, channels)
+
+
+def _head(options: ResnetOptions, cut: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return a linear head on all places of a small image; on a large one that would be the largest part of the client."""
+    if options.stem is ResnetStem.IMAGENET:
+        return auxiliary_head(cut, num_classes)
+    return nn.Sequential(nn.Flatten(), nn.Linear(cut[0] * cut[1] * cut[2], num_classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from dataclasses import dataclass
 
 from heron_common.assignment import Assignment, Finished, Membership, NextStep, UploadLoss, Wait
@@ -67,7 +68,15 @@ class Reception:
         facts, rules = self._run.facts, self._run.machine.rules
         heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
         return Membership(
-            facts.run_id, record.session, facts.run_seed, facts.data, facts.model, facts.programs, heartbeat, rules.num_rounds
+            facts.run_id,
+            record.session,
+            facts.run_seed,
+            facts.data,
+            facts.model,
+            facts.programs,
+            heartbeat,
+            rules.num_rounds,
+            facts.base,
         )
 
     def client(self, session: str) -> ClientRecord:
@@ -107,13 +116,11 @@ class Reception:
         with self._run.changed:
             return record.losses_after(seen)
 
-    def blob(self, record: ClientRecord, sha256: str) -> bytes:
+    def blob(self, record: ClientRecord, sha256: str) -> bytes | mmap.mmap:
         """Return a blob that this client's join or assignment named; refuses others with BLOB_UNKNOWN."""
         run = self._run
         with run.changed:
-            named = {program.blob.sha256 for program in run.facts.programs}
-            if run.facts.data.tokenizer is not None:
-                named.add(run.facts.data.tokenizer.sha256)
+            named = set(run.facts.blob_kinds)
             for attempt in (run.attempt, run.previous):
                 if attempt is not None and record.name in attempt.cohort:
                     assignment = attempt.assignment_for(record.name)
@@ -126,12 +133,9 @@ class Reception:
             )
         return data
 
-    def kind_of(self, sha256: str) -> str:
-        """Return what a digest names: a program, the tokenizer or weights."""
-        facts = self._run.facts
-        if any(program.blob.sha256 == sha256 for program in facts.programs):
-            return "program"
-        return "tokenizer" if facts.data.tokenizer is not None and facts.data.tokenizer.sha256 == sha256 else "weights"
+    def blob_kind(self, sha256: str) -> str:
+        """Return what a digest names, for the byte count: what stays over the run by its kind, the weights of a round otherwise."""
+        return self._run.facts.blob_kinds.get(sha256, "weights")
 
     def count(self, record: ClientRecord, direction: str, kind: str, size_bytes: int) -> None:
         """Add to a client's tally of bytes, "up" or "down", by kind."""

@@ -59,7 +59,7 @@ class Servicer(SplitTrainingServicer):
     def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
         record = self._reception.client(request.session)
         data = memoryview(self._reception.blob(record, request.sha256))
-        kind = self._reception.kind_of(request.sha256)
+        kind = self._reception.blob_kind(request.sha256)
         if request.offset_bytes > len(data):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
         for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):

@@ -1,0 +1,98 @@
+"""Build front and back of a cut as modules of their own; weights keep the names that they have in the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Set
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from heron_server.models.flow import Flow
+from heron_server.models.trace import TensorFacts, Trace
+
+_CONSTANTS = "traced_constants"
+"""Tensors that forward makes itself live below this name and outside the state, which holds the model's own tensors alone."""
+
+
+def front_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
+    """Return x -> z in evaluation mode: without dropout, which a device's programs cannot draw. Its tensors are the model's own."""
+    graph, wanted = fx.Graph(), flow.front(cut)
+    copies: dict[fx.Node, Any] = {}
+    for node in flow.nodes:
+        if node in wanted:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[cut])
+    return _assembled(graph, traced.objects, state).eval()
+
+
+def back_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
+    """Return z -> logits; dropout acts in training mode. Its tensors are copies, and z stays as it is, whatever the model does in place."""
+    back = _back(traced, flow, cut, state, keeps_input=False)
+    facts = flow.facts(cut)
+    assert isinstance(facts, TensorFacts)
+    probe, z = copy.deepcopy(back).train(), torch.zeros(facts.shape)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        probe(z)
+    # The server's step needs the activations again: for the head, and for the gradient at the cut.
+    return back if z._version == 0 else _back(traced, flow, cut, state, keeps_input=True)
+
+
+def _back(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], keeps_input: bool) -> fx.GraphModule:
+    graph, wanted, numbers = fx.Graph(), flow.back(cut), flow.needed(cut)
+    objects = dict(traced.objects)
+    z = graph.placeholder("activations")
+    copies: dict[fx.Node, Any] = {cut: graph.call_method("clone", (z,)) if keeps_input else z}
+    for node in flow.nodes:
+        if node in numbers:
+            known = flow.known(node)
+            assert known is not None
+            copies[node] = known(graph, z)
+        elif node in wanted and node in traced.dropouts:
+            objects[f"functional_{node.name}"] = traced.dropouts[node]
+            copies[node] = graph.call_module(f"functional_{node.name}", (copies[node.all_input_nodes[0]],))
+        elif node in wanted:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return copy.deepcopy(_assembled(graph, objects, state))
+
+
+def _assembled(graph: fx.Graph, objects: dict[str, Any], state: Set[str]) -> fx.GraphModule:
+    """Make a module of a graph, with every tensor of the model where the model has it."""
+    objects = dict(objects)
+    made: list[str] = []
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "get_attr" and isinstance(objects[target], torch.Tensor) and target not in state:
+            # Kept below a module of its own: a copy of a GraphModule puts its direct buffers back into the state.
+            name = target.replace(".", "_")
+            node.target = f"{_CONSTANTS}.{name}"
+            objects[node.target] = objects[target]
+            made.append(name)
+    module = fx.GraphModule(objects, graph)
+    if made:
+        module.get_submodule(_CONSTANTS)._non_persistent_buffers_set.update(made)
+    module.recompile()
+    return module
+
+
+def layers_of(traced: Trace, nodes: Set[fx.Node]) -> dict[str, nn.Module]:
+    """Return the innermost modules that these nodes call, by their names in the model."""
+    layers: dict[str, nn.Module] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            for name, module in traced.objects[str(node.target)].named_modules():
+                layers[f"{node.target}.{name}".rstrip(".")] = module
+    return layers
+
+
+def parameters_of(traced: Trace, nodes: Set[fx.Node]) -> dict[str, nn.Parameter]:
+    """Return the weights that these nodes use, by their names in the model."""
+    parameters: dict[str, nn.Parameter] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            for name, parameter in traced.objects[str(node.target)].named_parameters():
+                parameters[f"{node.target}.{name}"] = parameter
+        elif node.op == "get_attr" and isinstance(traced.objects[str(node.target)], nn.Parameter):
+            parameters[str(node.target)] = traced.objects[str(node.target)]
+    return parameters

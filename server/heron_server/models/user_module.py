@@ -1,0 +1,183 @@
+"""A user's own model: any torch module that a callable returns, cut behind a named submodule (`--model python:MODULE:CALLABLE --cut NAME`)."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from heron_common.assignment import DataSpecification
+from heron_common.errors import ConfigurationError
+from heron_server.models.batch_norm import keep_frozen
+from heron_server.models.cut import Cutter
+from heron_server.models.head import auxiliary_head
+from heron_server.models.split_model import SplitModel, cross_entropy
+from heron_server.models.trace import reason_of
+from heron_server.models.user_code import call_with_options, load_callable
+
+log = logging.getLogger(__name__)
+
+_SHOWN_PLACES = 12
+
+_TOLERANCE = 1e-4
+
+
+class UserModel:
+    """A model that a callable returned, before it is cut.
+
+    The front runs in evaluation mode, on devices and on the server: dropout in it is off, and batch normalisation must be frozen, which one is that
+    the callable returned in evaluation mode. The back trains as the model would.
+    """
+
+    def __init__(self, family: str, options: Mapping[str, Any], data: DataSpecification) -> None:
+        """Call the callable, check what it returns and trace it; torch's global generator draws the weights.
+
+        Raises:
+            ConfigurationError: it does not return a model of logits for these data, or one that cannot be traced.
+
+        """
+        self.family = family
+        self._data = data
+        self._head = options.get("head")
+        whole = call_with_options(
+            family,
+            {key: value for key, value in options.items() if key != "head"},
+            {"num_classes": data.num_classes, "input_shape": data.input_shape},
+        )
+        if not isinstance(whole, nn.Module):
+            raise ConfigurationError(f"{family!r} returned a {type(whole).__name__}, but a torch.nn.Module was expected")
+        self.whole = whole.cpu()
+        keep_frozen(self.whole)
+        self._check_logits()
+        try:
+            self.cutter = Cutter(self.whole, data.input_shape)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"model {family!r} cannot be cut: {exc}") from exc
+
+    def split(self, cut: str | None) -> SplitModel:
+        """Return front, head and back of a cut, proved equal to the whole.
+
+        Raises:
+            ConfigurationError: it cannot be cut there; the sentence says why and where it could be.
+
+        """
+        self._check_place(cut)
+        assert cut is not None
+        model = self.client_side(cut, self.cutter.back(cut))
+        self._check_equality(model, cut)
+        off = [name for name, layer in model.front.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
+        if off:
+            log.info("dropout in the front is off, devices draw nothing", extra={"layers": ",".join(off)})
+        return model
+
+    def client_side(self, cut: str, back: nn.Module) -> SplitModel:
+        """Return front and head of a place where a cut works, with any back."""
+        front, shape = self.cutter.front(cut), self.cutter.shape(cut)
+        head = self._build_head(shape)
+        name = f"{self.family}:{cut}:{list(self._data.input_shape)}:{self._data.num_classes}:{_fingerprint(front, head)}"
+        return SplitModel(name, front, head, back, cross_entropy, self._data.input_shape, self._data.num_classes)
+
+    def _check_place(self, cut: str | None) -> None:
+        if cut is None:
+            raise ConfigurationError(f"model {self.family!r} needs --cut, the submodule behind which it is cut: {self._where()}")
+        if not self.cutter.has(cut):
+            raise ConfigurationError(f"model {self.family!r} has no submodule {cut!r}: {self._where()}")
+        refusal = self.cutter.refusal(cut)
+        if refusal is not None:
+            raise ConfigurationError(f"model {self.family!r} cannot be cut at {cut!r}: {refusal.detail}; {self._where()}")
+
+    def _where(self) -> str:
+        places = self.cutter.places
+        if not places:
+            return "there is no submodule behind which it could be (`heron cuts` says why)"
+        more = f" and {len(places) - _SHOWN_PLACES} more (`heron cuts` lists them)" if len(places) > _SHOWN_PLACES else ""
+        return f"--cut can be {', '.join(places[:_SHOWN_PLACES])}{more}"
+
+    def _check_logits(self) -> None:
+        shape = "x".join(map(str, self._data.input_shape))
+        modes = {module: module.training for module in self.whole.modules()}
+        try:
+            with torch.no_grad():
+                logits = self.whole.eval()(torch.randn(2, *self._data.input_shape))
+        except Exception as exc:
+            raise ConfigurationError(
+                f"model {self.family!r} was given samples of shape {shape}, as --data-spec says, but {reason_of(exc)}"
+            ) from exc
+        for module, training in modes.items():
+            module.training = training
+        wanted = (2, self._data.num_classes)
+        if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
+            came = f"a tensor of shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+            raise ConfigurationError(
+                f"model {self.family!r} was expected to return logits of shape {list(wanted)} for two samples, but returned {came}: "
+                "make its last layer as wide as --data-spec has classes, and return nothing else"
+            )
+
+    def _check_equality(self, model: SplitModel, cut: str) -> None:
+        """Refuse a cut whose sides together are not the whole, as where operations in place act behind the graph's back."""
+        for rows in (2, 5):
+            x = torch.randn(rows, *self._data.input_shape)
+            with torch.no_grad():
+                wanted = self.whole.eval()(x.clone())
+                found = model.back.eval()(model.front(x.clone()))
+            if found.shape != wanted.shape or not torch.allclose(
+                found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE * float(wanted.abs().max())
+            ):
+                raise ConfigurationError(
+                    f"model {self.family!r} cut at {cut!r} does not compute what it computes as a whole: does it draw random numbers in "
+                    "evaluation mode, or change a tensor in place that is used again?"
+                )
+
+    def _build_head(self, shape: tuple[int, ...]) -> nn.Module:
+        num_classes = self._data.num_classes
+        if self._head is None:
+            try:
+                return auxiliary_head(shape, num_classes)
+            except ValueError as exc:
+                raise ConfigurationError(str(exc)) from exc
+        build = load_callable(str(self._head))
+        try:
+            head = build(shape, num_classes)
+            with torch.no_grad():
+                logits = head(torch.zeros(2, *shape))
+        except Exception as exc:
+            raise ConfigurationError(
+                f"head {self._head!r} was called with ({shape}, {num_classes}) and then with activations, but {reason_of(exc)}"
+            ) from exc
+        if not isinstance(head, nn.Module) or tuple(logits.shape) != (2, num_classes) or not list(head.parameters()):
+            raise ConfigurationError(
+                f"head {self._head!r} was expected to be a torch module with weights that gives logits [B, {num_classes}]"
+            )
+        keep_frozen(head)
+        return head
+
+
+def whole_state(model: SplitModel) -> dict[str, torch.Tensor]:
+    """Return the trained tensors of front and back by the names that they have in the user's model, for its `load_state_dict(..., strict=False)`.
+
+    What the model has beside these takes no part in its logits.
+    """
+    return {**model.front.state_dict(), **model.back.state_dict()}
+
+
+def _fingerprint(*modules: nn.Module) -> str:
+    """Return a digest of all that a program is made of but the weights: operations, settings of layers, constants."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, part in module.named_modules():
+            settings = {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | tuple | list | None)}
+            digest.update(f"{name} {type(part).__qualname__} {sorted(settings.items(), key=str)}".encode())
+            if isinstance(part, fx.GraphModule):
+                digest.update(part.code.encode())
+            elif not type(part).__module__.startswith("torch."):
+                digest.update(inspect.getsource(type(part)).encode())
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+        for _, buffer in module.named_buffers():
+            digest.update(buffer.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
