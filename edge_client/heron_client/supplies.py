@@ -15,9 +15,10 @@ from heron_client.local_training import LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
-from heron_common.assignment import Assignment, BlobReference, Membership, ProgramReference
+from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
 from heron_common.clock import Clock
-from heron_common.data.sources import DataSource
+from heron_common.data.reading import SampleReader
+from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import DataError, ProgramError
 from heron_common.tensors import Int64Array
 
@@ -40,7 +41,7 @@ class Supplies:
         self._clock = clock
         self._give_memory_back = give_memory_back
 
-    def context(self, client_name: str, membership: Membership, source: DataSource, threads: int) -> LocalContext:
+    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int) -> LocalContext:
         """Load every program of the run over fresh buffers.
 
         Raises:
@@ -50,10 +51,27 @@ class Supplies:
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
         programs = {p.kind: self._program(membership, parameters, base, p, threads) for p in membership.programs}
-        read_batch = _reader(source, membership)
+        read_batch = _reader(reader)
         return LocalContext(
-            client_name, membership.run_seed, membership.model, parameters, programs, read_batch, source.num_examples, self._clock
+            client_name, membership.run_seed, membership.model, parameters, programs, read_batch, reader.num_examples, self._clock
         )
+
+    def tokenizer(self, specification: DataSpecification) -> bytes | None:
+        """Fetch the tokenizer that a run names, if it names one; kept for next time as a program is.
+
+        Raises:
+            ProgramError: it is larger than any tokenizer.
+
+        """
+        blob = specification.tokenizer
+        if blob is None:
+            return None
+        check_tokenizer(blob)
+        data = self._state.cached_program(blob)
+        if data is None:
+            data = self._fetch(blob, "tokenizer", "the tokenizer")
+            self._state.keep_program(blob, data)
+        return data
 
     def load_weights(self, parameters: LocalParameters, assignment: Assignment) -> None:
         """Fetch the weights that an assignment names into the client's buffers.
@@ -101,11 +119,24 @@ class Supplies:
         return program
 
 
-def _reader(source: DataSource, membership: Membership) -> ReadBatch:
+def check_tokenizer(blob: BlobReference) -> None:
+    """Refuse a tokenizer that is too large to be one, before it is fetched.
+
+    Raises:
+        ProgramError: it is.
+
+    """
+    if blob.size_bytes > MAX_TOKENIZER_BYTES:
+        raise ProgramError(
+            f"a tokenizer has at most {MAX_TOKENIZER_BYTES} bytes, but the run's has {blob.size_bytes}: choose another on the server"
+        )
+
+
+def _reader(reader: SampleReader) -> ReadBatch:
     def read_batch(indices: Int64Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = source.batch(indices, membership.data_specification)
+        x, y = reader.batch(indices)
         if not bool(np.isfinite(x).all()):
-            raise DataError(f"samples must be finite, but {source.name!r} holds NaN or infinity: clean the data")
+            raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
         return x, y
 
     return read_batch

@@ -78,8 +78,8 @@ class Transport:
         self._run_id = ""
         self._losses_seen = 0
 
-    def join(self, client_name: str, identity_key: str, num_examples: int) -> Membership:
-        """Introduce this client and keep the session.
+    def join(self, client_name: str, identity_key: str, num_examples: int, only_checks: bool = False) -> Membership:
+        """Introduce this client and keep the session; with `only_checks` it takes no part in the run.
 
         Raises:
             RefusedError: the server refuses it, for good or for now.
@@ -91,6 +91,7 @@ class Transport:
             client_name=client_name,
             identity_key=identity_key,
             num_examples=num_examples,
+            only_checks=only_checks,
             capabilities=pb.Capabilities(
                 client_version=VERSION,
                 runtime_version=f"onnxruntime {onnxruntime.__version__}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from heron_client.metrics import ClientMetrics
@@ -16,7 +17,7 @@ from heron_client.transport import Transport
 from heron_client.uploader import DEFAULT_WINDOW_BYTES
 from heron_common.assignment import BlobReference
 from heron_common.clock import Clock
-from heron_common.data.partition import Partition, partition_all
+from heron_common.data.partition import Partition, Shard, partition_all
 from heron_common.data.sources import DataSource
 from heron_common.ids import new_token
 
@@ -39,7 +40,10 @@ def shares(source: DataSource, partition: Partition, count: int) -> list[DataSou
         DataError: there are too few samples for so many clients.
 
     """
-    return [source.restricted(rows) for rows in partition_all(source.read_labels(), partition, count)]
+    if not source.is_counted:
+        return [source.shard(partition, Shard(index, count)) for index in range(count)]
+    labels = source.read_labels() if partition.uses_labels else np.zeros(source.num_examples, np.int64)
+    return [source.restricted(rows) for rows in partition_all(labels, partition, count)]
 
 
 class MemoryState:

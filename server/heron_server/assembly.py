@@ -18,7 +18,9 @@ from prometheus_client import CollectorRegistry
 from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
-from heron_common.data.sources import DataSource, open_source, parse_specification
+from heron_common.data.reading import SampleReader
+from heron_common.data.sources import open_source
+from heron_common.data.specification import parse_specification
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import StorageError
 from heron_common.plan import Algorithm, HeadTraining
@@ -80,7 +82,7 @@ class ServerAssembly(Assembly):
 class _Published:
     """What is trained and scored, and the proof that its programs are right."""
 
-    eval_source: DataSource | None
+    eval_source: SampleReader | None
     data: DataSpecification
     model: SplitModel
     algorithm: Algorithm
@@ -133,7 +135,7 @@ def assemble_run(
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     if config.run.resume:
         _resume(worker, checkpoints, clients)
-    coordinator = _coordinator(config, facts, published.programs, clients, spool, metrics, clock, directory, len(worker.rounds))
+    coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds))
     reception = Reception(coordinator, pace)
     servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
     _log_plan(algorithm, published.cost.num_parameters, facts)
@@ -175,11 +177,13 @@ def _run_parts(
 
 def _publish(config: TrainingConfig) -> _Published:
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    eval_source = _eval_source(config)
-    data = parse_specification(config.run.data_spec)
+    data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
+    eval_source = None if data.tokens else _eval_source(config, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
     data = model.completed(data)
+    # Text is read by the model's tokenizer.
+    eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
@@ -250,12 +254,10 @@ def default_program_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
 
 
-def _eval_source(config: TrainingConfig) -> DataSource | None:
+def _eval_source(config: TrainingConfig, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
     if config.run.eval_data is None:
         return None
-    source = open_source(config.run.eval_data)
-    check_source(source, parse_specification(config.run.data_spec))
-    return source
+    return check_source(open_source(config.run.eval_data), data, tokenizer)
 
 
 def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
@@ -277,7 +279,7 @@ def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRe
 def _coordinator(
     config: TrainingConfig,
     facts: RunFacts,
-    programs: list[PublishedProgram],
+    published: _Published,
     clients: ClientRegistry,
     spool: Spool,
     metrics: ServerMetrics,
@@ -286,8 +288,10 @@ def _coordinator(
     completed_rounds: int,
 ) -> Coordinator:
     blobs = BlobStore()
-    for program in programs:
+    for program in published.programs:
         blobs.put(program.data)
+    if published.model.tokenizer is not None:
+        blobs.put(published.model.tokenizer)
     if facts.base is not None:
         blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
     rounds = config.rounds

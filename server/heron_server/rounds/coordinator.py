@@ -50,7 +50,8 @@ class RunFacts:
     def blob_kinds(self) -> dict[str, str]:
         """What every client may fetch at any time, by digest."""
         kinds = {program.blob.sha256: "program" for program in self.programs}
-        return kinds | ({self.base.sha256: "base"} if self.base else {})
+        kinds |= {self.base.sha256: "base"} if self.base else {}
+        return kinds | ({self.data.tokenizer.sha256: "tokenizer"} if self.data.tokenizer else {})
 
 
 class Coordinator:

@@ -55,24 +55,36 @@ class Reception:
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
             run.apply(run.machine.seen(name, run.clock.now()))
-            facts, rules = run.facts, run.machine.rules
-            heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
-            return Membership(
-                facts.run_id,
-                record.session,
-                facts.run_seed,
-                facts.data,
-                facts.model,
-                facts.programs,
-                heartbeat,
-                rules.num_rounds,
-                facts.base,
-            )
+            return self._membership(record)
+
+    def visit(self) -> Membership:
+        """Open a session for a client that only checks its data: no round waits for it or takes it in."""
+        run = self._run
+        with run.changed:
+            run.refuse_if_draining()
+            return self._membership(run.registry.visit())
+
+    def _membership(self, record: ClientRecord) -> Membership:
+        facts, rules = self._run.facts, self._run.machine.rules
+        heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
+        return Membership(
+            facts.run_id,
+            record.session,
+            facts.run_seed,
+            facts.data,
+            facts.model,
+            facts.programs,
+            heartbeat,
+            rules.num_rounds,
+            facts.base,
+        )
 
     def client(self, session: str) -> ClientRecord:
         """Return the client of a session and count the message as a sign of life; refuses unknown sessions."""
         run = self._run
         with run.changed:
+            if (visitor := run.registry.visitor(session)) is not None:
+                return visitor
             record = run.registry.of_session(session)
             record.live = True
             run.apply(run.machine.seen(record.name, run.clock.now()))
@@ -135,6 +147,9 @@ class Reception:
         """A client says goodbye."""
         run = self._run
         with run.changed:
+            if run.registry.visitor(record.session) is not None:
+                run.registry.end_visit(record.session)
+                return
             record.note_memory(peak_memory_bytes)
             run.registry.depart(record.name, forget_session=True)
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})

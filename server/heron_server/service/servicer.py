@@ -47,8 +47,10 @@ class Servicer(SplitTrainingServicer):
                 ErrorCode.PROTOCOL_VERSION,
                 f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
             )
-        membership = self._reception.join(
-            request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version
+        membership = (
+            self._reception.visit()
+            if request.only_checks
+            else self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
         )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session), request, response)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from heron_common.assignment import IGNORED, DataSpecification, Task
-from heron_common.data.sources import DataSource
+from heron_common.assignment import IGNORED, Task
+from heron_common.data.reading import SampleReader
 from heron_server.models.split_model import SplitModel, device_of, predict
 from heron_server.models.vocabulary_loss import most_likely
 
@@ -70,7 +70,7 @@ class Score:
         return Evaluation(accuracy, loss, self._examples, perplexity)
 
 
-def evaluate(model: SplitModel, source: DataSource, specification: DataSpecification) -> Evaluation:
+def evaluate(model: SplitModel, source: SampleReader) -> Evaluation:
     """Score front and back together in eval mode, a batch at a time; every sample counts once."""
     device = device_of(model.back)
     score = Score(model)
@@ -79,7 +79,7 @@ def evaluate(model: SplitModel, source: DataSource, specification: DataSpecifica
     size = _BATCH_OF_SEQUENCES if model.tokens else _BATCH
     with torch.no_grad():
         for start in range(0, source.num_examples, size):
-            x, y = source.batch(np.arange(start, min(start + size, source.num_examples)), specification)
+            x, y = source.batch(np.arange(start, min(start + size, source.num_examples)))
             samples = torch.from_numpy(x).to(device)
             score.add(predict(model.back, model.front(samples), model.mask(samples)), torch.from_numpy(y).to(device))
     return score.result()

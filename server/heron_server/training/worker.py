@@ -168,7 +168,7 @@ class TrainWorker:
         statistics = [update.statistics for update in job.updates]
         self._merge(statistics, weights)
         self._watch_divergence(job, statistics)
-        score = evaluate(parts.trainer.model, parts.eval_source, parts.data) if parts.eval_source else None
+        score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
         record = RoundRecord(
             round_index=job.round.round_index,
             attempt=job.round.attempt,
