@@ -45,6 +45,9 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
         if not list(leaf.children())
     ]
     device = next(model.front.parameters()).device
+    # torch's fused encoder layers hide their matrix products from the counter.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -52,6 +55,7 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
             for module in modules:
                 value = module(value)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
     pairs = [a + b for a, b in itertools.pairwise(sizes)] or sizes
