@@ -140,7 +140,7 @@ class Cutter:
         return next(self._obstacles_of_sides(cut), None)
 
     def _obstacles_of_sides(self, cut: fx.Node) -> Iterator[Refusal]:
-        front, back = self._flow.front(cut), self._flow.back(cut)
+        front, back = self._ordered(self._flow.front(cut)), self._ordered(self._flow.back(cut))
         mine, theirs = parameters_of(self._trace, front), parameters_of(self._trace, back)
         if not mine:
             yield Refusal(Obstacle.EMPTY_FRONT, "no weights would be left in front, and the client would have nothing to train")
@@ -158,7 +158,7 @@ class Cutter:
         for node, reason in self._data_dependence(front):
             yield Refusal(Obstacle.DATA_DEPENDENT, f"{node.target} in front cannot be compiled because it {reason}")
 
-    def _moving_statistics(self, front: Set[fx.Node]) -> Iterator[Refusal]:
+    def _moving_statistics(self, front: list[fx.Node]) -> Iterator[Refusal]:
         moving = [
             name
             for name, layer in layers_of(self._trace, front).items()
@@ -171,14 +171,17 @@ class Cutter:
                 "or return the model after eval() to freeze the statistics that it has",
             )
 
-    def _data_dependence(self, front: Set[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
+    def _data_dependence(self, front: list[fx.Node]) -> Iterator[tuple[fx.Node, str]]:
         """Run the submodules that could not be traced on tensors without values: what asks for one branches on data, and no program can."""
-        for node in self._flow.nodes:
-            if node in front and node.op == "call_module" and node.target in self._trace.closed:
+        for node in front:
+            if node.op == "call_module" and node.target in self._trace.closed:
                 if node not in self._data_dependent:
                     self._data_dependent[node] = self._fails_without_values(node)
                 if self._data_dependent[node]:
                     yield node, self._data_dependent[node]
+
+    def _ordered(self, nodes: Set[fx.Node]) -> list[fx.Node]:
+        return [node for node in self._flow.nodes if node in nodes]
 
     def _fails_without_values(self, node: fx.Node) -> str:
         def stand_in(argument: fx.Node) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def _assembled(graph: fx.Graph, objects: dict[str, Any], state: Set[str]) -> fx.
     return module
 
 
-def layers_of(traced: Trace, nodes: Set[fx.Node]) -> dict[str, nn.Module]:
+def layers_of(traced: Trace, nodes: Iterable[fx.Node]) -> dict[str, nn.Module]:
     """Return the innermost modules that these nodes call, by their names in the model."""
     layers: dict[str, nn.Module] = {}
     for node in nodes:
@@ -86,7 +86,7 @@ def layers_of(traced: Trace, nodes: Set[fx.Node]) -> dict[str, nn.Module]:
     return layers
 
 
-def parameters_of(traced: Trace, nodes: Set[fx.Node]) -> dict[str, nn.Parameter]:
+def parameters_of(traced: Trace, nodes: Iterable[fx.Node]) -> dict[str, nn.Parameter]:
     """Return the weights that these nodes use, by their names in the model."""
     parameters: dict[str, nn.Parameter] = {}
     for node in nodes:

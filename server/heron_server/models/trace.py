@@ -143,7 +143,7 @@ def _trace(model: nn.Module, closed: dict[str, str]) -> _Traced | None:
     except ConfigurationError:
         raise
     except Exception as exc:
-        if tracer.failed is None:
+        if tracer.failed is None or tracer.failed in closed:
             raise ConfigurationError(
                 f"the model's own forward cannot be traced: it {reason_of(exc)}; move that into a submodule, or do without it"
             ) from exc
@@ -181,8 +181,8 @@ def _mode_differences(inference: _Traced, training: _Traced, closed: dict[str, s
         if a.target in _DROPOUTS and a.target is b.target and b.kwargs.get("training") and not a.kwargs.get("training"):
             dropouts[a] = _DROPOUTS[a.target](b.kwargs["p"])
         elif (a.op, str(a.target), str(a.args), str(a.kwargs)) != (b.op, str(b.target), str(b.args), str(b.kwargs)):
-            path = _module_of(a) or _module_of(b)
-            if not path:
+            path = next((path for path in (_module_of(b), _module_of(a)) if path and path not in inference[1]), None)
+            if path is None:
                 raise ConfigurationError(
                     "the model's own forward does something else in training mode than in evaluation mode "
                     f"({_operation(b)} instead of {_operation(a)}): a cut model cannot; only dropout may differ"

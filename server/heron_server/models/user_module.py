@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import logging
@@ -70,6 +71,7 @@ class UserModel:
         assert cut is not None
         model = self.client_side(cut, self.cutter.back(cut))
         self._check_equality(model, cut)
+        model = dataclasses.replace(model, name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}")
         off = [name for name, layer in model.front.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
         if off:
             log.info("dropout in the front is off, devices draw nothing", extra={"layers": ",".join(off)})
@@ -79,7 +81,7 @@ class UserModel:
         """Return front and head of a place where a cut works, with any back."""
         front, shape = self.cutter.front(cut), self.cutter.shape(cut)
         head = self._build_head(shape)
-        name = f"{self.family}:{cut}:{list(self._data.input_shape)}:{self._data.num_classes}:{_fingerprint(front, head)}"
+        name = f"{self.family}:{cut}:{list(self._data.input_shape)}:{self._data.num_classes}"
         return SplitModel(name, front, head, back, cross_entropy, self._data.input_shape, self._data.num_classes)
 
     def _check_place(self, cut: str | None) -> None:

@@ -50,6 +50,9 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
     x, y = (
         torch.from_numpy(a).to(device_of(model.front)) for a in model.random_batch(_SAMPLES, np.random.Generator(np.random.Philox(key=0)))
     )
+    # torch's fused encoder layers hide their matrix products from the counter.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -57,6 +60,7 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
             if with_head:
                 model.sample_losses(predict(model.auxiliary_head, z, model.mask(x)), y)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
     pairs = [a + b for a, b in itertools.pairwise(sizes)] or sizes

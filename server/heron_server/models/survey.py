@@ -1,0 +1,63 @@
+"""Every place where a model can be cut, and what a client would hold there; for choosing, nothing is compiled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from heron_common.assignment import DataSpecification
+from heron_common.errors import ConfigurationError
+from heron_server.models.registry import build_model, parse_family_options
+from heron_server.models.split_model import SplitModel
+from heron_server.models.user_code import PREFIX
+from heron_server.models.user_module import UserModel
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A reason that speaks against places, how many, and one of them."""
+
+    reason: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The places of a model.
+
+    Attributes:
+        places: in the order of the computation.
+        refused: why not elsewhere.
+        client_side: place -> a model whose front and head are those of a cut there; its back is of no account.
+
+    """
+
+    places: tuple[str, ...]
+    refused: tuple[Refused, ...]
+    client_side: Callable[[str], SplitModel]
+
+
+def survey(family: str, options: Mapping[str, Any], data: DataSpecification) -> Survey:
+    """Find the places of a model of these options.
+
+    Raises:
+        ConfigurationError: there is no such model, it cannot be traced, or its family's places have no names.
+
+    """
+    if family.startswith(PREFIX):
+        model = UserModel(family, options, data)
+        refusals = model.cutter.refusals
+        counts = Counter(refusal.obstacle for refusal in refusals.values())
+        examples = {refusal.obstacle: name for name, refusal in reversed(refusals.items())}
+        refused = tuple(Refused(obstacle.value, count, examples[obstacle]) for obstacle, count in counts.most_common())
+        return Survey(model.cutter.places, refused, lambda place: model.client_side(place, nn.Identity()))
+    parsed = parse_family_options(family, options)
+    if not parsed.places:
+        raise ConfigurationError(f"model {family!r} has no named places to cut: its options say where, see `heron-server --help`")
+    chosen = {key: value for key, value in options.items() if key != "front_blocks"}
+    return Survey(parsed.places, (), lambda place: build_model(family, chosen, data, 0, place))
