@@ -16,6 +16,7 @@ from heron_cli.simulation import simulate
 from heron_cli.simulation_config import simulation_config
 from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.data.digits import DIGITS_SPECIFICATION
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
 from heron_server.models.registry import build_model
@@ -261,7 +262,7 @@ def test_a_users_model_trains_and_its_checkpoint_has_its_names(tmp_path: Path, p
     moved = {name.partition(".")[0] for name, p in original.named_parameters() if not torch.equal(p, untrained.get_parameter(name))}
     assert moved == {"0", "1", "3", "5"}
     test = open_source("digits:test")
-    x, y = test.batch(np.arange(test.num_examples), DIGITS_SPECIFICATION)
+    x, y = SampleReader(test, DIGITS_SPECIFICATION).batch(np.arange(test.num_examples))
     with torch.no_grad():
         accuracy = float((original.eval()(torch.from_numpy(x)).argmax(1).numpy() == y).mean())
     assert accuracy == pytest.approx(summary["rounds"][-1]["test_accuracy"])

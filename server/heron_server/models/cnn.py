@@ -11,7 +11,7 @@ from torch import nn
 
 from heron_common.assignment import DataSpecification
 from heron_server.models.family_options import FamilyOptions
-from heron_server.models.split_model import SplitModel, cross_entropy
+from heron_server.models.split_model import SplitModel, sample_losses_of
 
 
 class CnnOptions(FamilyOptions):
@@ -69,7 +69,9 @@ def build_cnn(options: CnnOptions, data: DataSpecification, name: str) -> SplitM
         back.append(ConvolutionBlock(channels, out, 3, 1))
         channels = out
     back += [nn.Flatten(), nn.Linear(channels * height * width, options.hidden), nn.ReLU(), nn.Linear(options.hidden, data.num_classes)]
-    model = SplitModel(name, nn.Sequential(*front), head, nn.Sequential(*back), cross_entropy, data.input_shape, data.num_classes)
+    model = SplitModel(
+        name, nn.Sequential(*front), head, nn.Sequential(*back), sample_losses_of(data.task), data.input_shape, data.num_classes, data.task
+    )
     with torch.no_grad():
         model.back(model.front(torch.zeros(2, *data.input_shape)))
     return model

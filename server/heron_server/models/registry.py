@@ -33,6 +33,10 @@ def build_model(family: str, options: Mapping[str, Any], data: DataSpecification
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
 
     """
+    if data.tokens and not family.startswith(HUB_PREFIX):
+        raise ConfigurationError(
+            f"model {family!r} reads numbers, but the data specification {data.name!r} is of text: use --model hf:FOLDER_OR_NAME"
+        )
     if family.startswith((PREFIX, HUB_PREFIX)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -14,7 +14,7 @@ from heron_server.models.batch_norm import FrozenBatchNorm2d
 from heron_server.models.family_options import FamilyOptions
 from heron_server.models.head import auxiliary_head
 from heron_server.models.resnet_blocks import BasicBlock, Bottleneck, MakeNorm, convolution
-from heron_server.models.split_model import SplitModel, cross_entropy
+from heron_server.models.split_model import SplitModel, sample_losses_of
 
 _BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -132,7 +132,7 @@ def build_resnet(options: ResnetOptions, data: DataSpecification, name: str) -> 
     remaining = blocks[options.front_blocks :] if options.back is ResnetBack.RESNET else []
     channels_out = _channels_out(options, len(options.blocks) - 1) if remaining else channels
     back = nn.Sequential(*remaining, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels_out, data.num_classes))
-    model = SplitModel(name, front, head, back, cross_entropy, data.input_shape, data.num_classes)
+    model = SplitModel(name, front, head, back, sample_losses_of(data.task), data.input_shape, data.num_classes, data.task)
     with torch.no_grad():
         model.back(torch.zeros(2, channels, height, width))
     return model

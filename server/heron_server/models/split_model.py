@@ -38,6 +38,7 @@ class SplitModel:
         task: what is asked for.
         tokens: whether x are token ids, PADDING where a sequence is shorter; then head and back take a mask too, [B, T] bool.
         tokenizer: the JSON of the tokenizer that text becomes tokens with.
+        whole: the model before it was split, sharing the tensors of front and back; where there is none, front and back in a row are the whole.
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
 
     What requires a gradient is trained, the rest is frozen. No part normalises across samples, so micro-batches and direction groups change
@@ -56,6 +57,7 @@ class SplitModel:
     tokens: bool = False
     base_storage: BaseStorage = BaseStorage.FLOAT32
     tokenizer: bytes | None = None
+    whole: nn.Module | None = None
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""

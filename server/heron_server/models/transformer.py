@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Mapping
 from enum import StrEnum
@@ -108,9 +109,10 @@ def build_transformer(model: str, options: Mapping[str, Any], data: DataSpecific
     front_blocks = _cut_place(cut, loaded.config.num_hidden_layers, chosen.head_blocks)
     whole = loaded.model
     if chosen.adapter is not Adapter.NONE:
-        add_adapter(whole, chosen.adapter, chosen.rank, chosen.alpha, chosen.targets, seed)
-    split = _split(loaded, family, chosen, data, front_blocks, model)
-    _check_cut(split, whole, data)
+        # peft puts its layers into the model itself and wraps it.
+        whole = add_adapter(whole, chosen.adapter, chosen.rank, chosen.alpha, chosen.targets, seed)
+    split = dataclasses.replace(_split(loaded, family, chosen, data, front_blocks, model), whole=whole)
+    _check_cut(split, loaded.model, data)
     return split
 
 

@@ -17,7 +17,7 @@ from heron_common.errors import ConfigurationError
 from heron_server.models.batch_norm import keep_frozen
 from heron_server.models.cut import Cutter
 from heron_server.models.head import auxiliary_head
-from heron_server.models.split_model import SplitModel, cross_entropy
+from heron_server.models.split_model import SplitModel, sample_losses_of
 from heron_server.models.trace import reason_of
 from heron_server.models.user_code import call_with_options, load_callable
 
@@ -82,7 +82,8 @@ class UserModel:
         front, shape = self.cutter.front(cut), self.cutter.shape(cut)
         head = self._build_head(shape)
         name = f"{self.family}:{cut}:{list(self._data.input_shape)}:{self._data.num_classes}"
-        return SplitModel(name, front, head, back, cross_entropy, self._data.input_shape, self._data.num_classes)
+        losses, data = sample_losses_of(self._data.task), self._data
+        return SplitModel(name, front, head, back, losses, data.input_shape, data.num_classes, data.task, whole=self.whole)
 
     def _check_place(self, cut: str | None) -> None:
         if cut is None:
