@@ -54,6 +54,13 @@ def test_places_stand_in_a_table_and_the_others_are_counted_with_a_reason(zoo: s
     assert "4  called several times" in text and "1  no weights behind, e.g. fc" in text and "client peak    estimate" in text
 
 
+def test_what_could_not_be_traced_is_named_with_the_line(zoo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join("\n".join(lines(capsys, f"{zoo}:gated", "", "1x8x8:10")).split())
+    assert "gated on 1x8x8:10: 1 place to cut" in text
+    assert "2 the front would branch on the values of the data, e.g. second" in text
+    assert "inner stays whole because it branches on the values of the data (zoo_of_cuts.py, line" in text
+
+
 def test_costs_are_those_of_the_model_that_would_be_cut_there(zoo: str) -> None:
     data = DataSpecification("test", (1, 8, 8), 10)
     for family, options in ((f"{zoo}:resnet", {}), ("resnet", {"width": "8", "depth": "50", "blocks": ["1", "1"], "front_blocks": "2"})):

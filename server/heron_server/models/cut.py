@@ -79,9 +79,9 @@ class Cutter:
         return {name: refusal for name, refusal in refusals.items() if refusal is not None}
 
     @property
-    def num_submodules(self) -> int:
-        """How many names there are."""
-        return len(self._names)
+    def kept_whole(self) -> dict[str, str]:
+        """Submodules whose inside cannot be traced, with the reason; one of them may stand behind a cut."""
+        return self._trace.closed
 
     def has(self, name: str) -> bool:
         """Whether the model has a submodule of this name."""

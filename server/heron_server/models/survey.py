@@ -33,12 +33,14 @@ class Survey:
     Attributes:
         places: in the order of the computation.
         refused: why not elsewhere.
+        kept_whole: submodules that cannot be traced, with the reason: there is no place inside them.
         client_side: place -> a model whose front and head are those of a cut there; its back is of no account.
 
     """
 
     places: tuple[str, ...]
     refused: tuple[Refused, ...]
+    kept_whole: Mapping[str, str]
     client_side: Callable[[str], SplitModel]
 
 
@@ -55,9 +57,9 @@ def survey(family: str, options: Mapping[str, Any], data: DataSpecification) -> 
         counts = Counter(refusal.obstacle for refusal in refusals.values())
         examples = {refusal.obstacle: name for name, refusal in reversed(refusals.items())}
         refused = tuple(Refused(obstacle.value, count, examples[obstacle]) for obstacle, count in counts.most_common())
-        return Survey(model.cutter.places, refused, lambda place: model.client_side(place, nn.Identity()))
+        return Survey(model.cutter.places, refused, model.cutter.kept_whole, lambda place: model.client_side(place, nn.Identity()))
     parsed = parse_family_options(family, options)
     if not parsed.places:
         raise ConfigurationError(f"model {family!r} has no named places to cut: its options say where, see `heron-server --help`")
     chosen = {key: value for key, value in options.items() if key != "front_blocks"}
-    return Survey(parsed.places, (), lambda place: build_model(family, chosen, data, 0, place))
+    return Survey(parsed.places, (), {}, lambda place: build_model(family, chosen, data, 0, place))
