@@ -48,17 +48,17 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     from heron_client.runtime import Program
     from heron_client.sending import StepSender
     from heron_client.uploader import Uploader
-    from heron_common.assignment import BlobReference, ProgramKind, ProgramReference, UploadAnswer
+    from heron_common.assignment import BlobReference, DataSpecification, ProgramKind, ProgramReference, UploadAnswer
     from heron_common.tensors import total_bytes
 
     loaded: list[Program] = []
 
-    def load(context: Any, input_shape: tuple[int, ...]) -> list[Program]:
+    def load(context: Any, specification: DataSpecification) -> list[Program]:
         for path, _, micro_batch in programs if not loaded else []:
             data = Path(path).read_bytes()
             blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
             reference = ProgramReference(ProgramKind.LOSS, blob, int(micro_batch))
-            loaded.append(Program(reference, data, context.model, context.parameters, input_shape, threads=1))
+            loaded.append(Program(reference, data, context.model, context.parameters, specification, threads=1))
         return loaded
 
     class PacedRound(LocalRound):
@@ -67,7 +67,7 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         def run_step(self, local_step: int) -> None:
             batch = Batch(*self._context.read_batch(self._order.indices(local_step)))
             self._context.parameters.show_base()
-            bare = [two_passes(program, batch) for program in load(self._context, batch.x.shape[1:])]
+            bare = [two_passes(program, batch) for program in load(self._context, DataSpecification("", batch.x.shape[1:], 10))]
 
             def step() -> None:
                 super(PacedRound, self).run_step(local_step)

@@ -49,29 +49,92 @@ class ProgramReference:
     micro_batch: int
 
 
+CLASS_LABEL = TensorSpec("labels", DType.INT64, ())
+"""The label of a sample that belongs to one of several classes."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """Tensors of the client's part in flat-buffer order, and one sample's activations at the cut layer."""
+    """Tensors of the client's part in flat-buffer order, one sample at the cut layer, and what is frozen.
+
+    Attributes:
+        client_model: trained tensors of the front.
+        auxiliary_head: trained tensors of the head.
+        cut: activations of one sample.
+        labels: label of one sample.
+        context: what the back needs of a sample beside its activations and travels with them: the mask of tokens.
+        base: frozen tensors of front and head in the order of the base's blob; int8 ones are followed there by a float32 scale per row.
+
+    """
 
     client_model: tuple[TensorSpec, ...]
     auxiliary_head: tuple[TensorSpec, ...]
     cut: TensorSpec
+    labels: TensorSpec = CLASS_LABEL
+    context: tuple[TensorSpec, ...] = ()
+    base: tuple[TensorSpec, ...] = ()
+
+
+class Task(StrEnum):
+    """What the model is asked for.
+
+    CLASSIFICATION: one of `num_classes`. REGRESSION: `num_classes` numbers. NEXT_TOKEN: at each place the token that follows, of a vocabulary of `num_classes`.
+    """
+
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+    NEXT_TOKEN = "next_token"
+
+
+PADDING = -1
+"""Stands in a sequence where there is no token."""
+
+IGNORED = -100
+"""Stands in a sequence of next tokens where none is asked for: behind the end, and within a prompt."""
 
 
 @dataclass(frozen=True)
 class DataSpecification:
-    """What the model expects of data: raw values are read as (raw - mean) / standard_deviation; labels lie in [0, num_classes)."""
+    """What the model expects of data.
+
+    Attributes:
+        name: for people.
+        input_shape: of one sample; for text its length in tokens.
+        num_classes: classes, or outputs of a regression, or tokens of the vocabulary.
+        mean, standard_deviation: raw numbers are read as (raw - mean) / standard_deviation.
+        channel_means, channel_deviations: the same for each index of a sample's first dimension; empty if all share `mean` and `standard_deviation`.
+        task: what is asked for.
+        tokens: whether a sample is a sequence of token ids, PADDING where it is shorter than `input_shape`.
+        class_names: in the order of their numbers; empty if classes have none.
+        tokenizer: turns text into tokens; None where samples are no text.
+        refuses_overlong: whether text longer than `input_shape` is refused; else it is cut off and counted.
+
+    """
 
     name: str
     input_shape: tuple[int, ...]
     num_classes: int
     mean: float = 0.0
     standard_deviation: float = 1.0
+    task: Task = Task.CLASSIFICATION
+    tokens: bool = False
+    class_names: tuple[str, ...] = ()
+    channel_means: tuple[float, ...] = ()
+    channel_deviations: tuple[float, ...] = ()
+    tokenizer: BlobReference | None = None
+    refuses_overlong: bool = False
+
+    @property
+    def labels(self) -> TensorSpec:
+        """One sample's label: a class, numbers, or a token for each place."""
+        if self.task is Task.REGRESSION:
+            return TensorSpec("labels", DType.FLOAT32, (self.num_classes,))
+        return TensorSpec("labels", DType.INT64, self.input_shape) if self.task is Task.NEXT_TOKEN else CLASS_LABEL
 
 
 @dataclass(frozen=True)
 class Membership:
-    """What a client learns by joining."""
+    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any."""
 
     run_id: str
     session: str
@@ -81,6 +144,7 @@ class Membership:
     programs: tuple[ProgramReference, ...]
     heartbeat_seconds: float
     num_rounds: int
+    base: BlobReference | None = None
 
 
 @dataclass(frozen=True)
@@ -186,9 +250,10 @@ class Submission:
 
 
 def upload_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
-    """Return the tensors of one upload: activations of the base and each probe in the wire dtype, then labels."""
+    """Return the tensors of one upload: activations of the base and each probe in the wire dtype, labels, and what goes with them."""
     activations = TensorSpec("activations", DType(plan.wire_dtype.value), (plan.batch_size * (1 + plan.num_probes), *model.cut.shape))
-    return (activations, TensorSpec("labels", DType.INT64, (plan.batch_size,)))
+    beside = tuple(TensorSpec(spec.name, spec.dtype, (plan.batch_size, *spec.shape)) for spec in (model.labels, *model.context))
+    return (activations, *beside)
 
 
 def cut_gradient_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:

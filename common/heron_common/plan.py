@@ -214,6 +214,13 @@ class Algorithm:
     rate_times_dimension: float = math.inf
     """The client's learning rate is at most this over the number of trained weights: plain zeroth-order descent is stable up to 1/(L d) only
     (Nesterov and Spokoiny 2017, theorem 8)."""
+    rate_times_root_dimension: float = math.inf
+    """The client's learning rate is at most this over the root of the number of trained weights: the more weights, the more of a step is noise, which
+    clients with unlike data do not average away."""
+
+    def rate_at_most(self, dimension: int) -> float:
+        """Return the largest client learning rate for so many trained weights."""
+        return min(self.rate_times_dimension / dimension, self.rate_times_root_dimension / math.sqrt(dimension))
 
     def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False) -> Plan:
         """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly.

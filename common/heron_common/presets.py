@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from heron_common.directions import DirectionDistribution
 from heron_common.errors import ConfigurationError
@@ -50,7 +51,9 @@ _FIRST_ORDER = dataclasses.replace(
     update_encoding=UpdateEncoding.DENSE,
 )
 
-_HERON = Algorithm(_ZEROTH_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.GLOBAL_RMS, 1e-2, 1, 0.0)
+_HERON = Algorithm(
+    _ZEROTH_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.GLOBAL_RMS, 1e-2, 1, 0.0, rate_times_root_dimension=50.0
+)
 _RIVAL = Algorithm(_FIRST_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.UNIT, 1e-2, 0, 0.0)
 
 
@@ -81,6 +84,7 @@ PRESETS: dict[str, Algorithm] = {
             "direction_scale": DirectionScale.UNIT,
             "warmup_rounds": 0,
             "rate_times_dimension": 30.0,
+            "rate_times_root_dimension": math.inf,
         },
     ),
     # Differences of the per-sample losses that the server returns: no auxiliary head, no bias of a local loss (HOSL, arXiv 2601.10940, federated).

@@ -21,6 +21,7 @@ MAX_RANK = 8
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+Uint8Array = npt.NDArray[np.uint8]
 
 
 class DType(StrEnum):
@@ -32,6 +33,7 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
     FLOAT64 = "float64"
+    UINT8 = "uint8"
 
 
 NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {
@@ -42,6 +44,7 @@ NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {
     DType.BFLOAT16: np.dtype("<u2"),
     DType.INT8: np.dtype("i1"),
     DType.FLOAT64: np.dtype("<f8"),
+    DType.UINT8: np.dtype("u1"),
 }
 """Every member of DType has an entry; a test compares the table with the wire enum too."""
 

@@ -15,6 +15,7 @@ from heron_common.assignment import (
     NextStep,
     ProgramKind,
     ProgramReference,
+    Task,
     UploadAnswer,
     UploadLoss,
     UploadPurpose,
@@ -44,6 +45,7 @@ def _table(members: Any, wire_enum: Any, prefix: str) -> dict[Any, int]:
 
 _DTYPE = _table(DType, pb.DType, "DTYPE")
 _PROGRAM_KIND = _table(ProgramKind, pb.ProgramKind, "PROGRAM_KIND")
+_TASK = _table(Task, pb.Task, "TASK")
 _PURPOSE = _table(UploadPurpose, pb.UploadPurpose, "UPLOAD_PURPOSE")
 _ENCODING = _table((UpdateEncoding.DENSE, UpdateEncoding.LOG), pb.UpdateEncoding, "UPDATE_ENCODING")
 _PLAN_ENUMS: dict[str, dict[Any, int]] = {
@@ -120,53 +122,88 @@ def plan_from_proto(message: pb.Plan) -> Plan:
     return Plan(**decoded)
 
 
+def data_specification_to_proto(data: DataSpecification) -> pb.DataSpecification:
+    """Encode what the model expects of data."""
+    values = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    encoded: dict[str, Any] = values | {"task": _TASK[data.task], "tokenizer": blob_to_proto(data.tokenizer) if data.tokenizer else None}
+    return pb.DataSpecification(**encoded)
+
+
+def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecification:
+    """Decode what the model expects of data; refuses a task that this version does not know."""
+    return DataSpecification(
+        name=message.name,
+        input_shape=tuple(message.input_shape),
+        num_classes=message.num_classes,
+        mean=message.mean,
+        standard_deviation=message.standard_deviation,
+        task=_member(_TASK, message.task, "task"),
+        tokens=message.tokens,
+        class_names=tuple(message.class_names),
+        channel_means=tuple(message.channel_means),
+        channel_deviations=tuple(message.channel_deviations),
+        tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
+        refuses_overlong=message.refuses_overlong,
+    )
+
+
+def model_to_proto(model: ModelSpec) -> pb.Model:
+    """Encode the tensors of the client's part."""
+    return pb.Model(
+        client_model=[tensor_spec_to_proto(spec) for spec in model.client_model],
+        auxiliary_head=[tensor_spec_to_proto(spec) for spec in model.auxiliary_head],
+        cut=tensor_spec_to_proto(model.cut),
+        labels=tensor_spec_to_proto(model.labels),
+        context=[tensor_spec_to_proto(spec) for spec in model.context],
+        base=[tensor_spec_to_proto(spec) for spec in model.base],
+    )
+
+
+def model_from_proto(message: pb.Model) -> ModelSpec:
+    """Decode the tensors of the client's part."""
+    return ModelSpec(
+        client_model=tensor_specs_from_proto(message.client_model),
+        auxiliary_head=tensor_specs_from_proto(message.auxiliary_head),
+        cut=tensor_spec_from_proto(message.cut),
+        labels=tensor_spec_from_proto(message.labels),
+        context=tensor_specs_from_proto(message.context),
+        base=tensor_specs_from_proto(message.base),
+    )
+
+
 def membership_to_proto(membership: Membership) -> pb.JoinResponse:
     """Encode the answer to a join."""
-    data = membership.data_specification
     return pb.JoinResponse(
         run_id=membership.run_id,
         session=membership.session,
         run_seed=membership.run_seed,
-        data_specification=pb.DataSpecification(
-            name=data.name,
-            input_shape=data.input_shape,
-            num_classes=data.num_classes,
-            mean=data.mean,
-            standard_deviation=data.standard_deviation,
-        ),
-        model=pb.Model(
-            client_model=[tensor_spec_to_proto(s) for s in membership.model.client_model],
-            auxiliary_head=[tensor_spec_to_proto(s) for s in membership.model.auxiliary_head],
-            cut=tensor_spec_to_proto(membership.model.cut),
-        ),
+        data_specification=data_specification_to_proto(membership.data_specification),
+        model=model_to_proto(membership.model),
         programs=[
             pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch)  # type: ignore[arg-type]
             for p in membership.programs
         ],
         heartbeat_seconds=membership.heartbeat_seconds,
         num_rounds=membership.num_rounds,
+        base=blob_to_proto(membership.base) if membership.base else None,
     )
 
 
 def membership_from_proto(message: pb.JoinResponse) -> Membership:
     """Decode the answer to a join."""
-    data = message.data_specification
     return Membership(
         run_id=message.run_id,
         session=message.session,
         run_seed=message.run_seed,
-        data_specification=DataSpecification(data.name, tuple(data.input_shape), data.num_classes, data.mean, data.standard_deviation),
-        model=ModelSpec(
-            client_model=tensor_specs_from_proto(message.model.client_model),
-            auxiliary_head=tensor_specs_from_proto(message.model.auxiliary_head),
-            cut=tensor_spec_from_proto(message.model.cut),
-        ),
+        data_specification=data_specification_from_proto(message.data_specification),
+        model=model_from_proto(message.model),
         programs=tuple(
             ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch)
             for p in message.programs
         ),
         heartbeat_seconds=message.heartbeat_seconds,
         num_rounds=message.num_rounds,
+        base=blob_from_proto(message.base) if message.HasField("base") else None,
     )
 
 

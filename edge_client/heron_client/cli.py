@@ -27,11 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_sparingly(_LARGE_LIBRARIES)
     from heron_client.app import run_client
     from heron_client.config import parse_config
+    from heron_client.data_check import check_data
 
     stop = threading.Event()
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments, os.environ)
         set_up_logging(config.log_level)
+        if config.check_data:
+            check_data(config)
+            return ExitCode.OK
         with stop_on_signals(stop):
             run_client(config, stop)
     except HeronError as exc:

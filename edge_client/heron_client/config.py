@@ -46,7 +46,11 @@ class ClientConfig:
     """Port of the metrics endpoint; none by default, because many clients may share a host; 0 takes a free one."""
     log_level: str
     """debug, info, warning or error."""
+    check_data: bool = False
+    """Only compare the data with the run, print a page and end."""
 
+
+_FLAGS = {"check-data"}
 
 _HELP = {
     "server": "host:port of heron-server",
@@ -60,6 +64,7 @@ _HELP = {
     "give-up-after-seconds": "how long an unreachable server is tried (default: 0, for ever)",
     "metrics-host": "interface of the metrics endpoint (default: 127.0.0.1)",
     "metrics-port": "port of the metrics endpoint (default: no endpoint; 0: any free port)",
+    "check-data": "only compare the data with what the server's run expects, print a page and end; takes no part in the run",
     "log-level": "debug, info, warning or error (default: info)",
 }
 
@@ -79,7 +84,11 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
     for option, explanation in _HELP.items():
-        parser.add_argument(f"--{option}", help=explanation)
+        # A flag's value is a word too, as it is in the environment.
+        if option in _FLAGS:
+            parser.add_argument(f"--{option}", action="store_const", const="yes", help=explanation)
+        else:
+            parser.add_argument(f"--{option}", help=explanation)
     given = vars(parser.parse_args(list(arguments)))
     text: dict[str, str | None] = {option: given[option.replace("-", "_")] or environment.get(_variable(option)) for option in _HELP}
     return _Reader(text).read()
@@ -116,6 +125,7 @@ class _Reader:
             metrics_host=self._text["metrics-host"] or "127.0.0.1",
             metrics_port=int(self._number("metrics-port", 0, 0, 65535)) if self._text["metrics-port"] is not None else None,
             log_level=self._log_level(),
+            check_data=self._flag("check-data"),
         )
         if self._mistakes:
             raise ConfigurationError("; ".join(self._mistakes))
@@ -125,6 +135,12 @@ class _Reader:
         if not self._text[option]:
             self._mistakes.append(f"--{option} is missing: give {_HELP[option]}")
         return self._text[option] or ""
+
+    def _flag(self, option: str) -> bool:
+        text = (self._text[option] or "no").lower()
+        if text not in ("yes", "true", "1", "no", "false", "0"):
+            self._mistakes.append(f"--{option} in the environment is yes or no, not {text!r}")
+        return text in ("yes", "true", "1")
 
     def _shard(self) -> Shard:
         try:

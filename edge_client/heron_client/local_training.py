@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from heron_client.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.parameters import LocalParameters
-from heron_client.passes import Batch, CutGradient, Passes, UploadStream
+from heron_client.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
 from heron_client.round_meter import RoundMeter
 from heron_client.runtime import Program
 from heron_client.sending import SendOutcome, StepSender
@@ -33,7 +35,7 @@ from heron_common.tensors import Float32Array, Float64Array, Int64Array, raw_byt
 from heron_common.update_log import step_directions, weights_digest
 from heron_common.zeroth_order import FiniteDifference, RunningQuantile, SecondMoment, directional_derivatives, guard
 
-ReadBatch = Callable[[Int64Array], tuple[Float32Array, Int64Array]]
+ReadBatch = Callable[[Int64Array], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 _NORMALISED = {ClientOptimiser.ADAM, ClientOptimiser.ADAMW}
 
@@ -159,7 +161,9 @@ class LocalRound:
             directions = self._directions(local_step)
             for first, sign in self._perturbations():
                 self._passes.perturbed(program, batch, directions, first, sign, front, stream)
-        upload.write(1, raw_bytes(batch.y))
+        upload.write(LABELS, raw_bytes(batch.y))
+        if context.model.context:
+            upload.write(MASK, raw_bytes((batch.x >= 0).astype(np.uint8)))
         upload.finish()
         return losses
 

@@ -40,6 +40,9 @@ class ClientMetrics:
             "heron_client_differences_non_finite", "Directional derivatives that were NaN or infinite.", registry=registry
         )
         self._rounds = Counter("heron_client_rounds_completed", "Rounds whose update was accepted.", registry=registry)
+        self.texts_truncated = Gauge(
+            "heron_client_texts_truncated", "Texts read so far that were longer than the run takes.", registry=registry
+        )
         self.uploads_answered = Counter("heron_client_uploads_answered", "Uploads that the server answered.", registry=registry)
         self.reconnects = Counter("heron_client_reconnects", "Times this client had to join again.", registry=registry)
         self.rejections = Counter("heron_client_rejections", "Requests that the server refused, by reason.", ["reason"], registry=registry)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from heron_client.parameters import LocalParameters
 from heron_client.round_meter import RoundMeter
@@ -14,19 +16,19 @@ from heron_common.assignment import ProgramKind
 from heron_common.directions import Directions, PerturbationSeed
 from heron_common.plan import Plan
 from heron_common.plan_counts import BACKWARD_EQUIVALENTS
-from heron_common.tensors import Float32Array, Float64Array, Int64Array
+from heron_common.tensors import Float32Array, Float64Array
 from heron_common.wire_dtypes import decode_rows, encode_rows, row_bytes
 
-ACTIVATIONS = 0
-"""Index of the activations among the tensors of an upload."""
+ACTIVATIONS, LABELS, MASK = 0, 1, 2
+"""Indices of the tensors of an upload; sequences of tokens alone have a mask."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one local step: x [batch_size, *input_shape], y [batch_size]."""
+    """Samples of one local step: x [batch_size, *input_shape], labels y [batch_size, ...]."""
 
-    x: Float32Array
-    y: Int64Array
+    x: npt.NDArray[Any]
+    y: npt.NDArray[Any]
 
 
 @dataclass

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from heron_client.base import MappedBase
 from heron_client.parameters import LocalParameters
-from heron_common.assignment import MAX_PROGRAM_BYTES, ModelSpec, ProgramKind, ProgramReference
+from heron_common.assignment import MAX_PROGRAM_BYTES, DataSpecification, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.layout import FlatLayout
-from heron_common.tensors import Float32Array, Int64Array
+from heron_common.tensors import NUMPY_DTYPES, Float32Array
 
 PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {
     ProgramKind.LOSS: ("activations", "losses"),
@@ -46,8 +47,9 @@ class Program:
         data: bytes,
         model: ModelSpec,
         parameters: LocalParameters,
-        input_shape: tuple[int, ...],
+        specification: DataSpecification,
         threads: int,
+        base: MappedBase | None = None,
     ) -> None:
         """Load the program after checking its digest, its inputs and its outputs.
 
@@ -60,8 +62,8 @@ class Program:
         _check_digest(reference, data)
         self._session = _load(data, threads)
         rows, cut = reference.micro_batch, model.cut.shape
-        self._x: Float32Array = np.zeros((rows, *input_shape), np.float32)
-        self._y: Int64Array = np.zeros(rows, np.int64)
+        self._x: npt.NDArray[Any] = np.zeros((rows, *specification.input_shape), np.int64 if specification.tokens else np.float32)
+        self._y: npt.NDArray[Any] = np.zeros((rows, *model.labels.shape), NUMPY_DTYPES[model.labels.dtype])
         self._cut_gradient: Float32Array = np.zeros((rows, *cut) if self.kind in _READS_CUT_GRADIENT else 0, np.float32)
         self.activations: Float32Array = np.zeros((rows, *cut), np.float32)
         self.losses: Float32Array = np.zeros(rows, np.float32)
@@ -69,9 +71,9 @@ class Program:
         layout = parameters.joint_layout if self.kind is ProgramKind.GRADIENT else parameters.front_layout
         has_gradients = "gradients" in PROGRAM_OUTPUTS[self.kind]
         self.gradients: Float32Array = np.zeros(layout.num_parameters if has_gradients else 0, np.float32)
-        self._bind(parameters, layout if has_gradients else None)
+        self._bind(parameters, base or MappedBase(None, ()), layout if has_gradients else None)
 
-    def run(self, x: Float32Array, y: Int64Array, cut_gradient: Float32Array | None = None) -> None:
+    def run(self, x: npt.NDArray[Any], y: npt.NDArray[Any], cut_gradient: Float32Array | None = None) -> None:
         """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes."""
         np.copyto(self._x, x)
         np.copyto(self._y, y)
@@ -79,7 +81,7 @@ class Program:
             np.copyto(self._cut_gradient, cut_gradient)
         self._session.run_with_iobinding(self._binding)
 
-    def _bind(self, parameters: LocalParameters, gradient_layout: FlatLayout | None) -> None:
+    def _bind(self, parameters: LocalParameters, base: MappedBase, gradient_layout: FlatLayout | None) -> None:
         found = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         samples: dict[str, npt.NDArray[Any]] = {"x": self._x}
         if self.kind in _READS_LABELS:
@@ -95,18 +97,23 @@ class Program:
         if gradient_layout is not None:
             for name, view in zip(views, gradient_layout.views(self.gradients), strict=True):
                 outputs[f"gradients.{name}"] = view
-        self._check_signature("input", found, samples | weights)
-        self._check_signature("output", {o.name: tuple(o.shape) for o in self._session.get_outputs()}, outputs)
+        # Of the frozen tensors a program takes those that it uses.
+        frozen = {name: value for name, value in base.values.items() if name in found}
+        bound = {name: array.shape for name, array in (samples | weights).items()} | {name: base.shapes[name] for name in frozen}
+        self._check_signature("input", found, bound)
+        computed = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+        self._check_signature("output", computed, {name: array.shape for name, array in outputs.items()})
         self._binding = self._session.io_binding()
         # OrtValue does not keep the numpy array alive that it aliases; these lists do.
-        self._kept = [*samples.values(), *weights.values(), *outputs.values()]
+        self._kept = [*samples.values(), *weights.values(), *outputs.values(), base]
         for name, array in (samples | weights).items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        for name, value in frozen.items():
+            self._binding.bind_ortvalue_input(name, value)
         for name, array in outputs.items():
             self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
-    def _check_signature(self, what: str, found: dict[str, tuple[int, ...]], bound: dict[str, npt.NDArray[Any]]) -> None:
-        expected = {name: array.shape for name, array in bound.items()}
+    def _check_signature(self, what: str, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
         if found != expected:
             different = sorted(set(found.items()) ^ set(expected.items()), key=str)[:2]
             raise ProgramError(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from random import Random
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ from heron_common.assignment import (
 )
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
@@ -99,8 +101,10 @@ class Session:
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
-        self._supplies = Supplies(self._fetch, state, clock, self._give_memory_back)
+        self._supplies = Supplies(self._fetch, self._fetch_file, state, clock, self._give_memory_back)
         self._heartbeat_seconds = 10.0
+        self._reader: SampleReader | None = None
+        self._warned_of_truncation = False
         self.state = SessionState.NEW
 
     def run(self) -> None:
@@ -148,11 +152,12 @@ class Session:
         settings = self._settings
         identity = self._state_directory.identity_key
         membership = self._retry(lambda: self._transport.join(settings.client_name, identity, self._source.num_examples), "join")
-        check_source(self._source, membership.data_specification)
+        specification = membership.data_specification
+        self._reader = check_source(self._source, specification, self._supplies.tokenizer(specification))
         self._state_directory.remember_run(membership.run_id)
-        context = self._supplies.context(settings.client_name, membership, self._source, settings.threads)
+        context = self._supplies.context(settings.client_name, membership, self._reader, settings.threads)
         self._enter(SessionState.JOINED)
-        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": self._source.num_examples})
+        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": self._reader.num_examples})
         self._heartbeat_seconds = membership.heartbeat_seconds
         return context
 
@@ -235,11 +240,23 @@ class Session:
             log.warning(
                 "this round diverged: a loss or gradient was not finite, so the last good weights were kept; lower --client-learning-rate on the server"
             )
+        self._report_truncation()
         # Where many clients share a process they wait for each other, not for a network.
         slow = statistics.upload_wait_seconds > max(1.0, 0.5 * statistics.step_seconds) and self._settings.owns_process
         if slow and not assignment.plan.waits_for_answers:
             log.warning(
                 "most of the round went into waiting for uploads: raise --upload-interval, choose a smaller --wire-dtype, or cut where activations are smaller"
+            )
+
+    def _report_truncation(self) -> None:
+        if self._reader is None or not self._reader.truncated:
+            return
+        self._metrics.texts_truncated.set(self._reader.truncated)
+        if not self._warned_of_truncation:
+            self._warned_of_truncation = True
+            log.warning(
+                "texts were longer than the run takes and were cut off: raise LENGTH in --data-spec on the server, or see --check-data",
+                extra={"texts": self._reader.truncated, "of": self._reader.num_examples},
             )
 
     def _on_answer(self, answer: UploadAnswer) -> None:
@@ -267,6 +284,9 @@ class Session:
 
     def _fetch(self, blob: BlobReference, kind: str, what: str) -> bytes:
         return self._retry(lambda: self._transport.fetch(blob, kind), f"fetch {what}")
+
+    def _fetch_file(self, blob: BlobReference, kind: str, what: str, path: Path) -> None:
+        self._retry(lambda: self._transport.fetch_file(blob, kind, path), f"fetch {what}")
 
     def _retry(self, call: Callable[[], T], what: str) -> T:
         """Call until it succeeds, as long as patience lasts."""

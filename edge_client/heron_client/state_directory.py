@@ -34,6 +34,10 @@ class ClientState(Protocol):
         """Keep a program for next time."""
         ...
 
+    def large_blob_path(self, blob: BlobReference) -> Path:
+        """Return where a blob that is too large for memory is kept, or will be; its name is its digest."""
+        ...
+
 
 class StateDirectory:
     """Opened for the life of the process; a second process on the same directory is refused."""
@@ -49,7 +53,8 @@ class StateDirectory:
         self._path = path
         self._lock = DirectoryLock(path, "heron-client", "give this one another --name or --state-dir")
         try:
-            (path / "programs").mkdir(exist_ok=True)
+            for folder in ("programs", "blobs"):
+                (path / folder).mkdir(exist_ok=True)
             self._known = self._identify(client_name)
             self._write()
         except (OSError, HeronError) as exc:
@@ -89,6 +94,10 @@ class StateDirectory:
         """Keep a program for next time."""
         self._replace(self._program_path(blob), data)
 
+    def large_blob_path(self, blob: BlobReference) -> Path:
+        """Return where a blob that is too large for memory is kept, or will be; its name is its digest."""
+        return self._path / "blobs" / f"{int(blob.sha256 or '0', 16):064x}"
+
     def close(self) -> None:
         """Release the lock; safe to repeat."""
         self._lock.close()
@@ -114,3 +123,9 @@ class StateDirectory:
             write_atomically(path, data)
         except OSError as exc:
             raise StorageError(f"cannot write {path} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc
+
+
+def has_digest(path: Path, blob: BlobReference) -> bool:
+    """Whether a file holds the blob; a piece of it is in memory at a time."""
+    with path.open("rb") as file:
+        return path.stat().st_size == blob.size_bytes and hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from heron_client.base import MappedBase
 from heron_client.local_training import LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program, check_reference
-from heron_client.state_directory import ClientState
-from heron_common.assignment import Assignment, BlobReference, Membership, ProgramReference
+from heron_client.state_directory import ClientState, has_digest
+from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
 from heron_common.clock import Clock
-from heron_common.data.sources import DataSource
+from heron_common.data.reading import SampleReader
+from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import DataError, ProgramError
-from heron_common.tensors import Float32Array, Int64Array
+from heron_common.tensors import Int64Array
+
+log = logging.getLogger(__name__)
 
 Fetch = Callable[[BlobReference, str, str], bytes]
 """(blob, its kind for the byte count, its name for the log) -> bytes that match the digest; tries as long as patience lasts."""
+
+FetchFile = Callable[[BlobReference, str, str, Path], None]
+"""The same into a file, which appears when it is whole; what came before an interruption is not fetched again."""
 
 
 class Supplies:
     """Turns a membership into a context that can train, and an assignment into weights in its buffers."""
 
-    def __init__(self, fetch: Fetch, state: ClientState, clock: Clock, give_memory_back: Callable[[], None]) -> None:
+    def __init__(self, fetch: Fetch, fetch_file: FetchFile, state: ClientState, clock: Clock, give_memory_back: Callable[[], None]) -> None:
         self._fetch = fetch
+        self._fetch_file = fetch_file
         self._state = state
         self._clock = clock
         self._give_memory_back = give_memory_back
 
-    def context(self, client_name: str, membership: Membership, source: DataSource, threads: int) -> LocalContext:
+    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int) -> LocalContext:
         """Load every program of the run over fresh buffers.
 
         Raises:
@@ -37,11 +49,29 @@ class Supplies:
 
         """
         parameters = LocalParameters(membership.model)
-        programs = {p.kind: self._program(membership, parameters, p, threads) for p in membership.programs}
-        read_batch = _reader(source, membership)
+        base = MappedBase(self._base_file(membership), membership.model.base)
+        programs = {p.kind: self._program(membership, parameters, base, p, threads) for p in membership.programs}
+        read_batch = _reader(reader)
         return LocalContext(
-            client_name, membership.run_seed, membership.model, parameters, programs, read_batch, source.num_examples, self._clock
+            client_name, membership.run_seed, membership.model, parameters, programs, read_batch, reader.num_examples, self._clock
         )
+
+    def tokenizer(self, specification: DataSpecification) -> bytes | None:
+        """Fetch the tokenizer that a run names, if it names one; kept for next time as a program is.
+
+        Raises:
+            ProgramError: it is larger than any tokenizer.
+
+        """
+        blob = specification.tokenizer
+        if blob is None:
+            return None
+        check_tokenizer(blob)
+        data = self._state.cached_program(blob)
+        if data is None:
+            data = self._fetch(blob, "tokenizer", "the tokenizer")
+            self._state.keep_program(blob, data)
+        return data
 
     def load_weights(self, parameters: LocalParameters, assignment: Assignment) -> None:
         """Fetch the weights that an assignment names into the client's buffers.
@@ -63,7 +93,20 @@ class Supplies:
                 )
             np.copyto(target, np.frombuffer(self._fetch(blob, "weights", what), "<f4"))
 
-    def _program(self, membership: Membership, parameters: LocalParameters, reference: ProgramReference, threads: int) -> Program:
+    def _base_file(self, membership: Membership) -> Path | None:
+        if membership.base is None:
+            return None
+        path = self._state.large_blob_path(membership.base)
+        if not path.exists():
+            log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
+            self._fetch_file(membership.base, "base", "the frozen weights", path)
+        elif not has_digest(path, membership.base):
+            raise ProgramError(f"{path} is damaged: its digest is not the one that its name says; delete it and start again")
+        return path
+
+    def _program(
+        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int
+    ) -> Program:
         check_reference(reference)
         data = self._state.cached_program(reference.blob)
         if data is None:
@@ -71,16 +114,29 @@ class Supplies:
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification.input_shape, threads)
+        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base)
         self._give_memory_back()
         return program
 
 
-def _reader(source: DataSource, membership: Membership) -> ReadBatch:
-    def read_batch(indices: Int64Array) -> tuple[Float32Array, Int64Array]:
-        x, y = source.batch(indices, membership.data_specification)
+def check_tokenizer(blob: BlobReference) -> None:
+    """Refuse a tokenizer that is too large to be one, before it is fetched.
+
+    Raises:
+        ProgramError: it is.
+
+    """
+    if blob.size_bytes > MAX_TOKENIZER_BYTES:
+        raise ProgramError(
+            f"a tokenizer has at most {MAX_TOKENIZER_BYTES} bytes, but the run's has {blob.size_bytes}: choose another on the server"
+        )
+
+
+def _reader(reader: SampleReader) -> ReadBatch:
+    def read_batch(indices: Int64Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        x, y = reader.batch(indices)
         if not bool(np.isfinite(x).all()):
-            raise DataError(f"samples must be finite, but {source.name!r} holds NaN or infinity: clean the data")
+            raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
         return x, y
 
     return read_batch

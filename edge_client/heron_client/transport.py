@@ -7,17 +7,19 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import onnxruntime
 
+from heron_client.state_directory import has_digest
 from heron_client.uploader import Chunk, UploadRequest
 from heron_common.assignment import BlobReference, LocalStatistics, Membership, NextStep, Submission, UploadAnswer, UploadLoss
 from heron_common.chunks import StreamAccount, split_rows
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
-from heron_common.errors import HeronError, ProgramError, RefusedError, TransportError
+from heron_common.errors import HeronError, ProgramError, RefusedError, StorageError, TransportError
 from heron_common.grpc_options import CALL_DEADLINE_SECONDS, channel_options
 from heron_common.ids import RoundReference
 from heron_common.tensors import TensorSpec, raw_bytes, total_bytes
@@ -76,8 +78,8 @@ class Transport:
         self._run_id = ""
         self._losses_seen = 0
 
-    def join(self, client_name: str, identity_key: str, num_examples: int) -> Membership:
-        """Introduce this client and keep the session.
+    def join(self, client_name: str, identity_key: str, num_examples: int, only_checks: bool = False) -> Membership:
+        """Introduce this client and keep the session; with `only_checks` it takes no part in the run.
 
         Raises:
             RefusedError: the server refuses it, for good or for now.
@@ -89,6 +91,7 @@ class Transport:
             client_name=client_name,
             identity_key=identity_key,
             num_examples=num_examples,
+            only_checks=only_checks,
             capabilities=pb.Capabilities(
                 client_version=VERSION,
                 runtime_version=f"onnxruntime {onnxruntime.__version__}",
@@ -127,6 +130,31 @@ class Transport:
         if hashlib.sha256(data).hexdigest() != blob.sha256:
             raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
         return bytes(data)
+
+    def fetch_file(self, blob: BlobReference, kind: str, path: Path) -> None:
+        """Fetch a blob into a file, which appears when size and digest are right. A repeated call goes on where the one before was interrupted.
+
+        Raises:
+            ProgramError: the bytes are not the ones that the digest names; the next call begins anew.
+            StorageError: the disk refuses.
+
+        """
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            with partial.open("ab") as file, self._mapped():
+                request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256, offset_bytes=file.tell())
+                # So large a blob may take longer than any stream of a round; a connection that is dead is found by keepalive.
+                for part in self._tracked(self._stub.FetchBlob(request)):
+                    file.write(part.data)
+                    self._count("down", kind, len(part.data))
+                    if file.tell() > blob.size_bytes:
+                        break
+            if not has_digest(partial, blob):
+                partial.unlink()
+                raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
+            partial.replace(path)
+        except OSError as exc:
+            raise StorageError(f"cannot write {partial} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc
 
     def upload(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         """Send one upload as its chunks become available and return the server's answer."""

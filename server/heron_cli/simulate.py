@@ -97,6 +97,7 @@ def _print_line(record: RoundRecord, total: int, every: int, console: Console) -
 def _figures(record: RoundRecord) -> str:
     figures = [
         f"test accuracy {record.test_accuracy:.1%}" if record.test_accuracy is not None else "",
+        f"test perplexity {record.test_perplexity:.2f}" if record.test_perplexity is not None else "",
         f"server loss {record.server_loss:.3f}" if record.server_loss is not None else "",
     ]
     return ", ".join(figure for figure in figures if figure) or "trained"
@@ -114,12 +115,13 @@ def _table(summary: dict[str, Any]) -> Table:
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     clients = summary["clients"].values()
     rounds = summary["rounds"]
-    last = rounds[-1] if rounds else {"test_accuracy": None, "test_loss": None}
+    last = rounds[-1] if rounds else {}
     up, down = (sum(sum(client[name].values()) for client in clients) for name in ("bytes_up", "bytes_down"))
     in_rounds = sum(row["seconds"] for row in rounds)
     return [
-        ("test accuracy", _figure(last["test_accuracy"], "{:.2%}")),
-        ("test loss", _figure(last["test_loss"], "{:.4f}")),
+        ("test accuracy", _figure(last.get("test_accuracy"), "{:.2%}")),
+        *([("test perplexity", f"{last['test_perplexity']:.2f}")] if last.get("test_perplexity") is not None else []),
+        ("test loss", _figure(last.get("test_loss"), "{:.4f}")),
         ("rounds", f"{summary['rounds_completed']} of {summary['num_rounds']}"),
         ("weights in the front", str(summary["model"]["client_model_weights"])),
         ("client forward passes", f"{sum(row['client_forward_passes'] for row in rounds):,}"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from heron_client.metrics import ClientMetrics
@@ -15,7 +17,7 @@ from heron_client.transport import Transport
 from heron_client.uploader import DEFAULT_WINDOW_BYTES
 from heron_common.assignment import BlobReference
 from heron_common.clock import Clock
-from heron_common.data.partition import Partition, partition_all
+from heron_common.data.partition import Partition, Shard, partition_all
 from heron_common.data.sources import DataSource
 from heron_common.ids import new_token
 
@@ -38,16 +40,24 @@ def shares(source: DataSource, partition: Partition, count: int) -> list[DataSou
         DataError: there are too few samples for so many clients.
 
     """
-    return [source.restricted(rows) for rows in partition_all(source.read_labels(), partition, count)]
+    if not source.is_counted:
+        return [source.shard(partition, Shard(index, count)) for index in range(count)]
+    labels = source.read_labels() if partition.uses_labels else np.zeros(source.num_examples, np.int64)
+    return [source.restricted(rows) for rows in partition_all(labels, partition, count)]
 
 
 class MemoryState:
     """A client's state without a disk. A program is fetched once by each client, as devices do, but its bytes are kept once for all."""
 
-    def __init__(self, shared: dict[str, bytes]) -> None:
+    def __init__(self, shared: dict[str, bytes], blobs: Path) -> None:
         self.identity_key = new_token()
         self._shared = shared
+        self._blobs = blobs
         self._fetched: set[str] = set()
+
+    def large_blob_path(self, blob: BlobReference) -> Path:
+        """Return the server's own file: frozen weights are mapped by all and fetched by none."""
+        return self._blobs / blob.sha256
 
     def remember_run(self, run_id: str) -> None:
         """Keep nothing: a client lives as long as its run here."""
@@ -65,14 +75,14 @@ class MemoryState:
 class Crowd:
     """All clients of a simulation, each with its own share of the data."""
 
-    def __init__(self, sources: list[DataSource], stub: Any, clock: Clock, on_failure: OnFailure) -> None:
+    def __init__(self, sources: list[DataSource], stub: Any, clock: Clock, blobs: Path, on_failure: OnFailure) -> None:
         self._on_failure = on_failure
         self._stop = threading.Event()
         programs: dict[str, bytes] = {}
         self._transports: list[Transport] = []
         self._threads: list[threading.Thread] = []
         for index, source in enumerate(sources):
-            self._add(client_name(index), source, stub, clock, MemoryState(programs))
+            self._add(client_name(index), source, stub, clock, MemoryState(programs, blobs))
 
     def start(self) -> None:
         """Let every client join."""

@@ -112,7 +112,7 @@ class _Simulation:
             stack.callback(directory.close)
             parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE)
             stub = LoopbackStub(parts.servicer, self._refused(parts))
-            crowd = Crowd(sources, stub, clock, self._failed)
+            crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
             directory.record(parts.identity)
             if config.run.resume:
                 self._rounds_told = len(parts.worker.rounds)

@@ -15,16 +15,20 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from heron_common.assignment import DataSpecification
+from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
-from heron_common.data.sources import DataSource, open_source, parse_specification
+from heron_common.data.reading import SampleReader
+from heron_common.data.sources import open_source
+from heron_common.data.specification import parse_specification
 from heron_common.error_catalog import ErrorCode
+from heron_common.errors import StorageError
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.presets import preset
 from heron_common.tensors import num_parameters
 from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
+from heron_server.models.base import write_base
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import ClientCost
@@ -78,7 +82,7 @@ class ServerAssembly(Assembly):
 class _Published:
     """What is trained and scored, and the proof that its programs are right."""
 
-    eval_source: DataSource | None
+    eval_source: SampleReader | None
     data: DataSpecification
     model: SplitModel
     algorithm: Algorithm
@@ -120,7 +124,8 @@ def assemble_run(
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
-    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm)
+    base = _write_base(published.model, directory)
+    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base)
 
     def client_rows() -> dict[str, Any]:
         with coordinator.changed:
@@ -130,9 +135,9 @@ def assemble_run(
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     if config.run.resume:
         _resume(worker, checkpoints, clients)
-    coordinator = _coordinator(config, facts, published.programs, clients, spool, metrics, clock, directory, len(worker.rounds))
+    coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds))
     reception = Reception(coordinator, pace)
-    servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data.num_classes)
+    servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
     _log_plan(algorithm, published.cost.num_parameters, facts)
 
     def on_refusal(code: ErrorCode) -> None:
@@ -172,16 +177,34 @@ def _run_parts(
 
 def _publish(config: TrainingConfig) -> _Published:
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    eval_source = _eval_source(config)
-    data = parse_specification(config.run.data_spec)
+    data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
+    eval_source = None if data.tokens else _eval_source(config, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
+    data = model.completed(data)
+    # Text is read by the model's tokenizer.
+    eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
     return _Published(eval_source, data, model, algorithm, cost, programs, parity)
+
+
+def _write_base(model: SplitModel, directory: RunDirectory) -> BlobReference | None:
+    """Write the frozen weights to where clients fetch them from.
+
+    Raises:
+        StorageError: the disk refuses.
+
+    """
+    if not model.frozen:
+        return None
+    try:
+        return write_base(model.frozen, directory.blobs)
+    except OSError as exc:
+        raise StorageError(f"cannot write the frozen weights to {directory.blobs} ({exc.strerror or exc}): free some space") from exc
 
 
 def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
@@ -221,7 +244,7 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
     outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
     around = {key: changes.pop(key) for key in outside if key in changes}
     if "learning_rate" in changes:
-        around["rate_times_dimension"] = math.inf
+        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
     plan = dataclasses.replace(algorithm.plan, **changes)
     return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 
@@ -231,12 +254,10 @@ def default_program_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
 
 
-def _eval_source(config: TrainingConfig) -> DataSource | None:
+def _eval_source(config: TrainingConfig, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
     if config.run.eval_data is None:
         return None
-    source = open_source(config.run.eval_data)
-    check_source(source, parse_specification(config.run.data_spec))
-    return source
+    return check_source(open_source(config.run.eval_data), data, tokenizer)
 
 
 def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
@@ -258,7 +279,7 @@ def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRe
 def _coordinator(
     config: TrainingConfig,
     facts: RunFacts,
-    programs: list[PublishedProgram],
+    published: _Published,
     clients: ClientRegistry,
     spool: Spool,
     metrics: ServerMetrics,
@@ -267,8 +288,12 @@ def _coordinator(
     completed_rounds: int,
 ) -> Coordinator:
     blobs = BlobStore()
-    for program in programs:
+    for program in published.programs:
         blobs.put(program.data)
+    if published.model.tokenizer is not None:
+        blobs.put(published.model.tokenizer)
+    if facts.base is not None:
+        blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
     rounds = config.rounds
     rules = RoundRules(
         config.run.clients,

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from heron_common.aggregation_rule import AggregationRule
+from heron_common.data.specification import SPECIFICATION_FORMS
 from heron_common.directions import DirectionDistribution
 from heron_common.errors import ConfigurationError
 from heron_common.plan import (
@@ -50,7 +51,10 @@ class RunSection(Section):
     )
     data_spec: str = Field(
         "digits",
-        description="what data look like: digits, fashion-mnist, cifar-10, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10",
+        description=f"what data look like: {SPECIFICATION_FORMS}",
+    )
+    overlong: Literal["truncate", "refuse"] = Field(
+        "truncate", description="text longer than the specification says is cut off and counted, or refused: truncate or refuse"
     )
     eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
     clients: int = Field(4, ge=1, description="how many clients take part; the first round opens at once when so many are there")

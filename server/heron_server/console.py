@@ -19,6 +19,7 @@ def console_rows(parts: Assembly) -> list[tuple[str, str]]:
         ("round", f"{min(machine.round.round_index + 1, machine.rules.num_rounds)} of {machine.rules.num_rounds}, {machine.phase.value}"),
         ("clients", f"{live} live, {cohort} in this round"),
         ("test accuracy", _figure(last.test_accuracy if last else None, "{:.2%}")),
+        *([("test perplexity", f"{last.test_perplexity:.2f}")] if last and last.test_perplexity is not None else []),
         ("test loss", _figure(last.test_loss if last else None, "{:.4f}")),
         ("server loss", _figure(last.server_loss if last else None, "{:.4f}")),
         ("bytes up, down", f"{human_bytes(up)}, {human_bytes(down)}"),

@@ -43,6 +43,7 @@ class ServerMetrics:
         self.local_loss = gauge("local_loss", "Mean of the clients' local losses in the latest round.")
         self.evaluation_accuracy = gauge("evaluation_accuracy", "Accuracy on held-out data after the latest round.")
         self.evaluation_loss = gauge("evaluation_loss", "Loss on held-out data after the latest round.")
+        self.evaluation_perplexity = gauge("evaluation_perplexity", "Perplexity on held-out text after the latest round.")
         self.difference_mean = gauge("difference_mean", "Mean directional derivative over the clients of the latest round.")
         self.difference_variance = gauge(
             "difference_variance", "Mean variance of directional derivatives over the clients of the latest round."

@@ -12,7 +12,7 @@ import onnxruntime
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_server.rounds.clients import ClientRecord
 
-SUMMARY_VERSION = 2
+SUMMARY_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class RoundRecord:
     client_forward_passes: int
     client_forward_equivalents: float
     seconds: float
+    test_perplexity: float | None = None
 
 
 def versions() -> dict[str, str]:

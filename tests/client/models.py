@@ -42,7 +42,7 @@ class TinyModel:
 
     def load(self, kind: ProgramKind, parameters: LocalParameters, data: bytes | None = None) -> Program:
         """Load a program over the given buffers."""
-        return Program(self.reference(kind), data or self.program(kind), self.model.to_spec(), parameters, self.model.input_shape, 1)
+        return Program(self.reference(kind), data or self.program(kind), self.model.to_spec(), parameters, SHAPE, 1)
 
     def random_weights(self, seed: int) -> Float32Array:
         """Return flat weights of front and head, small enough that no unit saturates."""

@@ -95,3 +95,12 @@ def test_a_program_is_refused_by_what_is_said_of_it_before_it_is_fetched() -> No
         with pytest.raises(ProgramError, match=sentence):
             check_reference(ProgramReference(ProgramKind.LOSS, blob, 1))
     check_reference(ProgramReference(ProgramKind.LOSS, BlobReference("0" * 64, MAX_PROGRAM_BYTES), 1))
+
+
+def test_a_check_of_the_data_is_asked_for_by_a_flag_or_the_environment() -> None:
+    assert not parse_config(GOOD, {}).check_data
+    assert parse_config([*GOOD, "--check-data"], {}).check_data
+    assert parse_config(GOOD, {"HERON_CLIENT_CHECK_DATA": "1"}).check_data
+    assert not parse_config(GOOD, {"HERON_CLIENT_CHECK_DATA": "no"}).check_data
+    with pytest.raises(ConfigurationError, match="--check-data in the environment is yes or no"):
+        parse_config(GOOD, {"HERON_CLIENT_CHECK_DATA": "perhaps"})

@@ -13,7 +13,7 @@ from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program, self_test
 from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import SHAPE, TinyModel, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,14 @@ def test_bytes_that_are_no_program_are_refused_even_with_the_right_digest(tiny: 
     data = b"not a program"
     reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), 2)
     with pytest.raises(ProgramError, match="cannot load"):
-        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), tiny.model.input_shape, 1)
+        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
 
 
 def test_an_oversized_program_is_refused_before_it_is_loaded(tiny: TinyModel) -> None:
     data = bytes(MAX_PROGRAM_BYTES + 1)
     reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), 2)
     with pytest.raises(ProgramError, match="at most"):
-        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), tiny.model.input_shape, 1)
+        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
 
 
 def test_a_program_for_another_micro_batch_or_model_is_refused(tiny: TinyModel) -> None:
@@ -78,9 +78,16 @@ def test_a_program_for_another_micro_batch_or_model_is_refused(tiny: TinyModel) 
     reference = tiny.reference(ProgramKind.LOSS)
     with pytest.raises(ProgramError, match="inputs are not the model's"):
         wrong = dataclasses.replace(reference, micro_batch=4)
-        Program(wrong, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), tiny.model.input_shape, 1)
+        Program(wrong, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
     with pytest.raises(ProgramError, match="not the model's"):
-        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), (1, 9, 9), 1)
+        Program(
+            reference,
+            data,
+            tiny.model.to_spec(),
+            LocalParameters(tiny.model.to_spec()),
+            dataclasses.replace(SHAPE, input_shape=(1, 9, 9)),
+            1,
+        )
 
 
 def test_two_runs_give_the_same_bits(tiny: TinyModel) -> None:

@@ -15,6 +15,7 @@ import pytest
 from heron_common.data import digits as digits_module
 from heron_common.data import open_source
 from heron_common.data.digits import DIGITS_SPECIFICATION, open_digits
+from heron_common.data.reading import SampleReader
 from heron_common.errors import ConfigurationError, DataError
 
 
@@ -87,7 +88,7 @@ def test_rows_are_read_by_index_as_copies() -> None:
 
 def test_normalised_digits_lie_around_zero() -> None:
     source = open_source("digits:train")
-    x, _ = source.batch(source.rows, DIGITS_SPECIFICATION)
+    x, _ = SampleReader(source, DIGITS_SPECIFICATION).batch(source.rows)
     assert abs(float(x.mean())) < 0.05
     assert -1 <= float(x.min()) < 0 < float(x.max()) <= 1
 

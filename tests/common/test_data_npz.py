@@ -120,12 +120,9 @@ def test_fortran_order_is_refused_with_the_function_to_use(path: Path) -> None:
     assert "ascontiguousarray" in refusal_of(path)
 
 
-@pytest.mark.parametrize("missing", ["x", "y"])
-def test_a_missing_array_is_named_beside_those_that_exist(path: Path, missing: str) -> None:
-    arrays = {"x": X, "y": Y, "other": Y}
-    del arrays[missing]
-    np.savez(path, **arrays)
-    assert f"no array '{missing}'" in refusal_of(path)
+def test_missing_samples_are_named_beside_the_arrays_that_exist(path: Path) -> None:
+    np.savez(path, y=Y, other=Y)
+    assert "no array 'x'" in refusal_of(path)
     assert "other.npy" in refusal_of(path)
 
 
@@ -136,19 +133,18 @@ def test_a_missing_array_is_named_beside_those_that_exist(path: Path, missing: s
         (np.array([["a", "b"]] * 20), Y),
         (np.zeros((20, 2), [("a", "f4")]), Y),
         (np.zeros((20, 2), "M8[s]"), Y),
-        (X, Y.astype(np.float32)),
-        (X, Y.reshape(20, 1)),
+        (X, Y.reshape(20, 1, 1)),
         (X, Y > 3),
         (X[:, 0, 0], Y),
         (np.float32(3.0), Y),
         (X, np.int64(3)),
     ],
-    ids=["complex", "text", "structured", "dates", "float-labels", "label-matrix", "bool-labels", "vector", "scalar", "scalar-label"],
+    ids=["complex", "text", "structured", "dates", "label-cube", "bool-labels", "vector", "scalar", "scalar-label"],
 )
 def test_arrays_of_the_wrong_kind_or_rank_are_refused_with_what_they_are(path: Path, x: Any, y: Any) -> None:
     np.savez(path, x=x, y=y)
     sentence = refusal_of(path)
-    assert "must hold x [n, ...] of numbers and y [n] of integers" in sentence
+    assert "must hold x [n, ...] of numbers and y [n] or [n, k] of numbers" in sentence
     assert all(f"{np.asarray(a).dtype}{list(np.asarray(a).shape)}" in sentence for a in (x, y))
 
 

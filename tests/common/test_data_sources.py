@@ -12,6 +12,7 @@ from heron_common.data import open_source, source_names
 from heron_common.data.check import check_source
 from heron_common.data.digits import DIGITS_SPECIFICATION, MemoryRows
 from heron_common.data.partition import Shard, parse_partition, partition_rows
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource, parse_specification
 from heron_common.errors import ConfigurationError, DataError
 
@@ -33,7 +34,8 @@ def test_an_unknown_source_is_refused_with_every_kind_that_exists(name: str) -> 
 
 
 def test_source_names_show_how_each_kind_is_written() -> None:
-    assert [usage.split(":")[0] for usage in source_names()] == ["digits", "npz", "fashion-mnist", "cifar-10", "idx"]
+    kinds = ["digits", "npz", "fashion-mnist", "cifar-10", "idx", "csv", "jsonl", "text", "image-folder", "python"]
+    assert [usage.split(":")[0] for usage in source_names()] == kinds
 
 
 def test_a_path_may_hold_colons(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
 def test_a_batch_is_normalised_float32_with_int64_labels(tmp_path: Path, kind: str) -> None:
     raw, labels = np.arange(12).reshape(6, 1, 2).astype(kind), np.array([0, 1, 2, 0, 1, 2], "u1")
     np.savez(tmp_path / "d.npz", x=raw, y=labels)
-    x, y = open_source(f"npz:{tmp_path / 'd.npz'}").batch(np.array([5, 0, 5]), SPECIFICATION)
+    x, y = SampleReader(open_source(f"npz:{tmp_path / 'd.npz'}"), SPECIFICATION).batch(np.array([5, 0, 5]))
     assert (x.dtype, y.dtype, x.flags.c_contiguous) == (np.float32, np.int64, True)
     np.testing.assert_allclose(x, (raw[[5, 0, 5]].astype(np.float64) - 2.0) / 4.0, rtol=1e-6)
     assert y.tolist() == [2, 0, 2]
@@ -67,8 +69,8 @@ def test_a_batch_is_normalised_float32_with_int64_labels(tmp_path: Path, kind: s
 
 def test_normalising_a_batch_does_not_change_the_source() -> None:
     source = source_of(np.array([0, 1, 2]))
-    first, _ = source.batch(np.array([1]), SPECIFICATION)
-    second, _ = source.batch(np.array([1]), SPECIFICATION)
+    first, _ = SampleReader(source, SPECIFICATION).batch(np.array([1]))
+    second, _ = SampleReader(source, SPECIFICATION).batch(np.array([1]))
     assert np.array_equal(first, second)
 
 
@@ -76,7 +78,8 @@ def test_restricting_twice_composes_and_indices_count_within_the_restriction() -
     source = source_of(np.arange(10))
     shard = source.restricted(np.array([8, 6, 4, 2])).restricted(np.array([3, 0]))
     assert (shard.num_examples, source.num_examples) == (2, 10)
-    assert shard.batch(np.array([0, 1]), SPECIFICATION)[1].tolist() == [2, 8]
+    specification = DataSpecification("ten", (1, 2), 10)
+    assert SampleReader(shard, specification).batch(np.array([0, 1]))[1].tolist() == [2, 8]
     assert shard.input_shape == source.input_shape
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -198,3 +199,9 @@ def test_a_log_is_one_row_of_coefficients_a_step() -> None:
     assert (spec.name, spec.dtype, spec.shape) == ("coefficients", DType.FLOAT64, (10, 16 * 3))
     assert [s.name for s in update_specs(plan, MODEL, UpdateEncoding.DENSE)] == ["client_model"]
     assert update_specs(dataclasses.replace(plan, estimator=Estimator.NONE), MODEL) == ()
+
+
+def test_the_rate_is_capped_by_whichever_of_the_two_caps_is_lower() -> None:
+    algorithm = dataclasses.replace(preset("heron"), rate_times_dimension=1000.0, rate_times_root_dimension=50.0)
+    assert [algorithm.rate_at_most(d) for d in (100, 400, 10_000)] == [5.0, 2.5, 0.1]
+    assert preset("cse-fsl").rate_at_most(10**9) == math.inf

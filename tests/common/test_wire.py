@@ -19,6 +19,7 @@ from heron_common.assignment import (
     ModelSpec,
     ProgramKind,
     ProgramReference,
+    Task,
     UploadAnswer,
     UploadLoss,
     UploadPurpose,
@@ -62,8 +63,32 @@ MEMBERSHIP = Membership(
     num_rounds=60,
 )
 
+OF_TEXT = dataclasses.replace(
+    MEMBERSHIP,
+    data_specification=DataSpecification(
+        "tweets",
+        (32,),
+        3,
+        task=Task.CLASSIFICATION,
+        tokens=True,
+        class_names=("negative", "neutral", "positive"),
+        channel_means=(0.5, 0.25),
+        channel_deviations=(1.5, 2.0),
+        tokenizer=BLOB,
+        refuses_overlong=True,
+    ),
+    model=dataclasses.replace(
+        MODEL,
+        labels=TensorSpec("labels", DType.INT64, (32,)),
+        context=(TensorSpec("mask", DType.UINT8, (32,)),),
+        base=(TensorSpec("wte.weight", DType.INT8, (50, 8)), TensorSpec("wpe.weight", DType.BFLOAT16, (32, 8))),
+    ),
+    base=BLOB,
+)
+
 DOMAIN_AND_WIRE = [
     (DType, pb.DType, "DTYPE"),
+    (Task, pb.Task, "TASK"),
     (ProgramKind, pb.ProgramKind, "PROGRAM_KIND"),
     (UploadPurpose, pb.UploadPurpose, "UPLOAD_PURPOSE"),
     (Objective, pb.Objective, "OBJECTIVE"),
@@ -93,6 +118,7 @@ def through_the_wire(kind: str, value: Any) -> Any:
         ("round", ROUND),
         ("round", RoundReference(2**32 - 1, 0)),
         ("membership", MEMBERSHIP),
+        ("membership", OF_TEXT),
         ("membership", dataclasses.replace(MEMBERSHIP, programs=(), model=dataclasses.replace(MODEL, auxiliary_head=()))),
         ("assignment", ASSIGNMENT),
         ("assignment", dataclasses.replace(ASSIGNMENT, auxiliary_head=None, direction_scales=())),

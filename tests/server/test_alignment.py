@@ -16,6 +16,7 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.plan import Alignment
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.training.alignment import ALIGNMENT_BATCH, HeadAlignment
+from heron_server.training.uploads import DecodedUpload
 from tests.harness.simulated import differing, run_simulation
 from tests.server.interrupted import joined, state_after, take_part
 from tests.server.running_server import RunningServer
@@ -53,7 +54,7 @@ def test_the_gap_between_the_gradients_shrinks_with_every_alignment(tiny_model: 
     back = copy.deepcopy(tiny_model.back.state_dict())
     head = copy.deepcopy(tiny_model.auxiliary_head.state_dict())
     for _ in range(3):
-        alignment.keep("a", z, y)
+        alignment.keep("a", DecodedUpload(z, y))
         assert alignment.align() is not None
         alignment.forget()
         gaps.append(gap(tiny_model, alignment.heads["a"], z, y))
@@ -68,9 +69,9 @@ def test_an_alignment_uses_the_latest_rows_only(tiny_model: SplitModel) -> None:
     few, many = HeadAlignment(tiny_model, settings), HeadAlignment(tiny_model, settings)
     uploads = [rows(4, seed) for seed in range(6)]
     for z, y in uploads:
-        many.keep("a", z, y)
+        many.keep("a", DecodedUpload(z, y))
     for z, y in ((uploads[3][0][2:], uploads[3][1][2:]), *uploads[4:]):
-        few.keep("a", z, y)
+        few.keep("a", DecodedUpload(z, y))
     assert few.align() == many.align()
     assert few.heads["a"].tobytes() == many.heads["a"].tobytes()
 
@@ -78,7 +79,7 @@ def test_an_alignment_uses_the_latest_rows_only(tiny_model: SplitModel) -> None:
 def test_nobody_uploaded_and_nobody_is_aligned(tiny_model: SplitModel) -> None:
     alignment = HeadAlignment(tiny_model, Alignment())
     assert alignment.align() is None
-    alignment.keep("a", *rows(4))
+    alignment.keep("a", DecodedUpload(*rows(4)))
     alignment.forget()
     assert alignment.align() is None and alignment.heads == {}
 
@@ -91,11 +92,11 @@ def test_heads_are_aligned_every_so_many_rounds_beginning_with_the_first(tiny_mo
 
 def test_rows_on_which_no_head_can_be_fitted_leave_it_as_it_was(tiny_model: SplitModel) -> None:
     alignment = HeadAlignment(tiny_model, Alignment(epochs=2))
-    alignment.keep("a", *rows(8))
+    alignment.keep("a", DecodedUpload(*rows(8)))
     alignment.align()
     before = alignment.heads["a"].copy()
     z, y = rows(8, seed=1)
-    alignment.keep("a", np.where(z > 0, np.float32(3e38), np.float32(-3e38)), y)
+    alignment.keep("a", DecodedUpload(np.where(z > 0, np.float32(3e38), np.float32(-3e38)), y))
     alignment.align()
     assert alignment.heads["a"].tobytes() == before.tobytes()
 

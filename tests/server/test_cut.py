@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 
 from heron_cli.simulation import simulate
 from heron_cli.simulation_config import simulation_config
-from heron_common.assignment import DataSpecification, ProgramKind
+from heron_common.assignment import DataSpecification, ProgramKind, Task
 from heron_common.data.digits import DIGITS_SPECIFICATION
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
 from heron_server.models.registry import build_model
@@ -138,7 +140,8 @@ def test_another_model_of_the_same_name_has_another_key_for_its_programs(zoo: Pa
         ("Transformer", "blocks", ["a list"]),
         ("Transformer", "blocks.0.linear1", ["inside 'blocks.0'", "a layer of torch"]),
         ("resnet", "unused", ["forward does not call it"]),
-        ("FrozenFirst", "second", ["first.weight", "frozen"]),
+        ("FrozenFirst", "first", ["left in front for clients to train"]),
+        ("Narrow", "second", ["first.weight is bfloat16", "float()"]),
         ("gated", "second", ["inner in front", "branches on the values of the data", "zoo.py, line", "if x.max() > 1e9:"]),
         ("Branching", "first", ["own forward", "zoo.py, line", "if x.sum() > 0:"]),
         ("Trains", "first", ["training mode", "only dropout may differ"]),
@@ -239,6 +242,18 @@ def test_activations_that_no_head_fits_ask_for_one() -> None:
     assert "head=python:MODULE:CALLABLE" in sentence and "2x2x4x4" in sentence
 
 
+def test_a_regression_is_cut_like_a_classification_and_tokens_are_sent_elsewhere() -> None:
+    split = build("sequential", "2", dataclasses.replace(DATA, task=Task.REGRESSION))
+    assert split.sample_losses(split.back(split.front(torch.zeros(3, 1, 8, 8))), torch.zeros(3, 10)).shape == (3,)
+    assert "use a model of hf:" in refusal("sequential", "2", dataclasses.replace(DATA, tokens=True))
+
+
+def test_frozen_weights_stand_in_front_beside_trained_ones() -> None:
+    split = build("FrozenFirst", "second")
+    assert [spec.name for spec in split.to_spec().client_model] == ["second.weight", "second.bias"]
+    assert [frozen.spec.name for frozen in split.frozen] == ["first.weight", "first.bias"]
+
+
 # --- a run
 
 
@@ -261,7 +276,7 @@ def test_a_users_model_trains_and_its_checkpoint_has_its_names(tmp_path: Path, p
     moved = {name.partition(".")[0] for name, p in original.named_parameters() if not torch.equal(p, untrained.get_parameter(name))}
     assert moved == {"0", "1", "3", "5"}
     test = open_source("digits:test")
-    x, y = test.batch(np.arange(test.num_examples), DIGITS_SPECIFICATION)
+    x, y = SampleReader(test, DIGITS_SPECIFICATION, None).batch(np.arange(test.num_examples))
     with torch.no_grad():
         accuracy = float((original.eval()(torch.from_numpy(x)).argmax(1).numpy() == y).mean())
     assert accuracy == pytest.approx(summary["rounds"][-1]["test_accuracy"])

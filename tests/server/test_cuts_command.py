@@ -51,7 +51,7 @@ def test_places_stand_in_a_table_and_the_others_are_counted_with_a_reason(zoo: s
     assert table[4].split()[1:4] == ["4x4x4", "256", "44"]
     text = "\n".join(printed)
     assert "19  another tensor would have to cross as well, e.g. layer1.0.conv1" in text
-    assert "4  called several times" in text and "1  no weights behind, e.g. fc" in text and "client peak    estimate" in text
+    assert "4  called several times" in text and "1  no weights to train behind, e.g. fc" in text and "client peak    estimate" in text
 
 
 def test_what_could_not_be_traced_is_named_with_the_line(zoo: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from heron_common.assignment import DataSpecification
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
 from heron_server.models.split_model import SplitModel
 from heron_server.training.evaluation import evaluate
@@ -36,8 +37,8 @@ def source(count: int) -> DataSource:
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
 def test_every_sample_counts_once_whatever_the_batches_are(tiny_model: SplitModel, count: int) -> None:
     data = source(count)
-    score = evaluate(tiny_model, data, SPECIFICATION)
-    x, y = data.batch(np.arange(count), SPECIFICATION)
+    score = evaluate(tiny_model, SampleReader(data, SPECIFICATION))
+    x, y = SampleReader(data, SPECIFICATION).batch(np.arange(count))
     with torch.no_grad():
         logits = tiny_model.back(tiny_model.front(torch.from_numpy(x)))
         losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y), reduction="none")
@@ -48,14 +49,14 @@ def test_every_sample_counts_once_whatever_the_batches_are(tiny_model: SplitMode
 
 def test_a_shard_is_scored_on_its_rows_only(tiny_model: SplitModel) -> None:
     data = source(20)
-    parts = [evaluate(tiny_model, data.restricted(np.arange(start, start + 10)), SPECIFICATION) for start in (0, 10)]
-    whole = evaluate(tiny_model, data, SPECIFICATION)
+    parts = [evaluate(tiny_model, SampleReader(data.restricted(np.arange(start, start + 10)), SPECIFICATION)) for start in (0, 10)]
+    whole = evaluate(tiny_model, SampleReader(data, SPECIFICATION))
     assert whole.loss == pytest.approx(sum(part.loss for part in parts) / 2, rel=1e-6)
     assert whole.accuracy == pytest.approx(sum(part.accuracy for part in parts) / 2)
 
 
 def test_scoring_changes_no_weight_and_leaves_no_gradient(tiny_model: SplitModel) -> None:
     before = [p.detach().clone() for part in (tiny_model.front, tiny_model.back) for p in part.parameters()]
-    evaluate(tiny_model, source(30), SPECIFICATION)
+    evaluate(tiny_model, SampleReader(source(30), SPECIFICATION))
     after = [p for part in (tiny_model.front, tiny_model.back) for p in part.parameters()]
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))

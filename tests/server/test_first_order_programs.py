@@ -38,14 +38,14 @@ class Residual(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Floats that are token numbers -> embedded tokens."""
+    """Floats -> embedded tokens, numbered by their whole parts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(3, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.embedding(x.long())
+        return self.embedding(x.long().abs() % 3)
 
 
 def split(front: nn.Module, shape: tuple[int, ...], classes: int = 3) -> SplitModel:
@@ -179,8 +179,8 @@ def differentiate(front: nn.Module, shape: tuple[int, ...], rows: int) -> None:
     function = compile_function(model, ProgramKind.PULLBACK, rows)
     data = samples(model, rows)
     traced = with_backward_rules(function.module, function.arguments)
-    arguments = torch.from_numpy(data["x"]), torch.from_numpy(data["cut_gradient"]), [p.detach() for p in model.front.parameters()]
-    found = [g.numpy() for g in traced(*arguments)]
+    weights = [p.detach() for p in model.front.parameters()]
+    found = [g.numpy() for g in traced(torch.from_numpy(data["x"]), torch.from_numpy(data["cut_gradient"]), weights, [])]
     assert_equal(dict(zip(function.output_names, found, strict=True)), autograd(model, ProgramKind.PULLBACK, data))
 
 

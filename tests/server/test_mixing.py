@@ -58,11 +58,11 @@ sizes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 3)).map(l
 def test_mixing_deals_every_row_once_and_keeps_it_with_its_label_and_source(size: tuple[int, int], low: int) -> None:
     num_uploads, batch_size = size
     batches = mixed_batches(numbered(num_uploads, batch_size), PerturbationSeed(low, 1))
-    assert [len(batch.labels) for batch in batches] == [batch_size] * num_uploads
-    dealt = [label for batch in batches for label in batch.labels]
+    assert [len(batch.rows.labels) for batch in batches] == [batch_size] * num_uploads
+    dealt = [label for batch in batches for label in batch.rows.labels]
     assert sorted(dealt) == list(range(num_uploads * batch_size)), "nothing lost, nothing twice"
     for batch in batches:
-        for activation, label, source in zip(batch.activations, batch.labels, batch.sources, strict=True):
+        for activation, label, source in zip(batch.rows.activations, batch.rows.labels, batch.sources, strict=True):
             assert activation.tolist() == [source, label - source * batch_size]
             assert label // batch_size == source
 
@@ -81,11 +81,11 @@ def test_mixing_is_a_function_of_its_seed_and_draws_rows_at_random() -> None:
     uploads = numbered(3, 60)
     one, same, other = (mixed_batches(uploads, PerturbationSeed(low, 2)) for low in (5, 5, 6))
     for a, b in zip(one, same, strict=True):
-        assert a.labels.tolist() == b.labels.tolist()
-    assert any(a.labels.tolist() != b.labels.tolist() for a, b in zip(one, other, strict=True))
+        assert a.rows.labels.tolist() == b.rows.labels.tolist()
+    assert any(a.rows.labels.tolist() != b.rows.labels.tolist() for a, b in zip(one, other, strict=True))
     # Of the 20 rows that a batch takes of an upload of 60, a third lies in any third of it; 5 standard deviations of the hypergeometric count are 9.
     for batch in one:
-        of_first = batch.labels[batch.sources == 0]
+        of_first = batch.rows.labels[batch.sources == 0]
         assert abs(int(np.sum(of_first < 20)) - 20 / 3) < 9
 
 
@@ -100,8 +100,8 @@ def twin_steps(
         of_step = [DecodedUpload(*uploads[2 * step + n]) for n in range(2)]
         by_row: dict[bytes, float] = {}
         for batch in mixed_batches(of_step, seed):
-            losses = cross_entropy(back(torch.from_numpy(batch.activations)), torch.from_numpy(batch.labels), reduction="none")
-            by_row |= {row.tobytes(): float(loss) for row, loss in zip(batch.activations, losses.detach(), strict=True)}
+            losses = cross_entropy(back(torch.from_numpy(batch.rows.activations)), torch.from_numpy(batch.rows.labels), reduction="none")
+            by_row |= {row.tobytes(): float(loss) for row, loss in zip(batch.rows.activations, losses.detach(), strict=True)}
             steps.zero_grad()
             losses.mean().backward()
             steps.step()

@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "server_optimiser": ("sgd", "adamw", "sgd"),
     "device": ("cpu", "cuda", "cuda:1"),
     "precision": ("bf16", "fp32", "bf16"),
+    "overlong": ("refuse", "truncate", "refuse"),
     "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
     "metrics_host": ("::1", "127.0.0.2", "127.0.0.3"),
     "log_level": ("debug", "warning", "error"),

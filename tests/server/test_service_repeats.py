@@ -12,6 +12,7 @@ import pytest
 from heron_common.assignment import UploadKey
 from heron_common.error_catalog import RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_server.rounds.intake import Intake
+from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer
 from tests.server.wire_client import OpenStream, WireClient, metadata_of, refused
@@ -163,7 +164,7 @@ def test_probes_are_judged_by_the_version_before_the_step_and_the_answer_is_kept
     z, y = client.batch(seed=3)
     probes = 1 if difference == "forward" else 2
     assert len(z) == len(y) * (1 + probes)
-    expected = trainer.judge(z, y).reshape(-1)
+    expected = trainer.judge(DecodedUpload(z, y)).reshape(-1)
     first = client.upload(0, seed=3)
     np.testing.assert_array_equal(np.array(first.probe_losses, np.float32), expected)
     assert first.server_version == 0 and trainer.server_version == 1

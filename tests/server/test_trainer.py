@@ -12,6 +12,7 @@ import torch
 from heron_common.errors import ConfigurationError
 from heron_server.models.split_model import SplitModel
 from heron_server.training.trainer import Trainer, TrainerSettings, choose_device
+from heron_server.training.uploads import DecodedUpload
 
 RATE, DECAY = 0.05, 0.01
 
@@ -65,7 +66,7 @@ def test_steps_are_those_of_plain_torch(tiny_model: SplitModel, name: str, train
             loss.backward()
             plain[part].step()
             expected[part] = loss.item()
-        losses = trainer.train(z, y)
+        losses = trainer.train(DecodedUpload(z, y))
         assert losses.server == pytest.approx(expected["back"], rel=1e-6)
         assert losses.head == (pytest.approx(expected["head"], rel=1e-6) if trains_head else None)
         assert not losses.skipped and trainer.server_version == step + 1
@@ -78,10 +79,10 @@ def test_steps_are_those_of_plain_torch(tiny_model: SplitModel, name: str, train
 
 def test_judging_is_plain_torch_and_changes_nothing(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)
-    trainer.train(*batch(0))
+    trainer.train(DecodedUpload(*batch(0)))
     before = state_of(trainer)
     (base, y), (probe, _), (other, _) = batch(1), batch(2), batch(3)
-    judged = trainer.judge(np.concatenate([base, probe, other]), y)
+    judged = trainer.judge(DecodedUpload(np.concatenate([base, probe, other]), y))
     assert judged.shape == (3, 4) and judged.dtype == np.float32
     with torch.no_grad():
         for row, z in zip(judged, (base, probe, other), strict=True):
@@ -94,20 +95,20 @@ def test_judging_is_plain_torch_and_changes_nothing(tiny_model: SplitModel) -> N
 def test_judging_each_row_alone_gives_the_same_losses(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=False)
     z, y = batch(0)
-    alone = [trainer.judge(z[i : i + 1], y[i : i + 1])[0, 0] for i in range(len(y))]
-    np.testing.assert_allclose(trainer.judge(z, y)[0], alone, rtol=1e-5)
+    alone = [trainer.judge(DecodedUpload(z[i : i + 1], y[i : i + 1]))[0, 0] for i in range(len(y))]
+    np.testing.assert_allclose(trainer.judge(DecodedUpload(z, y))[0], alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize("poisoned", ["back", "head", "both"])
 def test_a_loss_that_is_not_finite_moves_nothing(tiny_model: SplitModel, poisoned: str) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)
-    trainer.train(*batch(0))
+    trainer.train(DecodedUpload(*batch(0)))
     with torch.no_grad():
         for part, module in (("back", tiny_model.back), ("head", tiny_model.auxiliary_head)):
             if poisoned in (part, "both"):
                 next(iter(module.parameters())).fill_(torch.inf)
     before = state_of(trainer)
-    assert trainer.train(*batch(1)).skipped
+    assert trainer.train(DecodedUpload(*batch(1))).skipped
     assert trainer.server_version == 1
     assert_same(state_of(trainer), before)
 
@@ -115,8 +116,8 @@ def test_a_loss_that_is_not_finite_moves_nothing(tiny_model: SplitModel, poisone
 def test_training_goes_on_after_a_skipped_step(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)
     z, y = batch(0)
-    assert trainer.train(np.full_like(z, np.inf), y).skipped
-    assert not trainer.train(z, y).skipped
+    assert trainer.train(DecodedUpload(np.full_like(z, np.inf), y)).skipped
+    assert not trainer.train(DecodedUpload(z, y)).skipped
     assert all(torch.isfinite(value).all() for value in state_of(trainer).values())
 
 
@@ -126,14 +127,14 @@ def test_a_restored_trainer_continues_bit_for_bit(tiny_model: SplitModel, name: 
     other_model = copy.deepcopy(tiny_model)
     trainer = Trainer(tiny_model, settings(name), trains_head)
     for step in range(3):
-        trainer.train(*batch(step))
+        trainer.train(DecodedUpload(*batch(step)))
     kept, version = trainer.tensors(), trainer.server_version
     restored = Trainer(other_model, settings(name), trains_head)
-    restored.train(*batch(99))
+    restored.train(DecodedUpload(*batch(99)))
     restored.load_tensors(kept, version)
     assert_same(state_of(restored), kept)
     for step in range(3, 6):
-        one, other = trainer.train(*batch(step)), restored.train(*batch(step))
+        one, other = trainer.train(DecodedUpload(*batch(step))), restored.train(DecodedUpload(*batch(step)))
         assert (one.losses.tolist(), one.head, one.skipped) == (other.losses.tolist(), other.head, other.skipped)
     assert restored.server_version == trainer.server_version
     assert_same(state_of(restored), state_of(trainer))
@@ -142,23 +143,23 @@ def test_a_restored_trainer_continues_bit_for_bit(tiny_model: SplitModel, name: 
 def test_going_back_to_before_the_first_step_forgets_the_optimisers_moments(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)
     start = trainer.tensors()
-    trainer.train(*batch(0))
+    trainer.train(DecodedUpload(*batch(0)))
     first = trainer.tensors()
     trainer.load_tensors(start, 0)
     assert_same(state_of(trainer), start)
-    trainer.train(*batch(0))
+    trainer.train(DecodedUpload(*batch(0)))
     assert_same(state_of(trainer), first)
 
 
 def test_kept_tensors_are_copies(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)
-    trainer.train(*batch(0))
+    trainer.train(DecodedUpload(*batch(0)))
     kept = trainer.tensors()
     copies = {name: value.clone() for name, value in kept.items()}
-    trainer.train(*batch(1))
+    trainer.train(DecodedUpload(*batch(1)))
     assert_same(kept, copies)
     trainer.load_tensors(kept, 1)
-    trainer.train(*batch(1))
+    trainer.train(DecodedUpload(*batch(1)))
     assert_same(kept, copies)
 
 
@@ -173,7 +174,7 @@ def test_averaged_weights_are_taken_over(tiny_model: SplitModel) -> None:
 
 def test_bf16_steps_keep_float32_weights_and_learn(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(precision="bf16", weight_decay=0.0), trains_head=True)
-    losses = [trainer.train(*batch(0)).server for _ in range(20)]
+    losses = [trainer.train(DecodedUpload(*batch(0))).server for _ in range(20)]
     assert losses[-1] < losses[0]
     assert all(p.dtype is torch.float32 for p in tiny_model.back.parameters())
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.partition import Partition, SampleOrder, Shard
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.ids import RoundReference
 from heron_server.models.registry import build_model, parse_model_options
@@ -81,7 +82,7 @@ class Samples:
     def batch(self, client: str, round_index: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         share = self._shares[client]
         order = SampleOrder(SEED, client, RoundReference(round_index, 0), share.num_examples, BATCH)
-        x, y = share.batch(order.indices(step), DIGITS_SPECIFICATION)
+        x, y = SampleReader(share, DIGITS_SPECIFICATION).batch(order.indices(step))
         return torch.from_numpy(x), torch.from_numpy(y)
 
 
@@ -218,7 +219,7 @@ def test_one_client_with_one_step_a_round_is_descent_of_the_unsplit_model(tmp_pa
     share = open_source("digits:train").shard(Partition(), Shard(0, 1))
     for round_index in range(rounds):
         order = SampleOrder(SEED, CLIENTS[0], RoundReference(round_index, 0), share.num_examples, BATCH)
-        x, y = share.batch(order.indices(0), DIGITS_SPECIFICATION)
+        x, y = SampleReader(share, DIGITS_SPECIFICATION).batch(order.indices(0))
         steps.zero_grad()
         cross_entropy(unsplit(torch.from_numpy(x)), torch.from_numpy(y)).backward()
         steps.step()

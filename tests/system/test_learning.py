@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from heron_common.data.digits import DIGITS_SPECIFICATION
+from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_server.models.registry import build_model
 from tests.harness.cluster import NARROWEST, Cluster, wait_for_exit
@@ -49,7 +50,7 @@ def _train_in_plain_torch(seed: int, train_front: bool) -> float:
     parameters = list(network.parameters()) if train_front else list(model.back.parameters())
     optimiser = torch.optim.Adam(parameters, 2e-3)
     train, test = open_source("digits:train"), open_source("digits:test")
-    x, y = (torch.from_numpy(a) for a in train.batch(np.arange(train.num_examples), DIGITS_SPECIFICATION))
+    x, y = (torch.from_numpy(a) for a in SampleReader(train, DIGITS_SPECIFICATION).batch(np.arange(train.num_examples)))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(ROUNDS * 10 * 4):
         rows = torch.randint(0, len(y), (64,), generator=generator)
@@ -57,7 +58,7 @@ def _train_in_plain_torch(seed: int, train_front: bool) -> float:
         nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
         optimiser.step()
     with torch.no_grad():
-        xt, yt = (torch.from_numpy(a) for a in test.batch(np.arange(test.num_examples), DIGITS_SPECIFICATION))
+        xt, yt = (torch.from_numpy(a) for a in SampleReader(test, DIGITS_SPECIFICATION).batch(np.arange(test.num_examples)))
         return float((network(xt).argmax(1) == yt).float().mean())
 
 

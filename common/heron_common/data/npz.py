@@ -11,13 +11,14 @@ from pathlib import Path
 from numpy.lib import format as npy_format
 
 from heron_common.data.file_rows import FileRows
+from heron_common.data.rows import NoLabels, RowReader
 from heron_common.errors import ConfigurationError, DataError
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
-def open_npz(argument: str) -> tuple[FileRows, FileRows]:
-    """Open arrays `x` [n, *shape] (float or integer) and `y` [n] (integer) of the file at `argument`.
+def open_npz(argument: str) -> tuple[FileRows, RowReader]:
+    """Open array `x` [n, *shape] of numbers or token ids and, if it is there, `y` [n] or [n, k] of classes, numbers or tokens that follow.
 
     Raises:
         ConfigurationError: no path is given.
@@ -29,13 +30,16 @@ def open_npz(argument: str) -> tuple[FileRows, FileRows]:
     path = Path(argument)
     try:
         with zipfile.ZipFile(path) as archive:
-            x, y = (_member(archive, path, name) for name in ("x", "y"))
+            x = _member(archive, path, "x")
+            y = _member(archive, path, "y") if "y.npy" in archive.namelist() else None
     except (OSError, zipfile.BadZipFile, ValueError, struct.error, tokenize.TokenError) as exc:
         raise DataError(f"cannot read {path} as an .npz file ({exc}): write it with numpy.savez(path, x=..., y=...)") from exc
-    if x.dtype.kind not in "fiub" or y.dtype.kind not in "iu" or len(y.shape) != 1 or len(x.shape) < 2:
-        raise DataError(
-            f"{path} must hold x [n, ...] of numbers and y [n] of integers, but holds x {x.dtype}{list(x.shape)} and y {y.dtype}{list(y.shape)}"
-        )
+    if x.dtype.kind not in "fiub" or len(x.shape) < 2 or (y is not None and (y.dtype.kind not in "fiu" or not 1 <= len(y.shape) <= 2)):
+        came = f"x {x.dtype}{list(x.shape)}" + (f" and y {y.dtype}{list(y.shape)}" if y is not None else "")
+        raise DataError(f"{path} must hold x [n, ...] of numbers and y [n] or [n, k] of numbers, but holds {came}: convert them first")
+    if y is None:
+        why = f"{path} has no array 'y', but labels are needed: write it with numpy.savez(path, x=..., y=...)"
+        return x, NoLabels(x.shape[0], why)
     return x, y
 
 

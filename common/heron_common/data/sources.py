@@ -1,53 +1,53 @@
-"""Data sources by name, like `digits:train` or `npz:PATH`. Raw values; a run's data specification says how to normalise them."""
+"""Data sources by name, like `digits:train` or `npz:PATH`. What they hold is raw; `SampleReader` makes of it what a run expects."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from heron_common.assignment import DataSpecification
-from heron_common.data.cifar import CIFAR_10_SPECIFICATION, open_cifar_10
-from heron_common.data.digits import DIGITS_SPECIFICATION, open_digits
-from heron_common.data.fashion_mnist import FASHION_MNIST_SPECIFICATION, open_fashion_mnist
+from heron_common.data.cifar import open_cifar_10
+from heron_common.data.csv_rows import CSV_USAGE, open_csv
+from heron_common.data.digits import open_digits
+from heron_common.data.fashion_mnist import open_fashion_mnist
 from heron_common.data.idx import open_idx
+from heron_common.data.image_folder import IMAGE_FOLDER_USAGE, ImageFiles, open_image_folder
+from heron_common.data.jsonl_rows import JSONL_USAGE, open_jsonl
 from heron_common.data.npz import open_npz
 from heron_common.data.partition import Partition, Shard, partition_rows
+from heron_common.data.python_source import PYTHON_USAGE, open_python
+from heron_common.data.rows import RowReader
+
+# Where they are is no concern of those who open sources.
+from heron_common.data.specification import SPECIFICATIONS as SPECIFICATIONS
+from heron_common.data.specification import parse_specification as parse_specification
+from heron_common.data.text_files import TEXT_USAGE, TextFiles, open_text
+from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
-from heron_common.tensors import Float32Array, Int64Array
+from heron_common.tensors import Int64Array
 
 _LABELS_AT_ONCE = 4096
 
 
-class RowReader(Protocol):
-    """Random access to the rows of one array; what it reads it does not keep."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows, then the shape of a row."""
-        ...
-
-    def read(self, rows: Int64Array) -> npt.NDArray[Any]:
-        """Return the given rows as a new array."""
-        ...
-
-
 @dataclass(frozen=True)
 class DataSource:
-    """Samples and labels behind row readers, restricted to `rows`."""
+    """Samples and labels behind row readers, restricted to `rows`.
+
+    `divisions` are the parts that were asked of a source whose samples are not counted yet; they are taken when it is fitted.
+    """
 
     name: str
     inputs: RowReader
     labels: RowReader
     rows: Int64Array
+    divisions: tuple[tuple[Partition, Shard], ...] = ()
 
     @property
     def num_examples(self) -> int:
-        """How many samples this source (or shard of it) has."""
+        """How many samples this source (or shard of it) has; 0 if they are not counted yet."""
         return len(self.rows)
 
     @property
@@ -55,51 +55,82 @@ class DataSource:
         """The shape of one sample."""
         return self.inputs.shape[1:]
 
-    def batch(self, indices: Int64Array, specification: DataSpecification) -> tuple[Float32Array, Int64Array]:
-        """Read and normalise samples: x [n, *input_shape] float32, y [n] int64."""
-        rows = self.rows[indices]
-        raw = self.inputs.read(rows).astype(np.float32, copy=False)
-        x = (raw - np.float32(specification.mean)) * np.float32(1.0 / specification.standard_deviation)
-        return np.ascontiguousarray(x, np.float32), self.labels.read(rows).astype(np.int64, copy=False).reshape(-1)
+    @property
+    def is_counted(self) -> bool:
+        """Whether the samples are known already; those of running text are once it is cut for a run."""
+        return not isinstance(self.inputs, TextFiles)
 
     def restricted(self, rows: Int64Array) -> DataSource:
         """Return the same source with only some of its rows."""
-        return DataSource(self.name, self.inputs, self.labels, self.rows[rows])
+        return dataclasses.replace(self, rows=self.rows[rows])
 
     def read_labels(self) -> Int64Array:
-        """Return every label; a few are read at a time."""
-        result = np.empty(self.num_examples, np.int64)
+        """Return every label as a number; a few are read at a time. Names are numbered in their sorted order.
+
+        Raises:
+            DataError: there are no labels, or they are no classes.
+
+        """
+        pieces = []
         for start in range(0, self.num_examples, _LABELS_AT_ONCE):
-            rows = self.rows[start : start + _LABELS_AT_ONCE]
-            result[start : start + len(rows)] = self.labels.read(rows).reshape(-1)
-        return result
+            piece = self.labels.read(self.rows[start : start + _LABELS_AT_ONCE])
+            if piece.dtype.kind not in "iubO" or piece.size != len(piece):
+                raise DataError(
+                    f"a partition by label needs a class for each sample, but {self.name!r} has other labels: use iid or sizes:ALPHA"
+                )
+            pieces.append(piece.reshape(-1))
+        labels = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        if labels.dtype.kind == "O":
+            labels = np.unique(labels.astype(str), return_inverse=True)[1]
+        return labels.astype(np.int64)
 
     def shard(self, partition: Partition, shard: Shard) -> DataSource:
         """Return one client's part; labels are read only if the partition depends on them.
 
         Raises:
-            DataError: there are too few samples for so many clients.
+            DataError: there are too few samples for so many clients, or no labels to go by.
 
         """
+        if not self.is_counted:
+            if partition.uses_labels:
+                self.labels.read(self.rows)
+            return dataclasses.replace(self, divisions=(*self.divisions, (partition, shard)))
         labels = self.read_labels() if partition.uses_labels else np.zeros(self.num_examples, np.int64)
         return self.restricted(partition_rows(labels, partition, shard))
+
+    def fitted(self, specification: DataSpecification, tokeniser: Tokeniser | None) -> DataSource:
+        """Return the source with samples in the form of a run, where they have none before.
+
+        Raises:
+            DataError: they cannot have that form, or are too few for the parts that were asked for.
+
+        """
+        if not isinstance(self.inputs, TextFiles | ImageFiles):
+            return self
+        inputs = self.inputs.fitted(specification, tokeniser)
+        if self.is_counted:
+            return dataclasses.replace(self, inputs=inputs)
+        source = DataSource(self.name, inputs, self.labels, np.arange(inputs.shape[0], dtype=np.int64))
+        for partition, shard in self.divisions:
+            source = source.shard(partition, shard)
+        return source
 
 
 _OPENERS: dict[str, tuple[str, Callable[[str], tuple[RowReader, RowReader]]]] = {
     "digits": ("digits:train or digits:test", open_digits),
-    "npz": ("npz:PATH (an uncompressed .npz with arrays 'x' and 'y')", open_npz),
+    "npz": ("npz:PATH (an uncompressed .npz with arrays 'x' and, unless the next token is predicted, 'y')", open_npz),
     "fashion-mnist": (
         "fashion-mnist:train or fashion-mnist:test (Debian's dataset-fashion-mnist, or :FOLDER behind it)",
         open_fashion_mnist,
     ),
     "cifar-10": ("cifar-10:train:FOLDER or cifar-10:test:FOLDER (as published, binary or python)", open_cifar_10),
     "idx": ("idx:FOLDER:train or idx:FOLDER:test (MNIST's file format, plain or .gz)", open_idx),
+    "csv": (CSV_USAGE, open_csv),
+    "jsonl": (JSONL_USAGE, open_jsonl),
+    "text": (TEXT_USAGE, open_text),
+    "image-folder": (IMAGE_FOLDER_USAGE, open_image_folder),
+    "python": (PYTHON_USAGE, open_python),
 }
-
-SPECIFICATIONS: dict[str, DataSpecification] = {
-    specification.name: specification for specification in (DIGITS_SPECIFICATION, FASHION_MNIST_SPECIFICATION, CIFAR_10_SPECIFICATION)
-}
-"""Specifications that have a name of their own."""
 
 
 def source_names() -> list[str]:
@@ -119,36 +150,9 @@ def open_source(name: str) -> DataSource:
     if kind not in _OPENERS:
         raise ConfigurationError(f"unknown data source {name!r}: write one of {'; '.join(source_names())}")
     inputs, labels = _OPENERS[kind][1](argument)
+    source = DataSource(name, inputs, labels, np.arange(inputs.shape[0], dtype=np.int64))
     if inputs.shape[0] != labels.shape[0]:
         raise DataError(f"data source {name!r} has {inputs.shape[0]} samples but {labels.shape[0]} labels: they must match")
-    if inputs.shape[0] == 0:
+    if inputs.shape[0] == 0 and source.is_counted:
         raise DataError(f"data source {name!r} is empty: at least one sample is needed")
-    return DataSource(name, inputs, labels, np.arange(inputs.shape[0], dtype=np.int64))
-
-
-def parse_specification(text: str) -> DataSpecification:
-    """Read a name like `digits`, or `1x28x28:10` or `1x28x28:10:MEAN:STANDARD_DEVIATION`.
-
-    Raises:
-        ConfigurationError: it is neither; the message shows both forms.
-
-    """
-    if text in SPECIFICATIONS:
-        return SPECIFICATIONS[text]
-    parts = text.split(":")
-    try:
-        shape = tuple(int(part) for part in parts[0].split("x"))
-        specification = DataSpecification(text, shape, int(parts[1]), *(float(part) for part in parts[2:4]))
-        if (
-            len(parts) > 4
-            or min(shape) < 1
-            or specification.num_classes < 2
-            or not 0 < specification.standard_deviation < math.inf
-            or not math.isfinite(specification.mean)
-        ):
-            raise ValueError
-    except (ValueError, IndexError):
-        raise ConfigurationError(
-            f"unknown data specification {text!r}: write one of {', '.join(SPECIFICATIONS)}, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] like 1x28x28:10:0.28:0.35"
-        ) from None
-    return specification
+    return source

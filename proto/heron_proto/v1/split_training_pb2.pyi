@@ -16,6 +16,14 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_BFLOAT16: _ClassVar[DType]
     DTYPE_INT8: _ClassVar[DType]
     DTYPE_FLOAT64: _ClassVar[DType]
+    DTYPE_UINT8: _ClassVar[DType]
+
+class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_UNSPECIFIED: _ClassVar[Task]
+    TASK_CLASSIFICATION: _ClassVar[Task]
+    TASK_REGRESSION: _ClassVar[Task]
+    TASK_NEXT_TOKEN: _ClassVar[Task]
 
 class ProgramKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -89,6 +97,11 @@ DTYPE_FLOAT16: DType
 DTYPE_BFLOAT16: DType
 DTYPE_INT8: DType
 DTYPE_FLOAT64: DType
+DTYPE_UINT8: DType
+TASK_UNSPECIFIED: Task
+TASK_CLASSIFICATION: Task
+TASK_REGRESSION: Task
+TASK_NEXT_TOKEN: Task
 PROGRAM_KIND_UNSPECIFIED: ProgramKind
 PROGRAM_KIND_LOSS: ProgramKind
 PROGRAM_KIND_FRONT: ProgramKind
@@ -164,18 +177,32 @@ class Trailer(_message.Message):
     def __init__(self, length_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class DataSpecification(_message.Message):
-    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation")
+    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STANDARD_DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_MEANS_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_DEVIATIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    REFUSES_OVERLONG_FIELD_NUMBER: _ClassVar[int]
     name: str
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     num_classes: int
     mean: float
     standard_deviation: float
-    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ...) -> None: ...
+    task: Task
+    tokens: bool
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    channel_means: _containers.RepeatedScalarFieldContainer[float]
+    channel_deviations: _containers.RepeatedScalarFieldContainer[float]
+    tokenizer: Blob
+    refuses_overlong: bool
+    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: _Optional[bool] = ...) -> None: ...
 
 class Program(_message.Message):
     __slots__ = ("kind", "blob", "micro_batch")
@@ -188,14 +215,20 @@ class Program(_message.Message):
     def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("client_model", "auxiliary_head", "cut")
+    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base")
     CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     client_model: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     auxiliary_head: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     cut: TensorSpec
-    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ...) -> None: ...
+    labels: TensorSpec
+    context: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    base: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay")
@@ -250,21 +283,23 @@ class Capabilities(_message.Message):
     def __init__(self, client_version: _Optional[str] = ..., runtime_version: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities")
+    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities", "only_checks")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    ONLY_CHECKS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     client_name: str
     identity_key: str
     num_examples: int
     capabilities: Capabilities
-    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+    only_checks: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: _Optional[bool] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds")
+    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_SEED_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +308,7 @@ class JoinResponse(_message.Message):
     PROGRAMS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session: str
     run_seed: int
@@ -281,7 +317,8 @@ class JoinResponse(_message.Message):
     programs: _containers.RepeatedCompositeFieldContainer[Program]
     heartbeat_seconds: float
     num_rounds: int
-    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ...) -> None: ...
+    base: Blob
+    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class FetchBlobRequest(_message.Message):
     __slots__ = ("session", "sha256", "offset_bytes")

@@ -13,8 +13,10 @@ from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
 from heron_server.models.cnn import CnnOptions, build_cnn
 from heron_server.models.family_options import FamilyOptions
+from heron_server.models.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.resnet import ResnetOptions, build_resnet
 from heron_server.models.split_model import SplitModel
+from heron_server.models.transformer import build_transformer
 from heron_server.models.user_code import PREFIX
 from heron_server.models.user_module import UserModel
 
@@ -31,9 +33,11 @@ def build_model(family: str, options: Mapping[str, Any], data: DataSpecification
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
 
     """
-    if family.startswith(PREFIX):
+    if family.startswith((PREFIX, HUB_PREFIX)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if family.startswith(HUB_PREFIX):
+                return build_transformer(family, options, data, seed, cut)
             return UserModel(family, options, data).split(cut)
     parsed = parse_family_options(family, options)
     with torch.random.fork_rng(devices=[]):
@@ -55,7 +59,9 @@ def parse_family_options(family: str, options: Mapping[str, Any]) -> FamilyOptio
 
     """
     if family not in _FAMILIES:
-        raise ConfigurationError(f"unknown model {family!r}: choose one of {', '.join(_FAMILIES)}, or python:MODULE:CALLABLE")
+        raise ConfigurationError(
+            f"unknown model {family!r}: choose one of {', '.join(_FAMILIES)}, python:MODULE:CALLABLE, or hf:FOLDER_OR_NAME"
+        )
     options_type, _ = _FAMILIES[family]
     try:
         return options_type.model_validate(dict(options))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from heron_common.plan import Plan
-from heron_server.models.split_model import SplitModel
+from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters
 
 PERTURBATION_FLOPS_PER_WEIGHT = 8
 """A Rademacher direction costs about 5 ns a weight where a small convolution runs near 2 GFLOP/s: about eight multiply-adds' time."""
@@ -38,28 +39,32 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
     """Count one sample's forward through the front, and the head if the client evaluates it."""
     modules = [model.front, model.auxiliary_head] if with_head else [model.front]
     sizes: list[int] = []
-    hooks = [
-        leaf.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size() // _SAMPLES))
-        for module in modules
-        for leaf in module.modules()
-        if not list(leaf.children())
-    ]
-    device = next(model.front.parameters()).device
+
+    def note(_module: object, _inputs: object, output: object) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        # What has fewer rows than samples is no activation: a table of positions that all samples share.
+        tensors = [t for t in outputs if isinstance(t, torch.Tensor) and t.dim() and len(t) == _SAMPLES]
+        sizes.extend(t.numel() * t.element_size() // _SAMPLES for t in tensors[:1])
+
+    hooks = [leaf.register_forward_hook(note) for module in modules for leaf in module.modules() if not list(leaf.children())]
+    x, y = (
+        torch.from_numpy(a).to(device_of(model.front)) for a in model.random_batch(_SAMPLES, np.random.Generator(np.random.Philox(key=0)))
+    )
     # torch's fused encoder layers hide their matrix products from the counter.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            value = torch.zeros(_SAMPLES, *model.input_shape, device=device)
-            for module in modules:
-                value = module(value)
+            z = model.front(x)
+            if with_head:
+                model.sample_losses(predict(model.auxiliary_head, z, model.mask(x)), y)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
     pairs = [a + b for a, b in itertools.pairwise(sizes)] or sizes
-    return ClientCost(counter.get_total_flops() // _SAMPLES, sum(p.numel() for m in modules for p in m.parameters()), max(pairs))
+    return ClientCost(counter.get_total_flops() // _SAMPLES, sum(p.numel() for m in modules for _, p in trained_parameters(m)), max(pairs))
 
 
 def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int) -> int:

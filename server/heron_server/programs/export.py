@@ -20,7 +20,7 @@ from heron_server.programs.gradient import with_backward_rules
 
 log = logging.getLogger(__name__)
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Raised when the exporter's own output changes, so that cached programs of older exporters are not used."""
 
 
@@ -81,7 +81,7 @@ def export(function: CompiledFunction) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = with_backward_rules(function.module, function.arguments) if function.differentiates else function.module
+            module = with_backward_rules(function.module, function.arguments) if function.is_rewritten else function.module
             exported = torch.onnx.export(
                 module,
                 function.arguments,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from onnx import TensorProto
 from torch import nn
 
 from heron_common.assignment import ProgramKind
@@ -21,8 +22,8 @@ from heron_common.layout import FlatLayout
 from heron_common.plan import Objective, Plan
 from heron_common.tensors import Float32Array, Float64Array
 from heron_common.zeroth_order import FiniteDifference, directional_derivatives
-from heron_server.models.split_model import SplitModel, flat_parameters
-from heron_server.programs.compile import compile_function
+from heron_server.models.split_model import SplitModel, flat_parameters, predict, trained_parameters
+from heron_server.programs.compile import ClientPart, compile_function
 from heron_server.programs.cost import client_cost
 
 TOLERANCE = 1e-4
@@ -67,7 +68,20 @@ def load_runner(program: bytes) -> NamedRunner:
         raise ProgramError(
             f"onnxruntime {onnxruntime.__version__} cannot load the program ({exc}): empty the program cache, or update"
         ) from exc
-    return lambda feeds: session.run(None, feeds)
+    outputs = [output.name for output in session.get_outputs()]
+
+    def run(feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        values = {name: _ort_value(array) for name, array in feeds.items()}
+        return [value.numpy() for value in session.run_with_ort_values(outputs, values)]
+
+    return run
+
+
+def _ort_value(array: npt.NDArray[Any]) -> Any:
+    """Return an array as ONNX Runtime takes it; numpy has no bfloat16, whose bits stand in 16-bit integers here."""
+    if array.dtype == np.uint16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, TensorProto.BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int) -> float:
@@ -86,7 +100,7 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
         name: tensor.numpy()
         for name, tensor in zip(function.output_names, expected if isinstance(expected, tuple) else (expected,), strict=True)
     }
-    feeds = {**samples, **_weights(model)}
+    feeds = {**samples, **_weights(model), **_base(model)}
     got = load_runner(program)({name: feeds[name] for name in function.input_names})
     worst = 0.0
     for (name, size), found in zip(_sizes(want).items(), got, strict=True):
@@ -142,7 +156,7 @@ def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Floa
     costly = NUM_DIRECTIONS * plan.group_size * forward_flops > COSTLY_FLOPS
     num_directions, num_groups = (NUM_COSTLY_DIRECTIONS, 1) if costly else (NUM_DIRECTIONS, NUM_DIRECTIONS)
     generator = np.random.Generator(np.random.Philox(key=seed))
-    x, y = _random_batch(model, num_groups * plan.group_size, generator)
+    x, y = model.random_batch(num_groups * plan.group_size, generator)
     layout = FlatLayout(model.to_spec().client_model + (model.to_spec().auxiliary_head if plan.trains_head else ()))
     directions = Directions(derive_seed(seed, "parity", RoundReference(0, 0), "parity", 0), plan.distribution, layout)
     theta = _trained_flat(model, plan)
@@ -164,14 +178,9 @@ def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Floa
     return float(np.median(errors))
 
 
-def _random_batch(model: SplitModel, rows: int, generator: np.random.Generator) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-    x = generator.standard_normal((rows, *model.input_shape), np.float32)
-    return x, generator.integers(0, model.num_classes, rows, np.int64)
-
-
 def _random_samples(model: SplitModel, rows: int, seed: int) -> dict[str, npt.NDArray[Any]]:
     generator = np.random.Generator(np.random.Philox(key=seed))
-    x, y = _random_batch(model, rows, generator)
+    x, y = model.random_batch(rows, generator)
     return {"x": x, "y": y, "cut_gradient": generator.standard_normal((rows, *model.to_spec().cut.shape), np.float32)}
 
 
@@ -192,7 +201,12 @@ def _sizes(want: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
 
 def _weights(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
     parts = {"client_model": model.front, "auxiliary_head": model.auxiliary_head}
-    return {f"{name}.{i}": p.detach().cpu().numpy() for name, part in parts.items() for i, p in enumerate(part.parameters())}
+    return {f"{name}.{i}": p.detach().cpu().numpy() for name, part in parts.items() for i, (_, p) in enumerate(trained_parameters(part))}
+
+
+def _base(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
+    inputs = ClientPart(model, with_head=True).base_inputs()
+    return {name: (stored.view(torch.uint16) if stored.dtype is torch.bfloat16 else stored).numpy() for name, stored in inputs}
 
 
 def _is_convolutional(model: SplitModel) -> bool:
@@ -207,13 +221,18 @@ def _trained_flat(model: SplitModel, plan: Plan) -> Float32Array:
 
 def _loss_runner(
     model: SplitModel, plan: Plan, run: NamedRunner
-) -> Callable[[Float32Array, Float32Array, npt.NDArray[np.int64]], Float32Array]:
+) -> Callable[[Float32Array, npt.NDArray[Any], npt.NDArray[Any]], Float32Array]:
     spec = model.to_spec()
     front, head = FlatLayout(spec.client_model), FlatLayout(spec.auxiliary_head)
     fixed_head = flat_parameters(model.auxiliary_head)
 
-    def losses(theta: Float32Array, x: Float32Array, y: npt.NDArray[np.int64]) -> Float32Array:
-        feeds: dict[str, npt.NDArray[Any]] = {f"client_model.{i}": v for i, v in enumerate(front.views(theta[: front.num_parameters]))}
+    with_head = plan.objective is Objective.AUXILIARY
+    base = {name: array for name, array in _base(model).items() if name in dict(ClientPart(model, with_head).base_inputs())}
+
+    def losses(theta: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float32Array:
+        feeds: dict[str, npt.NDArray[Any]] = base | {
+            f"client_model.{i}": v for i, v in enumerate(front.views(theta[: front.num_parameters]))
+        }
         if plan.objective is Objective.AUXILIARY:
             head_flat = theta[front.num_parameters :] if plan.trains_head else fixed_head
             feeds |= {f"auxiliary_head.{i}": v for i, v in enumerate(head.views(head_flat))}
@@ -228,27 +247,33 @@ def _loss_runner(
             else:
                 with torch.no_grad():
                     z = torch.from_numpy(run({**feeds, "x": x[rows]})[0])
-                    pieces.append(model.sample_losses(model.back(z), torch.from_numpy(y[rows])).numpy())
+                    outputs = predict(model.back, z, model.mask(torch.from_numpy(x[rows])))
+                    pieces.append(model.sample_losses(outputs, torch.from_numpy(y[rows])).numpy())
         return np.concatenate(pieces)
 
     return losses
 
 
-def cut_gradients(model: SplitModel, x: Float32Array, y: npt.NDArray[np.int64]) -> Float32Array:
+def cut_gradients(model: SplitModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float32Array:
     """Return lambda of each sample at the model's own weights, [B, *cut]: the gradient of its loss at the cut."""
-    z = model.front(torch.from_numpy(x)).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(model.sample_losses(model.back(z), torch.from_numpy(y)).sum(), z)
+    samples = torch.from_numpy(x)
+    z = model.front(samples).detach().requires_grad_()
+    outputs = predict(model.back, z, model.mask(samples))
+    (gradient,) = torch.autograd.grad(model.sample_losses(outputs, torch.from_numpy(y)).sum(), z)
     found: Float32Array = gradient.numpy()
     return found
 
 
-def _gradient(model: SplitModel, plan: Plan, x: Float32Array, y: npt.NDArray[np.int64]) -> Float64Array:
+def _gradient(model: SplitModel, plan: Plan, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float64Array:
     """Return the gradient of the group's mean loss by autograd, flat."""
     last = model.auxiliary_head if plan.objective is Objective.AUXILIARY else model.back
-    parameters = [*model.front.parameters(), *(model.auxiliary_head.parameters() if plan.trains_head else ())]
+    parts = (model.front, model.auxiliary_head) if plan.trains_head else (model.front,)
+    parameters = [parameter for part in parts for _, parameter in trained_parameters(part)]
     gradient = np.zeros(sum(p.numel() for p in parameters), np.float64)
     for start in range(0, len(x), GRADIENT_ROWS):
         rows = slice(start, start + GRADIENT_ROWS)
-        loss = model.sample_losses(last(model.front(torch.from_numpy(x[rows]))), torch.from_numpy(y[rows])).sum() / len(x)
+        samples = torch.from_numpy(x[rows])
+        outputs = predict(last, model.front(samples), model.mask(samples))
+        loss = model.sample_losses(outputs, torch.from_numpy(y[rows])).sum() / len(x)
         gradient += torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]).numpy()
     return gradient

@@ -47,12 +47,17 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
         plan = dataclasses.replace(plan, direction_groups=groups)
     if plan.micro_batch == 0:
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
-    plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_times_dimension / _dimension(model, plan)))
+    plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_at_most(max(1, _dimension(model, plan)))))
     if plan.update_encoding is UpdateEncoding.AUTO:
         logs = can_log(plan) and prefers_log(plan, model.to_spec())
         plan = dataclasses.replace(plan, update_encoding=UpdateEncoding.LOG if logs else UpdateEncoding.DENSE)
     completed = dataclasses.replace(algorithm, plan=plan)
     mistakes = algorithm_mistakes(completed)
+    if plan.trains_front and not model.to_spec().client_model:
+        mistakes = [
+            *mistakes,
+            f"preset {plan.preset!r} trains the front, but every weight of it is frozen: choose an adapter or preset frozen",
+        ]
     if mistakes:
         raise ConfigurationError("the plan cannot run: " + "; ".join(mistakes))
     return completed, cost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,6 +11,9 @@ from heron_common.assignment import UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.ids import checked_client_name, new_token
+
+MAX_VISITS = 64
+"""Sessions that are open at a time of clients that only check their data; the oldest is forgotten for a new one."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ class ClientRegistry:
         self._max_clients = max_clients
         self.by_name: dict[str, ClientRecord] = {}
         self._by_session: dict[str, ClientRecord] = {}
+        self._visits: OrderedDict[str, ClientRecord] = OrderedDict()
 
     def join(self, name: str, identity_key: str) -> ClientRecord:
         """Open a session for a client; one that comes back with its own identity key replaces its old session.
@@ -96,6 +100,23 @@ class ClientRegistry:
         record.open_session(new_token())
         self._by_session[record.session] = record
         return record
+
+    def visit(self) -> ClientRecord:
+        """Open a session for a client that only checks its data: it is among no clients, and has no name that one of them could have."""
+        record = ClientRecord(name="", identity_key="")
+        record.open_session(new_token())
+        self._visits[record.session] = record
+        if len(self._visits) > MAX_VISITS:
+            self._visits.popitem(last=False)
+        return record
+
+    def visitor(self, session: str) -> ClientRecord | None:
+        """Return the client of such a session, if it is one."""
+        return self._visits.get(session)
+
+    def end_visit(self, session: str) -> None:
+        """Forget such a session; safe to repeat."""
+        self._visits.pop(session, None)
 
     def of_session(self, session: str) -> ClientRecord:
         """Return the client that a session belongs to.

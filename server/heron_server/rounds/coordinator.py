@@ -9,10 +9,11 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from heron_common.assignment import Assignment, DataSpecification, ModelSpec, ProgramReference
+from heron_common.assignment import Assignment, BlobReference, DataSpecification, ModelSpec, ProgramReference
 from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, StorageError
@@ -43,6 +44,14 @@ class RunFacts:
     model: ModelSpec
     programs: tuple[ProgramReference, ...]
     algorithm: Algorithm
+    base: BlobReference | None = None
+
+    @cached_property
+    def blob_kinds(self) -> dict[str, str]:
+        """What every client may fetch at any time, by digest."""
+        kinds = {program.blob.sha256: "program" for program in self.programs}
+        kinds |= {self.base.sha256: "base"} if self.base else {}
+        return kinds | ({self.data.tokenizer.sha256: "tokenizer"} if self.data.tokenizer else {})
 
 
 class Coordinator:

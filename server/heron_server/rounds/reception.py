@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from dataclasses import dataclass
 
 from heron_common.assignment import Assignment, Finished, Membership, NextStep, UploadLoss, Wait
@@ -54,16 +55,36 @@ class Reception:
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
             run.apply(run.machine.seen(name, run.clock.now()))
-            facts, rules = run.facts, run.machine.rules
-            heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
-            return Membership(
-                facts.run_id, record.session, facts.run_seed, facts.data, facts.model, facts.programs, heartbeat, rules.num_rounds
-            )
+            return self._membership(record)
+
+    def visit(self) -> Membership:
+        """Open a session for a client that only checks its data: no round waits for it or takes it in."""
+        run = self._run
+        with run.changed:
+            run.refuse_if_draining()
+            return self._membership(run.registry.visit())
+
+    def _membership(self, record: ClientRecord) -> Membership:
+        facts, rules = self._run.facts, self._run.machine.rules
+        heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
+        return Membership(
+            facts.run_id,
+            record.session,
+            facts.run_seed,
+            facts.data,
+            facts.model,
+            facts.programs,
+            heartbeat,
+            rules.num_rounds,
+            facts.base,
+        )
 
     def client(self, session: str) -> ClientRecord:
         """Return the client of a session and count the message as a sign of life; refuses unknown sessions."""
         run = self._run
         with run.changed:
+            if (visitor := run.registry.visitor(session)) is not None:
+                return visitor
             record = run.registry.of_session(session)
             record.live = True
             run.apply(run.machine.seen(record.name, run.clock.now()))
@@ -95,11 +116,11 @@ class Reception:
         with self._run.changed:
             return record.losses_after(seen)
 
-    def blob(self, record: ClientRecord, sha256: str) -> bytes:
+    def blob(self, record: ClientRecord, sha256: str) -> bytes | mmap.mmap:
         """Return a blob that this client's join or assignment named; refuses others with BLOB_UNKNOWN."""
         run = self._run
         with run.changed:
-            named = {program.blob.sha256 for program in run.facts.programs}
+            named = set(run.facts.blob_kinds)
             for attempt in (run.attempt, run.previous):
                 if attempt is not None and record.name in attempt.cohort:
                     assignment = attempt.assignment_for(record.name)
@@ -112,9 +133,9 @@ class Reception:
             )
         return data
 
-    def is_program(self, sha256: str) -> bool:
-        """Whether a digest names a program rather than weights."""
-        return any(program.blob.sha256 == sha256 for program in self._run.facts.programs)
+    def blob_kind(self, sha256: str) -> str:
+        """Return what a digest names, for the byte count: what stays over the run by its kind, the weights of a round otherwise."""
+        return self._run.facts.blob_kinds.get(sha256, "weights")
 
     def count(self, record: ClientRecord, direction: str, kind: str, size_bytes: int) -> None:
         """Add to a client's tally of bytes, "up" or "down", by kind."""
@@ -126,6 +147,9 @@ class Reception:
         """A client says goodbye."""
         run = self._run
         with run.changed:
+            if run.registry.visitor(record.session) is not None:
+                run.registry.end_visit(record.session)
+                return
             record.note_memory(peak_memory_bytes)
             run.registry.depart(record.name, forget_session=True)
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})

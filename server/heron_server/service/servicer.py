@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from heron_common.assignment import UploadKey
+from heron_common.assignment import DataSpecification, UploadKey
 from heron_common.chunks import MAX_CHUNK_BYTES, StreamAccount
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
@@ -35,11 +35,11 @@ from heron_server.storage.spool import SpoolEntry
 class Servicer(SplitTrainingServicer):
     """One instance serves all clients; every method runs on a thread of the pool."""
 
-    def __init__(self, reception: Reception, intake: Intake, metrics: ServerMetrics, num_classes: int) -> None:
+    def __init__(self, reception: Reception, intake: Intake, metrics: ServerMetrics, data: DataSpecification) -> None:
         self._reception = reception
         self._intake = intake
         self._metrics = metrics
-        self._num_classes = num_classes
+        self._data = data
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:  # noqa: N802
         if request.protocol_version != PROTOCOL_VERSION:
@@ -47,8 +47,10 @@ class Servicer(SplitTrainingServicer):
                 ErrorCode.PROTOCOL_VERSION,
                 f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
             )
-        membership = self._reception.join(
-            request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version
+        membership = (
+            self._reception.visit()
+            if request.only_checks
+            else self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
         )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session), request, response)
@@ -57,7 +59,7 @@ class Servicer(SplitTrainingServicer):
     def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
         record = self._reception.client(request.session)
         data = memoryview(self._reception.blob(record, request.sha256))
-        kind = "program" if self._reception.is_program(request.sha256) else "weights"
+        kind = self._reception.blob_kind(request.sha256)
         if request.offset_bytes > len(data):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
         for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):
@@ -80,7 +82,7 @@ class Servicer(SplitTrainingServicer):
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
         with self._receiving(ticket):
-            digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, self._on_chunk(ticket, header.session))
+            digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, self._on_chunk(ticket, header.session))
             self._intake.accept_upload(ticket, digest)
         answer, cut_gradient = self._intake.answer(ticket, header.losses_seen)
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
@@ -109,7 +111,7 @@ class Servicer(SplitTrainingServicer):
         )
         count = self._on_chunk(ticket, header.session, "update")
         with self._receiving(ticket):
-            digest = receive_payload(messages, ticket.specs, ticket.writer, self._num_classes, count)
+            digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, count)
             self._intake.accept_update(ticket, digest, header.weights_sha256, statistics_from_proto(header.statistics))
         response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
         self._count(record, "down", "losses", response.ByteSize())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from heron_common.assignment import DataSpecification
 from heron_common.chunks import StreamReceiver
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, StorageError
@@ -30,7 +31,7 @@ def receive_payload(
     messages: Iterator[Any],
     specs: tuple[TensorSpec, ...],
     writer: SpoolWriter | None,
-    num_classes: int,
+    expected: DataSpecification,
     on_chunk: Callable[[str, int], None],
 ) -> str:
     """Check and write every chunk and return the payload's SHA-256 in hexadecimal; without a writer it is only checked and digested.
@@ -49,7 +50,7 @@ def receive_payload(
         data = message.chunk.data
         offset = receiver.received_bytes(message.chunk.tensor_index)
         spec = receiver.check_chunk(message.chunk.tensor_index, data)
-        check_values(spec, data, num_classes, offset)
+        check_values(spec, data, expected, offset)
         on_chunk(spec.name, len(data))
         if writer is not None:
             try:

@@ -46,6 +46,11 @@ class RunDirectory:
         return self.path / "spool"
 
     @property
+    def blobs(self) -> Path:
+        """Where frozen weights are, if the model has any."""
+        return self.path / "blobs"
+
+    @property
     def audit(self) -> Path:
         """Where the audit trail is, if clients submit logs."""
         return self.path / "audit"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
 from heron_common.plan import Alignment
-from heron_common.tensors import Float32Array, Int64Array
-from heron_server.models.split_model import SplitModel, flat_parameters
+from heron_common.tensors import Float32Array
+from heron_server.models.split_model import SplitModel, device_of, flat_parameters, predict, trained_parameters
+from heron_server.training.uploads import DecodedUpload
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +22,16 @@ ALIGNMENT_BATCH = 64
 """Rows of one alignment step; the second-order graph of a whole buffer would be large."""
 
 
+_Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Activations, labels and, of sequences, the mask."""
+
+
 @dataclass
 class _Rows:
-    activations: list[Float32Array] = field(default_factory=list)
-    labels: list[Int64Array] = field(default_factory=list)
+    pieces: list[DecodedUpload] = field(default_factory=list)
 
     def count(self) -> int:
-        return sum(len(piece) for piece in self.labels)
+        return sum(len(piece.labels) for piece in self.pieces)
 
 
 class HeadAlignment:
@@ -38,13 +43,12 @@ class HeadAlignment:
         self._rows: dict[str, _Rows] = {}
         self.heads: dict[str, Float32Array] = {}
 
-    def keep(self, client_id: str, activations: Float32Array, labels: Int64Array) -> None:
+    def keep(self, client_id: str, upload: DecodedUpload) -> None:
         """Keep what a client uploaded, the latest `max_rows` of it."""
         rows = self._rows.setdefault(client_id, _Rows())
-        rows.activations.append(activations.copy())
-        rows.labels.append(labels.copy())
-        while rows.count() - len(rows.labels[0]) >= self._settings.max_rows:
-            del rows.activations[0], rows.labels[0]
+        rows.pieces.append(upload.copy())
+        while rows.count() - len(rows.pieces[0].labels) >= self._settings.max_rows:
+            del rows.pieces[0]
 
     def forget(self) -> None:
         """A round is over: its rows are stale."""
@@ -61,20 +65,20 @@ class HeadAlignment:
 
     def _align(self, client_id: str, rows: _Rows) -> float:
         """Minimise sum_i |d loss(head(z_i)) / d z_i - d loss(back(z_i)) / d z_i|^2 over the head with Adam, in upload order."""
-        limit = self._settings.max_rows
-        device = next(self._model.back.parameters()).device
-        z = torch.from_numpy(np.concatenate(rows.activations)[-limit:]).to(device)
-        y = torch.from_numpy(np.concatenate(rows.labels)[-limit:]).to(device)
+        device = device_of(self._model.back)
+        batches = self._batches(rows, device)
         head = self._head_of(client_id, device)
         optimiser = torch.optim.Adam(head.values(), self._settings.learning_rate)
-        batches = list(zip(torch.split(z, ALIGNMENT_BATCH), torch.split(y, ALIGNMENT_BATCH), strict=True))
         self._model.back.eval()
-        targets = [self._cut_gradient(self._model.back(z_.requires_grad_()), z_, y_, create_graph=False) for z_, y_ in _detached(batches)]
+        targets = [
+            self._cut_gradient(predict(self._model.back, z_.requires_grad_(), mask), z_, y_, create_graph=False)
+            for z_, y_, mask in _detached(batches)
+        ]
         error = torch.zeros(())
         for _ in range(self._settings.epochs):
-            for (z_, y_), target in zip(_detached(batches), targets, strict=True):
-                z_.requires_grad_()
-                found = self._cut_gradient(functional_call(self._model.auxiliary_head, head, (z_,)), z_, y_, create_graph=True)
+            for (z_, y_, mask), target in zip(_detached(batches), targets, strict=True):
+                arguments = (z_.requires_grad_(),) if mask is None else (z_.requires_grad_(), mask)
+                found = self._cut_gradient(functional_call(self._model.auxiliary_head, head, arguments), z_, y_, create_graph=True)
                 error = (found - target).square().sum()
                 optimiser.zero_grad(set_to_none=True)
                 error.backward()  # type: ignore[no-untyped-call]
@@ -86,18 +90,28 @@ class HeadAlignment:
             log.warning("a head could not be aligned and stays as it was: its gradients are not finite", extra={"client": client_id})
         return float(error.detach()) / max(1, len(batches[-1][1]))
 
-    def _cut_gradient(self, logits: torch.Tensor, z: torch.Tensor, y: torch.Tensor, create_graph: bool) -> torch.Tensor:
+    def _batches(self, rows: _Rows, device: torch.device) -> list[_Batch]:
+        limit = self._settings.max_rows
+
+        def batches(arrays: list[Any]) -> list[torch.Tensor]:
+            return list(torch.split(torch.from_numpy(np.concatenate(arrays)[-limit:]).to(device), ALIGNMENT_BATCH))
+
+        z, y = batches([piece.activations for piece in rows.pieces]), batches([piece.labels for piece in rows.pieces])
+        masks = [piece.mask for piece in rows.pieces if piece.mask is not None]
+        return list(zip(z, y, [mask.bool() for mask in batches(masks)] if masks else [None] * len(z), strict=True))
+
+    def _cut_gradient(self, logits: Any, z: torch.Tensor, y: torch.Tensor, create_graph: bool) -> torch.Tensor:
         (gradient,) = torch.autograd.grad(self._model.sample_losses(logits, y).sum(), z, create_graph=create_graph)
         return gradient
 
     def _head_of(self, client_id: str, device: torch.device) -> dict[str, torch.Tensor]:
         flat = torch.from_numpy(self.heads.get(client_id, flat_parameters(self._model.auxiliary_head)).copy()).to(device)
         head, offset = {}, 0
-        for name, parameter in self._model.auxiliary_head.named_parameters():
+        for name, parameter in trained_parameters(self._model.auxiliary_head):
             head[name] = flat[offset : offset + parameter.numel()].view_as(parameter).clone().requires_grad_()
             offset += parameter.numel()
         return head
 
 
-def _detached(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    return ((z.detach().clone(), y) for z, y in batches)
+def _detached(batches: Iterable[_Batch]) -> Iterable[_Batch]:
+    return ((z.detach().clone(), y, mask) for z, y, mask in batches)

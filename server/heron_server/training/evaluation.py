@@ -2,38 +2,84 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from heron_common.assignment import DataSpecification
-from heron_common.data.sources import DataSource
-from heron_server.models.split_model import SplitModel
+from heron_common.assignment import IGNORED, Task
+from heron_common.data.reading import SampleReader
+from heron_server.models.split_model import SplitModel, device_of, predict
+from heron_server.models.vocabulary_loss import most_likely
 
 _BATCH = 256
+_BATCH_OF_SEQUENCES = 16
+"""A sequence has as many activations as many images."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of samples whose largest logit is the label's, and mean loss."""
+    """How good a model is on held-out data.
 
-    accuracy: float
+    Attributes:
+        accuracy: share of samples (of next tokens: of tokens) whose largest logit is the label's; None for a regression.
+        loss: mean over samples; of next tokens over tokens.
+        num_examples: how many samples were scored.
+        perplexity: exp of the mean loss of a next token; None for other tasks.
+
+    """
+
+    accuracy: float | None
     loss: float
     num_examples: int
+    perplexity: float | None = None
 
 
-def evaluate(model: SplitModel, source: DataSource, specification: DataSpecification) -> Evaluation:
+class Score:
+    """Sums over batches, from which the figures of a whole follow."""
+
+    def __init__(self, model: SplitModel) -> None:
+        self._model = model
+        self._correct, self._loss, self._units, self._examples = 0, 0.0, 0, 0
+
+    def add(self, outputs: Any, labels: torch.Tensor) -> None:
+        """Account for a batch of a back's outputs."""
+        losses = self._model.sample_losses(outputs, labels).double()
+        self._examples += len(labels)
+        if self._model.task is Task.NEXT_TOKEN:
+            counted = labels != IGNORED
+            tokens = counted.sum(1)
+            self._loss += float((losses * tokens).sum())
+            self._units += int(tokens.sum())
+            self._correct += int(((most_likely(outputs) == labels) & counted).sum())
+            return
+        self._loss += float(losses.sum())
+        self._units += len(labels)
+        if self._model.task is Task.CLASSIFICATION:
+            self._correct += int((outputs.argmax(1) == labels).sum())
+
+    def result(self) -> Evaluation:
+        """Return the figures of all batches."""
+        units = max(1, self._units)
+        accuracy = None if self._model.task is Task.REGRESSION else self._correct / units
+        loss = self._loss / units
+        # Beyond it the exponential is infinite, which no summary can hold.
+        perplexity = math.exp(min(loss, 700.0)) if self._model.task is Task.NEXT_TOKEN else None
+        return Evaluation(accuracy, loss, self._examples, perplexity)
+
+
+def evaluate(model: SplitModel, source: SampleReader) -> Evaluation:
     """Score front and back together in eval mode, a batch at a time; every sample counts once."""
-    device = next(model.back.parameters()).device
-    correct, loss = 0, 0.0
+    device = device_of(model.back)
+    score = Score(model)
     model.front.eval()
     model.back.eval()
+    size = _BATCH_OF_SEQUENCES if model.tokens else _BATCH
     with torch.no_grad():
-        for start in range(0, source.num_examples, _BATCH):
-            x, y = source.batch(np.arange(start, min(start + _BATCH, source.num_examples)), specification)
-            labels = torch.from_numpy(y).to(device)
-            logits = model.back(model.front(torch.from_numpy(x).to(device)))
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(model.sample_losses(logits, labels).double().sum())
-    return Evaluation(correct / source.num_examples, loss / source.num_examples, source.num_examples)
+        for start in range(0, source.num_examples, size):
+            x, y = source.batch(np.arange(start, min(start + size, source.num_examples)))
+            samples = torch.from_numpy(x).to(device)
+            score.add(predict(model.back, model.front(samples), model.mask(samples)), torch.from_numpy(y).to(device))
+    return score.result()

@@ -9,7 +9,7 @@ import numpy as np
 from heron_common.assignment import ModelSpec
 from heron_common.errors import StorageError
 from heron_common.plan import Plan
-from heron_common.tensors import Float32Array, Float64Array
+from heron_common.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.update_log import weights_digest
 from heron_server.rounds.aggregation import aggregate
 from heron_server.rounds.jobs import CloseJob
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def average_fronts(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
     """Set the front (and a head that clients train) to the aggregate of the round's updates; where they came as logs, keep what proves it."""
-    num_front = sum(p.numel() for p in parts.trainer.model.front.parameters())
+    num_front = num_parameters(parts.model.client_model)
     flats: list[Float32Array] = []
     for update in job.updates:
         if update.entry is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from heron_common.assignment import DataSpecification, ModelSpec
 from heron_common.clock import Clock
-from heron_common.data.sources import DataSource
+from heron_common.data.reading import SampleReader
 from heron_common.plan import Algorithm
 from heron_server.metrics import ServerMetrics
 from heron_server.storage.audit import AuditTrail
@@ -25,7 +25,7 @@ class RunParts:
     algorithm: Algorithm
     data: DataSpecification
     model: ModelSpec
-    eval_source: DataSource | None
+    eval_source: SampleReader | None
     checkpoints: CheckpointStore
     metrics: ServerMetrics
     write_summary: Callable[[dict[str, Any]], None]

@@ -38,16 +38,16 @@ class Stepper:
         version = trainer.server_version
         judged = None
         if plan.num_probes:
-            judged = tuple(float(v) for v in trainer.judge(decoded.activations, decoded.labels, client_id).reshape(-1))
+            judged = tuple(float(v) for v in trainer.judge(decoded, client_id).reshape(-1))
         loss: float | None = None
         cut_gradient = None
         if plan.uploads_at(upload.key.local_step):
-            outcome = trainer.train(decoded.activations[: plan.batch_size], decoded.labels, client_id, plan.needs_cut_gradient)
+            outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient)
             loss = outcome.server
             self._note(outcome, client_id)
             cut_gradient = self._encoded(outcome, upload.key, plan)
             if self._parts.alignment is not None:
-                self._parts.alignment.keep(client_id, decoded.activations, decoded.labels)
+                self._parts.alignment.keep(client_id, decoded)
         self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
         worklist.upload_trained(upload, loss, judged, version, cut_gradient)
 
@@ -60,13 +60,13 @@ class Stepper:
         sums = np.zeros(len(decoded), np.float64)
         seed = derive_seed(self._parts.run_seed, "", key.round, "mix", key.local_step)
         for batch in mixed_batches(decoded, seed):
-            outcome = self._parts.trainer.train(batch.activations, batch.labels)
+            outcome = self._parts.trainer.train(batch.rows)
             self._note(outcome, "several")
             np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
         self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
         for upload, total, part in zip(job.uploads, sums, decoded, strict=True):
             if self._parts.alignment is not None:
-                self._parts.alignment.keep(upload.key.client_id, part.activations, part.labels)
+                self._parts.alignment.keep(upload.key.client_id, part)
             worklist.upload_trained(upload, float(total) / len(part.labels), None, version)
 
     def _note(self, outcome: StepOutcome, client_id: str) -> None:

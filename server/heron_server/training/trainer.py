@@ -13,9 +13,18 @@ import torch
 from torch import nn
 
 from heron_common.errors import ConfigurationError
-from heron_common.tensors import Float32Array, Float64Array, Int64Array
-from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
+from heron_common.tensors import Float32Array, Float64Array
+from heron_server.models.split_model import (
+    SplitModel,
+    flat_parameters,
+    load_flat_parameters,
+    load_moving_state,
+    moving_state,
+    predict,
+    trained_parameters,
+)
 from heron_server.training.replicas import BackReplicas, load_moments
+from heron_server.training.uploads import DecodedUpload
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,14 @@ class StepOutcome:
         return float(np.mean(self.losses, dtype=np.float64))
 
 
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for _, parameter in trained_parameters(module)]
+
+
 _OPTIMISERS: dict[str, Callable[[nn.Module, TrainerSettings], torch.optim.Optimizer]] = {
-    "sgd": lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay),
-    "adam": lambda m, s: torch.optim.Adam(m.parameters(), s.learning_rate, weight_decay=s.weight_decay),
-    "adamw": lambda m, s: torch.optim.AdamW(m.parameters(), s.learning_rate, weight_decay=s.weight_decay),
+    "sgd": lambda m, s: torch.optim.SGD(_trained(m), s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay),
+    "adam": lambda m, s: torch.optim.Adam(_trained(m), s.learning_rate, weight_decay=s.weight_decay),
+    "adamw": lambda m, s: torch.optim.AdamW(_trained(m), s.learning_rate, weight_decay=s.weight_decay),
 }
 
 
@@ -85,30 +98,30 @@ class Trainer:
         self.server_version = 0
         self.replicas = BackReplicas(model.back, lambda back: _OPTIMISERS[settings.optimiser](back, settings)) if replicates_back else None
 
-    def judge(self, activations: Float32Array, labels: Int64Array, client_id: str = "") -> Float32Array:
+    def judge(self, upload: DecodedUpload, client_id: str = "") -> Float32Array:
         """Return per-sample losses [1 + probes, B] of stacked activations [(1 + probes) * B, ...] by the present back, in eval mode."""
-        batch = len(labels)
+        activations, batch = upload.activations, len(upload.labels)
         back, _ = self._back_of(client_id)
         back.eval()
         with torch.no_grad():
-            y = self._tensor(labels)
+            y, mask = self._tensor(upload.labels), self._mask(upload)
             losses = [
-                self.model.sample_losses(back(self._tensor(activations[start : start + batch])), y)
+                self.model.sample_losses(predict(back, self._tensor(activations[start : start + batch]), mask), y)
                 for start in range(0, len(activations), batch)
             ]
         judged: Float32Array = torch.stack(losses).float().cpu().numpy()
         return judged
 
-    def train(self, activations: Float32Array, labels: Int64Array, client_id: str = "", wants_cut_gradient: bool = False) -> StepOutcome:
+    def train(self, upload: DecodedUpload, client_id: str = "", wants_cut_gradient: bool = False) -> StepOutcome:
         """Take one first-order step of the back, and of the head if the server trains it, on one batch; a non-finite loss moves nothing.
 
         The gradients at the cut are those of the back before its step: lambda_i = d loss_i / d z_i.
         """
-        z, y = self._tensor(activations), self._tensor(labels)
+        z, y, mask = self._tensor(upload.activations[: len(upload.labels)]), self._tensor(upload.labels), self._mask(upload)
         back, optimiser = self._back_of(client_id)
         z.requires_grad_(wants_cut_gradient)
-        losses = self._losses(back, z, y)
-        head = self._losses(self.model.auxiliary_head, z.detach(), y).mean() if "head" in self._optimisers else None
+        losses = self._losses(back, z, mask, y)
+        head = self._losses(self.model.auxiliary_head, z.detach(), mask, y).mean() if "head" in self._optimisers else None
         skipped = not (math.isfinite(float(losses.detach().mean())) and (head is None or math.isfinite(float(head.detach()))))
         steps = [(optimiser, losses.mean())] + ([(self._optimisers["head"], head)] if head is not None else [])
         for chosen, loss in steps:
@@ -122,7 +135,7 @@ class Trainer:
             None if head is None else float(head.detach()),
             skipped,
             # The mean's gradient times B is that of each sample's own loss, whatever the batch.
-            (z.grad * len(labels)).float().cpu().numpy() if z.grad is not None else None,
+            (z.grad * len(upload.labels)).float().cpu().numpy() if z.grad is not None else None,
         )
 
     def close_round(self, members: Sequence[str], weights: Float64Array) -> None:
@@ -146,11 +159,11 @@ class Trainer:
             load_flat_parameters(self.model.auxiliary_head, head)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return every tensor of the state: weights of all three parts and the optimisers' moments; safe to keep."""
+        """Return every tensor of the state that moves: weights and buffers of all three parts and the optimisers' moments; safe to keep."""
         state = {
             f"{part}.{name}": value.detach().cpu().clone()
             for part, module in self._parts().items()
-            for name, value in module.state_dict().items()
+            for name, value in moving_state(module).items()
         }
         for key, optimiser in self._optimisers.items():
             for index, values in optimiser.state_dict()["state"].items():
@@ -162,7 +175,7 @@ class Trainer:
     def load_tensors(self, tensors: dict[str, torch.Tensor], server_version: int) -> None:
         """Go back to a state that `tensors` returned."""
         for part, module in self._parts().items():
-            module.load_state_dict({name[len(part) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
+            load_moving_state(module, {name[len(part) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
         for key, optimiser in self._optimisers.items():
             load_moments(optimiser, tensors, f"optimiser.{key}.")
         if self.replicas is not None:
@@ -172,10 +185,13 @@ class Trainer:
     def _parts(self) -> dict[str, nn.Module]:
         return {"front": self.model.front, "head": self.model.auxiliary_head, "back": self.model.back}
 
-    def _losses(self, module: nn.Module, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _losses(self, module: nn.Module, z: torch.Tensor, mask: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         module.train()
         with self._autocast():
-            return self.model.sample_losses(module(z), y).float()
+            return self.model.sample_losses(predict(module, z, mask), y).float()
+
+    def _mask(self, upload: DecodedUpload) -> torch.Tensor | None:
+        return None if upload.mask is None else self._tensor(upload.mask).bool()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()

@@ -4,41 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from heron_common.assignment import ModelSpec, upload_specs
 from heron_common.data.partition import permutation
 from heron_common.directions import PerturbationSeed
 from heron_common.plan import Plan
-from heron_common.tensors import Float32Array, Int64Array, decode
+from heron_common.tensors import Float32Array, Int64Array, Uint8Array, decode
 from heron_common.wire_dtypes import decode_rows
 from heron_server.rounds.attempt import AcceptedUpload
 
 
 @dataclass(frozen=True)
 class DecodedUpload:
-    """Activations [(1 + probes) * B, *cut] and labels [B] of one upload."""
+    """Activations [(1 + probes) * B, *cut], labels [B, ...] and, of sequences, the mask of their tokens [B, T] of one upload."""
 
     activations: Float32Array
-    labels: Int64Array
+    labels: npt.NDArray[Any]
+    mask: Uint8Array | None = None
+
+    def copy(self) -> DecodedUpload:
+        """Return one that does not share memory with the spool's buffer."""
+        return DecodedUpload(self.activations.copy(), self.labels.copy(), None if self.mask is None else self.mask.copy())
 
 
 @dataclass(frozen=True)
 class MixedBatch:
     """A batch of rows from several uploads; `sources[i]` is the upload that row i came from."""
 
-    activations: Float32Array
-    labels: Int64Array
+    rows: DecodedUpload
     sources: Int64Array
 
 
 def decode_upload(upload: AcceptedUpload, plan: Plan, model: ModelSpec) -> DecodedUpload:
     """Read an upload from the spool."""
-    activations, labels = upload_specs(plan, model)
+    activations, *beside = upload_specs(plan, model)
     data = memoryview(upload.entry.read())
     rows = decode_rows(data[: activations.size_bytes], plan.wire_dtype, activations.shape)
-    return DecodedUpload(rows, decode(data[activations.size_bytes :], labels))
+    tensors, start = [], activations.size_bytes
+    for spec in beside:
+        tensors.append(decode(data[start : start + spec.size_bytes], spec))
+        start += spec.size_bytes
+    return DecodedUpload(rows, *tensors)
 
 
 def mixed_batches(uploads: Sequence[DecodedUpload], seed: PerturbationSeed) -> list[MixedBatch]:
@@ -49,5 +59,10 @@ def mixed_batches(uploads: Sequence[DecodedUpload], seed: PerturbationSeed) -> l
     dealt = order[np.argsort(order // batch_size, kind="stable")]
     activations = np.concatenate([upload.activations for upload in uploads])
     labels = np.concatenate([upload.labels for upload in uploads])
-    count = len(uploads)
-    return [MixedBatch(activations[dealt[k::count]], labels[dealt[k::count]], dealt[k::count] // batch_size) for k in range(count)]
+    masks = [upload.mask for upload in uploads if upload.mask is not None]
+    mask = np.concatenate(masks) if masks else None
+    shares = [dealt[k :: len(uploads)] for k in range(len(uploads))]
+    return [
+        MixedBatch(DecodedUpload(activations[rows], labels[rows], None if mask is None else mask[rows]), rows // batch_size)
+        for rows in shares
+    ]

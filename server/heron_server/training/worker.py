@@ -168,7 +168,7 @@ class TrainWorker:
         statistics = [update.statistics for update in job.updates]
         self._merge(statistics, weights)
         self._watch_divergence(job, statistics)
-        score = evaluate(parts.trainer.model, parts.eval_source, parts.data) if parts.eval_source else None
+        score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
         record = RoundRecord(
             round_index=job.round.round_index,
             attempt=job.round.attempt,
@@ -176,6 +176,7 @@ class TrainWorker:
             updates=len(job.updates),
             test_accuracy=score.accuracy if score else None,
             test_loss=score.loss if score else None,
+            test_perplexity=score.perplexity if score else None,
             local_loss=float(np.mean([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
             server_loss=float(np.mean(self._stepper.server_losses)) if self._stepper.server_losses else None,
             client_forward_passes=sum(s.forward_passes for s in statistics),
@@ -223,16 +224,24 @@ class TrainWorker:
         metrics, statistics = self._parts.metrics, [update.statistics for update in job.updates]
         metrics.rounds_completed.inc()
         metrics.round_seconds.observe(record.seconds)
-        if record.test_accuracy is not None and record.test_loss is not None:
+        if record.test_accuracy is not None:
             metrics.evaluation_accuracy.set(record.test_accuracy)
+        if record.test_loss is not None:
             metrics.evaluation_loss.set(record.test_loss)
+        if record.test_perplexity is not None:
+            metrics.evaluation_perplexity.set(record.test_perplexity)
         if record.local_loss is not None:
             metrics.local_loss.set(record.local_loss)
             metrics.difference_mean.set(float(np.mean([s.difference_mean for s in statistics])))
             metrics.difference_variance.set(float(np.mean([s.difference_variance for s in statistics])))
         metrics.differences_clipped.inc(sum(s.differences_clipped for s in statistics))
         metrics.differences_non_finite.inc(sum(s.differences_non_finite for s in statistics))
-        figures = {"test_accuracy": record.test_accuracy, "test_loss": record.test_loss, "server_loss": record.server_loss}
+        figures = {
+            "test_accuracy": record.test_accuracy,
+            "test_loss": record.test_loss,
+            "test_perplexity": record.test_perplexity,
+            "server_loss": record.server_loss,
+        }
         log.info(
             "round closed",
             extra={

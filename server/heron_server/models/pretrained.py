@@ -1,0 +1,122 @@
+"""Transformers from a folder or the hub: configuration, weights, tokenizer; every failure is one sentence that names the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from heron_common.assignment import DataSpecification, Task
+from heron_common.errors import ConfigurationError
+
+PREFIX = "hf:"
+"""Of a model that transformers knows: hf:FOLDER, or hf:NAME for one of the hub."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A whole model as transformers builds it, in eval mode, its configuration, and the JSON of its tokenizer, None if it has none."""
+
+    model: Any
+    config: Any
+    tokenizer: bytes | None
+
+
+def load_pretrained(reference: str, data: DataSpecification, random_weights: bool) -> Pretrained:
+    """Load a causal language model or a sequence classifier for the task of `data`; random weights come from torch's global generator.
+
+    Raises:
+        ConfigurationError: there is no such folder or name, the hub cannot be reached, weights are missing, or the tokenizer does not fit the model.
+
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    _silence()
+    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference), "a configuration")
+    config.use_cache = False
+    if data.task is Task.NEXT_TOKEN:
+        kind: Any = AutoModelForCausalLM
+    else:
+        kind = AutoModelForSequenceClassification
+        _describe_labels(config, data)
+    if random_weights:
+        model = _loaded(reference, lambda: kind.from_config(config, attn_implementation="eager"), "a model of this task")
+    else:
+        model = _loaded(
+            reference,
+            lambda: kind.from_pretrained(
+                reference, config=config, attn_implementation="eager", dtype="float32", ignore_mismatched_sizes=True
+            ),
+            "weights",
+        )
+    return Pretrained(model.float().eval(), config, _tokenizer(reference, config))
+
+
+def _describe_labels(config: Any, data: DataSpecification) -> None:
+    names = data.class_names or tuple(f"LABEL_{index}" for index in range(data.num_classes))
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "regression" if data.task is Task.REGRESSION else "single_label_classification"
+    if config.pad_token_id is None:
+        # A classifier reads the last token that is no padding, so something has to be.
+        end = config.eos_token_id
+        config.pad_token_id = end if isinstance(end, int) and end < config.vocab_size else 0
+
+
+def _tokenizer(reference: str, config: Any) -> bytes | None:
+    from transformers import AutoTokenizer
+
+    folder = Path(reference)
+    if folder.is_dir():
+        file = folder / "tokenizer.json"
+        text = file.read_bytes() if file.is_file() else None
+        if text is None and not any((folder / name).is_file() for name in ("vocab.txt", "vocab.json", "tokenizer.model")):
+            return None
+    else:
+        text = None
+    if text is None:
+        tokenizer = _loaded(reference, lambda: AutoTokenizer.from_pretrained(reference), "a tokenizer")
+        text = tokenizer.backend_tokenizer.to_str().encode()
+    from tokenizers import Tokenizer
+
+    size = Tokenizer.from_str(text.decode()).get_vocab_size(with_added_tokens=True)
+    if size > config.vocab_size:
+        raise ConfigurationError(
+            f"the tokenizer of {reference!r} has {size} tokens, its model {config.vocab_size}: use the tokenizer that the model was trained with"
+        )
+    return text
+
+
+def _loaded(reference: str, load: Callable[[], T], what: str) -> T:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as exc:
+        first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        if Path(reference).is_dir():
+            raise ConfigurationError(
+                f"folder {reference!r} holds no {what.removeprefix('a ')} that transformers can use ({first[:200]}): "
+                "it needs config.json, model.safetensors and, for text, tokenizer.json; for weights drawn at random add weights=random to --model-options"
+            ) from exc
+        raise ConfigurationError(
+            f"model {reference!r} is no folder here, not in the hub's cache, and the hub did not give {what} ({first[:160]}): "
+            "fetch it where there is a network and give its folder, --model hf:FOLDER"
+        ) from exc
+
+
+def _silence() -> None:
+    """Leave it to this program to speak: transformers tells of odd configurations at every start."""
+    import transformers.utils.logging as verbosity
+
+    verbosity.set_verbosity_error()  # type: ignore[no-untyped-call]
+    verbosity.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def set_frozen(module: nn.Module, but: Callable[[str], bool]) -> None:
+    """Freeze every parameter except those whose name `but` accepts."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(but(name))

@@ -1,0 +1,101 @@
+"""Next-token loss by blocks of the vocabulary: the logits of a batch, which may be larger than the model, are never whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from heron_common.assignment import IGNORED
+
+BLOCK_ROWS = 2048
+"""Rows of the unembedding at a time: a block of 768 columns is 6 MB."""
+
+
+def next_token_losses(outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Return each sequence's mean of -log softmax(W h)[label] over its places that are not IGNORED, [B]; zero for a sequence without any.
+
+    Args:
+        outputs: h [B, T, D] and the unembedding W [V, D].
+        labels: [B, T] int64.
+
+    """
+    hidden, unembedding = outputs
+    counted = labels != IGNORED
+    targets = torch.where(counted, labels, 0)
+    losses = token_losses(hidden.flatten(0, 1), unembedding, targets.flatten()).reshape(labels.shape)
+    weights = counted.to(losses.dtype)
+    return (losses * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+
+
+def token_losses(hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return log sum_v exp(W_v h_n) - W_target h_n, [N], for h [N, D]; its gradient is computed by blocks too."""
+    if torch.is_grad_enabled() and (hidden.requires_grad or unembedding.requires_grad):
+        losses: torch.Tensor = _TokenLosses.apply(hidden, unembedding, targets)  # type: ignore[no-untyped-call]
+        return losses
+    return _log_sum_exp(hidden, unembedding) - _target_logits(hidden, unembedding, targets)
+
+
+def most_likely(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Return the token with the largest logit at each place, [B, T]."""
+    hidden, unembedding = outputs
+    flat = hidden.flatten(0, 1)
+    best, token = flat.new_full((len(flat),), -torch.inf), torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
+    for start, rows in _blocks(unembedding):
+        value, index = (flat @ rows.t()).max(1)
+        token = torch.where(value > best, index + start, token)
+        best = torch.maximum(value, best)
+    return token.reshape(hidden.shape[:-1])
+
+
+def _blocks(unembedding: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    return [(start, unembedding[start : start + BLOCK_ROWS]) for start in range(0, len(unembedding), BLOCK_ROWS)]
+
+
+def _log_sum_exp(hidden: torch.Tensor, unembedding: torch.Tensor) -> torch.Tensor:
+    """Return log sum_v exp(W_v h_n), the largest logit so far taken out of the sum so far."""
+    largest, total = None, None
+    for _, rows in _blocks(unembedding):
+        logits = hidden @ rows.t()
+        found = logits.amax(1)
+        if largest is None or total is None:
+            largest, total = found, torch.exp(logits - found[:, None]).sum(1)
+            continue
+        higher = torch.maximum(largest, found)
+        total = total * torch.exp(largest - higher) + torch.exp(logits - higher[:, None]).sum(1)
+        largest = higher
+    if largest is None or total is None:
+        raise ValueError("the unembedding has no rows")
+    return largest + torch.log(total)
+
+
+def _target_logits(hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (hidden * torch.nn.functional.embedding(targets, unembedding)).sum(1)
+
+
+class _TokenLosses(torch.autograd.Function):
+    """d/dh = sum_v p_v W_v - W_target; d/dW_v = sum_n (p_nv - [v = target_n]) h_n."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        log_sum = _log_sum_exp(hidden, unembedding)
+        ctx.save_for_backward(hidden, unembedding, targets, log_sum)
+        return log_sum - _target_logits(hidden, unembedding, targets)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        hidden, unembedding, targets, log_sum = ctx.saved_tensors
+        for_hidden = -torch.nn.functional.embedding(targets, unembedding)
+        for_rows = []
+        for _, rows in _blocks(unembedding):
+            likelihoods = torch.exp(hidden @ rows.t() - log_sum[:, None])
+            if ctx.needs_input_grad[0]:
+                for_hidden = for_hidden + likelihoods @ rows
+            if ctx.needs_input_grad[1]:
+                for_rows.append((likelihoods * gradient[:, None]).t() @ hidden)
+        for_unembedding = None
+        if ctx.needs_input_grad[1]:
+            weighted = hidden * gradient[:, None]
+            at_targets = torch.zeros_like(unembedding).scatter_add(0, targets[:, None].expand(-1, hidden.shape[1]), weighted)
+            for_unembedding = torch.cat(for_rows) - at_targets
+        return for_hidden * gradient[:, None] if ctx.needs_input_grad[0] else None, for_unembedding, None
