@@ -81,6 +81,8 @@ def test_more_weights_and_larger_activations_need_more_memory() -> None:
 def test_a_family_without_names_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigurationError, match="no named places"):
         run_cuts(argparse.Namespace(model="cnn", model_options="", data_spec="digits"))
+    with pytest.raises(ConfigurationError, match="number of its blocks"):
+        run_cuts(argparse.Namespace(model="hf:gpt2", model_options="", data_spec="digits"))
     with pytest.raises(SystemExit):
         main(["cuts", "--help"])
     assert "--data-spec" in capsys.readouterr().out

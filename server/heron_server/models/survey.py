@@ -11,6 +11,7 @@ from torch import nn
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
+from heron_server.models.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel
 from heron_server.models.user_code import PREFIX
@@ -58,6 +59,10 @@ def survey(family: str, options: Mapping[str, Any], data: DataSpecification) -> 
         examples = {refusal.obstacle: name for name, refusal in reversed(refusals.items())}
         refused = tuple(Refused(obstacle.value, count, examples[obstacle]) for obstacle, count in counts.most_common())
         return Survey(model.cutter.places, refused, model.cutter.kept_whole, lambda place: model.client_side(place, nn.Identity()))
+    if family.startswith(HUB_PREFIX):
+        raise ConfigurationError(
+            f"model {family!r} is cut behind a number of its blocks, so there is no list: --cut 3 leaves three on the client"
+        )
     parsed = parse_family_options(family, options)
     if not parsed.places:
         raise ConfigurationError(f"model {family!r} has no named places to cut: its options say where, see `heron-server --help`")
