@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,25 +49,37 @@ def most_likely(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return token.reshape(hidden.shape[:-1])
 
 
-def _blocks(unembedding: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-    return [(start, unembedding[start : start + BLOCK_ROWS]) for start in range(0, len(unembedding), BLOCK_ROWS)]
+def _blocks(unembedding: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    # One by one: a traced program takes its blocks where they were taken here, and a block is a copy.
+    for start in range(0, len(unembedding), BLOCK_ROWS):
+        yield start, unembedding[start : start + BLOCK_ROWS]
 
 
 def _log_sum_exp(hidden: torch.Tensor, unembedding: torch.Tensor) -> torch.Tensor:
-    """Return log sum_v exp(W_v h_n), the largest logit so far taken out of the sum so far."""
-    largest, total = None, None
+    """Return log sum_v exp(W_v h_n), [N].
+
+    Each block is reduced to one number a row before the next begins: a runtime that orders operations by what needs them would else keep every block.
+    """
+    return torch.logsumexp(torch.stack([torch.logsumexp(hidden @ rows.t(), 1) for _, rows in _blocks(unembedding)], 1), 1)
+
+
+def _log_sum_exp_and_mean(hidden: torch.Tensor, unembedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log sum_v exp(W_v h_n), [N], and sum_v p_nv W_v, [N, D], in one pass: what is summed so far is rescaled by each block."""
+    log_sum, mean = None, None
     for _, rows in _blocks(unembedding):
         logits = hidden @ rows.t()
-        found = logits.amax(1)
-        if largest is None or total is None:
-            largest, total = found, torch.exp(logits - found[:, None]).sum(1)
+        of_block = torch.logsumexp(logits, 1)
+        mean_of_block = torch.exp(logits - of_block[:, None]) @ rows
+        if log_sum is None or mean is None:
+            log_sum, mean = of_block, mean_of_block
             continue
-        higher = torch.maximum(largest, found)
-        total = total * torch.exp(largest - higher) + torch.exp(logits - higher[:, None]).sum(1)
-        largest = higher
-    if largest is None or total is None:
+        together = torch.logaddexp(log_sum, of_block)
+        mean = mean * torch.exp(log_sum - together)[:, None] + mean_of_block * torch.exp(of_block - together)[:, None]
+        log_sum = together
+    if log_sum is None or mean is None:
         raise ValueError("the unembedding has no rows")
-    return largest + torch.log(total)
+    # Nothing is added; but a runtime that orders operations by what needs them reaches the blocks through the mean, and drops each when it is done.
+    return mean[:, 0] * 0.0 + log_sum, mean
 
 
 def _target_logits(hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -78,24 +91,19 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        log_sum = _log_sum_exp(hidden, unembedding)
-        ctx.save_for_backward(hidden, unembedding, targets, log_sum)
+        log_sum, mean = _log_sum_exp_and_mean(hidden, unembedding)
+        ctx.save_for_backward(hidden, unembedding, targets, log_sum, mean)
         return log_sum - _target_logits(hidden, unembedding, targets)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        hidden, unembedding, targets, log_sum = ctx.saved_tensors
-        for_hidden = -torch.nn.functional.embedding(targets, unembedding)
-        for_rows = []
-        for _, rows in _blocks(unembedding):
-            likelihoods = torch.exp(hidden @ rows.t() - log_sum[:, None])
-            if ctx.needs_input_grad[0]:
-                for_hidden = for_hidden + likelihoods @ rows
-            if ctx.needs_input_grad[1]:
-                for_rows.append((likelihoods * gradient[:, None]).t() @ hidden)
-        for_unembedding = None
+        hidden, unembedding, targets, log_sum, mean = ctx.saved_tensors
+        for_hidden, for_unembedding = None, None
+        if ctx.needs_input_grad[0]:
+            for_hidden = (mean - torch.nn.functional.embedding(targets, unembedding)) * gradient[:, None]
         if ctx.needs_input_grad[1]:
             weighted = hidden * gradient[:, None]
+            by_block = [torch.exp(hidden @ rows.t() - log_sum[:, None]).t() @ weighted for _, rows in _blocks(unembedding)]
             at_targets = torch.zeros_like(unembedding).scatter_add(0, targets[:, None].expand(-1, hidden.shape[1]), weighted)
-            for_unembedding = torch.cat(for_rows) - at_targets
-        return for_hidden * gradient[:, None] if ctx.needs_input_grad[0] else None, for_unembedding, None
+            for_unembedding = torch.cat(by_block) - at_targets
+        return for_hidden, for_unembedding, None
