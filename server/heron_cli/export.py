@@ -27,7 +27,13 @@ def add_parser(verbs: Any) -> None:
         help="torch: a program for torch.export.load; hf: a folder for from_pretrained (transformers only); onnx: standard operators, weights inside; "
         "safetensors: weights by the names of the original, with a note as .json beside",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="file, or folder for hf, to be made")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file to be made, which ends in .pt2, .onnx or .safetensors; for hf a folder",
+    )
     parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument("--merge-adapters", action="store_true", help="merge adapters into their layers (the default)")
@@ -53,7 +59,7 @@ def run_export(options: argparse.Namespace) -> int:
     from heron_server.training.trained_model import load_trained
 
     chosen = ExportFormat(options.format)
-    # At once, too: to build a large model takes minutes.
+    # Here too, at once: to build a large model takes minutes.
     check_place(chosen, options.output, options.force)
     trained = load_trained(options.run_dir, options.round)
     delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)

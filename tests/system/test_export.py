@@ -102,6 +102,18 @@ def trained_deviation(runs: TrainedRuns) -> float:
     return load_trained(runs["resnet"].directory).data.standard_deviation
 
 
+def test_onnx_files_hold_standard_operators_only_and_nothing_of_the_machine(runs: TrainedRuns) -> None:
+    import onnx
+
+    for name in ("user", "gpt2"):
+        path = runs.folder / "out" / f"{name}.onnx"
+        model = onnx.load(path if path.exists() else export(runs, name, "onnx"))
+        onnx.checker.check_model(model, full_check=True)
+        assert {opset.domain for opset in model.opset_import} == {""} and not model.functions
+        assert {node.domain for node in model.graph.node} == {""}
+        assert b"/heron_server/" not in path.read_bytes() and str(runs.folder).encode() not in path.read_bytes()
+
+
 def test_weights_too_large_for_one_file_stand_beside_it(runs: TrainedRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
@@ -120,10 +132,15 @@ REFUSED: list[tuple[str, dict[str, Any], type[HeronError], str]] = [
     ("cnn", {"round": 7}, CheckpointError, "no checkpoint after 7 rounds is kept .*: --round can be 1, 2"),
     ("cnn", {"run_dir": Path("nowhere")}, ConfigurationError, "nowhere holds no run"),
     ("cnn", {"output": Path("/proc/nowhere/model.pt2")}, StorageError, "cannot be written to /proc/nowhere/model.pt2"),
-    ("cnn", {"output": Path("model.json"), "format": "safetensors"}, ConfigurationError, "let it end in .safetensors"),
-    ("cnn", {"output": Path("mine"), "force": True}, ConfigurationError, "mine is a folder, and --format torch writes a file"),
-    ("cnn", {"output": Path("mine")}, ConfigurationError, "mine exists already: give --force"),
-    ("cnn", {"output": Path("mine"), "format": "hf", "force": True}, ConfigurationError, "no folder that `heron export` made"),
+    (
+        "cnn",
+        {"output": Path("model.json"), "format": "safetensors"},
+        ConfigurationError,
+        "a file to be made that ends in .safetensors, not 'model.json'",
+    ),
+    ("cnn", {"output": Path("mine.pt2"), "force": True}, ConfigurationError, "mine.pt2 is a folder, and --format torch writes a file"),
+    ("cnn", {"output": Path("mine.pt2")}, ConfigurationError, "mine.pt2 exists already: give --force"),
+    ("cnn", {"output": Path("mine.pt2"), "format": "hf", "force": True}, ConfigurationError, "no folder that `heron export` made"),
 ]
 
 
@@ -136,7 +153,7 @@ def options(runs: TrainedRuns, name: str, **changes: Any) -> argparse.Namespace:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory, but for a folder that must stay."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.pt2").mkdir()
     return tmp_path
 
 
@@ -149,7 +166,7 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(
     with pytest.raises(error, match=sentence) as caught:
         run_export(options(runs, name, **changes))
     assert "\n" not in str(caught.value)
-    assert [path.name for path in here.iterdir()] == ["mine"]
+    assert [path.name for path in here.iterdir()] == ["mine.pt2"]
 
 
 def copied(runs: TrainedRuns, name: str, folder: Path) -> Path:
@@ -177,6 +194,15 @@ def test_a_damaged_missing_or_foreign_checkpoint_is_refused_and_no_other_takes_i
         load_trained(directory, 1)
     shutil.rmtree(directory / "checkpoints")
     with pytest.raises(CheckpointError, match="there is none"):
+        load_trained(directory)
+
+
+def test_frozen_weights_that_are_not_the_run_s_are_refused(runs: TrainedRuns, tmp_path: Path) -> None:
+    directory = copied(runs, "gpt2", tmp_path)
+    document = json.loads((directory / "run.json").read_text())
+    document["configuration"]["seed"] += 1
+    (directory / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigurationError, match=r"the frozen weights of model .* are not those that the run was trained with"):
         load_trained(directory)
 
 

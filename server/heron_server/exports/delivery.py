@@ -30,6 +30,9 @@ class ExportFormat(StrEnum):
     SAFETENSORS = "safetensors"
 
 
+_SUFFIXES = {ExportFormat.TORCH: ".pt2", ExportFormat.ONNX: ".onnx", ExportFormat.SAFETENSORS: ".safetensors"}
+"""torch.export opens no other file, and whoever finds the others knows them by it."""
+
 _FILES: dict[ExportFormat, Callable[[Whole, dict[str, Any], Samples, Path], None]] = {
     ExportFormat.TORCH: formats.write_torch,
     ExportFormat.ONNX: formats.write_onnx,
@@ -90,11 +93,11 @@ def check_format(trained: TrainedModel, chosen: ExportFormat, keeps_adapters: bo
 
 def check_place(chosen: ExportFormat, output: Path, replaces: bool) -> None:
     """Refuse to write over anything, or, if it may be replaced, over anything but an export; raises ConfigurationError."""
-    if not output.name:
-        raise ConfigurationError(f"--output was expected to name a file or folder to be made, not {str(output)!r}")
+    suffix = _SUFFIXES.get(chosen)
+    if not output.name or (suffix is not None and output.suffix != suffix):
+        expected = f"a file to be made that ends in {suffix}" if suffix is not None else "a folder to be made"
+        raise ConfigurationError(f"--output was expected to name {expected}, not {str(output)!r}")
     beside = [formats.note_beside(output)] if chosen is ExportFormat.SAFETENSORS else []
-    if output in beside:
-        raise ConfigurationError(f"--output {output} has the name of the note beside it: let it end in .safetensors")
     for path in (output, *beside):
         if not path.exists():
             continue

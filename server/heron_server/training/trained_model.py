@@ -9,7 +9,8 @@ from typing import Any
 
 from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
-from heron_common.errors import CheckpointError, StorageError
+from heron_common.errors import CheckpointError, ConfigurationError, StorageError
+from heron_server.models.base import base_digest
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_moving_state
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
@@ -40,7 +41,7 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
     """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default.
 
     Raises:
-        ConfigurationError: there is no run, or its model cannot be built here: its code or its folder is missing, or a library.
+        ConfigurationError: there is no run, or its model cannot be built here: its code or its folder is missing or another one, or a library is.
         StorageError: the run's record is damaged.
         CheckpointError: the checkpoint is missing, damaged, or not of this model.
 
@@ -56,8 +57,19 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
         raise StorageError(
             f"{run_dir / 'run.json'} has no option {exc}: restore it from a backup, or use the version that made the run"
         ) from exc
+    _check_base(model, options["model"], run_dir)
     _load(model, checkpoint, options["model"], run_dir)
     return TrainedModel(model, model.completed(data), checkpoint.completed_rounds, identity.run_id, options)
+
+
+def _check_base(model: SplitModel, name: str, run_dir: Path) -> None:
+    """Compare frozen weights, which no checkpoint holds, with those that devices were given."""
+    blobs = run_dir / "blobs"
+    if model.frozen and blobs.is_dir() and not (blobs / base_digest(model.frozen)).is_file():
+        raise ConfigurationError(
+            f"the frozen weights of model {name!r} are not those that the run was trained with: bring back the folder or the version of the hub's "
+            "model that it was started with"
+        )
 
 
 def _load(model: SplitModel, checkpoint: Checkpoint, name: str, run_dir: Path) -> None:
