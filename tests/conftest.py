@@ -16,6 +16,7 @@ from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read the
 
 _LONGEST_FIRST = (
     "test_learning",
+    "test_export",
     "test_first_order_programs",
     "test_simulation",
     "test_algorithms_reference",

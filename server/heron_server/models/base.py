@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -78,22 +78,36 @@ def write_base(tensors: list[FrozenTensor], folder: Path) -> BlobReference:
         OSError: the disk refuses.
 
     """
-    layout = base_layout(tuple(frozen.spec for frozen in tensors))
     digest = hashlib.sha256()
-    stored = [part for frozen in tensors for part in frozen.stored]
 
     def write(file: BinaryIO) -> None:
-        end = 0
-        for region, part in zip(layout.regions, stored, strict=True):
-            for piece in (bytes(region.offset - end), part.contiguous().reshape(-1).view(torch.uint8).numpy().data):
-                file.write(piece)
-                digest.update(piece)
-            end = region.offset + region.size_bytes
+        for piece in _pieces(tensors):
+            file.write(piece)
+            digest.update(piece)
 
     written = folder / "base.new"
     replace_atomically(written, write)
     written.replace(folder / digest.hexdigest())
-    return BlobReference(digest.hexdigest(), layout.total_bytes)
+    return BlobReference(digest.hexdigest(), base_layout(tuple(frozen.spec for frozen in tensors)).total_bytes)
+
+
+def base_digest(tensors: list[FrozenTensor]) -> str:
+    """Return the digest that `write_base` names the blob of these tensors by."""
+    digest = hashlib.sha256()
+    for piece in _pieces(tensors):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(tensors: list[FrozenTensor]) -> Iterator[bytes | memoryview]:
+    """Yield the blob's bytes in order: what fills the gaps, and each stored tensor."""
+    layout = base_layout(tuple(frozen.spec for frozen in tensors))
+    stored = [part for frozen in tensors for part in frozen.stored]
+    end = 0
+    for region, part in zip(layout.regions, stored, strict=True):
+        yield bytes(region.offset - end)
+        yield part.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        end = region.offset + region.size_bytes
 
 
 def _stored(value: torch.Tensor, storage: BaseStorage) -> tuple[torch.Tensor, ...]:

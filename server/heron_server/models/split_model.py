@@ -38,7 +38,8 @@ class SplitModel:
         task: what is asked for.
         tokens: whether x are token ids, PADDING where a sequence is shorter; then head and back take a mask too, [B, T] bool.
         tokenizer: the JSON of the tokenizer that text becomes tokens with.
-        whole: the model before it was split, sharing the tensors of front and back; where there is none, front and back in a row are the whole.
+        whole: the model before it was split; where there is none, front and back in a row are the whole. It shares the tensors of front and back, but
+            the back of a user's module has copies (`whole_state` brings them home).
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
 
     What requires a gradient is trained, the rest is frozen. No part normalises across samples, so micro-batches and direction groups change

@@ -20,7 +20,16 @@ from heron_server.models.adapters import Adapter, add_adapter
 from heron_server.models.base import BaseStorage, round_to_storage
 from heron_server.models.pretrained import PREFIX, Pretrained, load_pretrained, set_frozen
 from heron_server.models.split_model import SplitModel, predict, sample_losses_of
-from heron_server.models.transformer_families import Blocks, Classifier, Embedding, Family, PooledClassifier, family_of, part
+from heron_server.models.transformer_families import (
+    Blocks,
+    Classifier,
+    Embedding,
+    Family,
+    PooledClassifier,
+    family_of,
+    longest_sequence,
+    part,
+)
 
 CUT_TOLERANCE = 1e-4
 """Of the whole model's outputs, relative to the largest: the same operations in the same order differ by rounding at most."""
@@ -129,13 +138,8 @@ def _parse(options: Mapping[str, Any]) -> TransformerOptions:
 
 def _check_length(loaded: Pretrained, data: DataSpecification, reference: str) -> None:
     (length,) = data.input_shape
-    most = getattr(loaded.config, "max_position_embeddings", length)
-    if loaded.config.model_type == "roberta":
-        most -= 2
-    window = getattr(loaded.config, "sliding_window", None)
-    if getattr(loaded.config, "use_sliding_window", True) and window is not None and length > window:
-        most = min(most, window)
-    if length > most:
+    most = longest_sequence(loaded.config)
+    if most is not None and length > most:
         raise ConfigurationError(
             f"{reference!r} reads at most {most} tokens, but the data specification asks for {length}: use a shorter length"
         )

@@ -66,6 +66,18 @@ def family_of(config: Any) -> Family:
     return family
 
 
+def longest_sequence(config: Any) -> int | None:
+    """Return how many tokens a model of this configuration reads at most as blocks are called here, None if nothing limits them."""
+    limits = []
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        limits.append(positions - 2 if config.model_type == "roberta" else positions)
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        limits.append(window)
+    return min(limits, default=None)
+
+
 def part(module: nn.Module, path: str) -> Any:
     """Return a submodule by its dotted path."""
     return module.get_submodule(path)

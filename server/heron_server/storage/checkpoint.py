@@ -88,16 +88,46 @@ class CheckpointStore:
                 return checkpoint
         raise CheckpointError(f"no usable checkpoint in {self._directory}: start a new run with another --run-dir")
 
-    def _read(self, entry: dict[str, Any]) -> Checkpoint | None:
-        path = self._directory / entry["file"]
+    def read(self, completed_rounds: int | None = None) -> Checkpoint:
+        """Return the checkpoint after so many rounds, or the newest; no other one is taken in its place.
+
+        Raises:
+            CheckpointError: it is not kept or damaged; the message names those that are kept.
+
+        """
+        kept = {entry["completed_rounds"]: entry for entry in self._entries()}
+        names = ", ".join(map(str, kept))
+        if not kept:
+            raise CheckpointError(
+                f"a checkpoint was expected in {self._directory}, but there is none: give the --run-dir of a run that began"
+            )
+        if completed_rounds is not None and completed_rounds not in kept:
+            raise CheckpointError(
+                f"no checkpoint after {completed_rounds} rounds is kept in {self._directory}: --round can be {names} "
+                "(--keep-checkpoints says how many a run keeps)"
+            )
+        entry = kept[max(kept) if completed_rounds is None else completed_rounds]
         try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise ValueError("its digest does not match the manifest")
-            return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
+            return self._load(entry)
         except (OSError, ValueError, SafetensorError) as exc:
+            raise CheckpointError(
+                f"checkpoint {entry['file']} in {self._directory} is damaged ({exc}): restore it from a backup, "
+                f"or choose another with --round, one of {names}"
+            ) from exc
+
+    def _read(self, entry: dict[str, Any]) -> Checkpoint | None:
+        try:
+            return self._load(entry)
+        except (OSError, ValueError, SafetensorError) as exc:
+            path = self._directory / entry["file"]
             log.warning("checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
             return None
+
+    def _load(self, entry: dict[str, Any]) -> Checkpoint:
+        data = (self._directory / entry["file"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise ValueError("its digest does not match the manifest")
+        return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
 
     def _entries(self) -> list[dict[str, Any]]:
         try:

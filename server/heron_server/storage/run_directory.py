@@ -115,16 +115,36 @@ class RunDirectory:
         self._write("server.json", address)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            value: dict[str, Any] = dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as exc:
-            raise StorageError(f"{self.path / name} is damaged ({exc}): restore it from a backup or start a new run") from exc
-        return value
+        return _document(self.path / name)
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         try:
             write_json_atomically(self.path / name, value)
         except OSError as exc:
             raise StorageError(f"cannot write {self.path / name} ({exc.strerror or exc}): free some space") from exc
+
+
+def recorded_identity(run_dir: Path) -> RunIdentity:
+    """Return what a run wrote down of itself; takes no lock, for a process that only looks, also at a run that is going on.
+
+    Raises:
+        ConfigurationError: there is no run.
+        StorageError: its record is damaged.
+
+    """
+    known = _document(run_dir / "run.json")
+    if known is None:
+        raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server or heron simulate")
+    if not isinstance(known.get("configuration"), dict) or "run_id" not in known:
+        raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
+    return RunIdentity(str(known["run_id"]), known["configuration"])
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as exc:
+        raise StorageError(f"{path} is damaged ({exc}): restore it from a backup or start a new run") from exc
+    return value

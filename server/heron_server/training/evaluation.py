@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +71,26 @@ class Score:
         return Evaluation(accuracy, loss, self._examples, perplexity)
 
 
-def evaluate(model: SplitModel, source: SampleReader) -> Evaluation:
-    """Score front and back together in eval mode, a batch at a time; every sample counts once."""
+OnBatch = Callable[[Any, torch.Tensor], None]
+"""Sees a back's outputs and their labels."""
+
+
+def evaluate(model: SplitModel, source: SampleReader, batch_size: int | None = None, on_batch: OnBatch | None = None) -> Evaluation:
+    """Score front and back together in eval mode, a batch at a time; every sample counts once.
+
+    Another batch size than a run's own changes memory, speed and rounding.
+    """
     device = device_of(model.back)
     score = Score(model)
     model.front.eval()
     model.back.eval()
-    size = _BATCH_OF_SEQUENCES if model.tokens else _BATCH
+    size = batch_size or (_BATCH_OF_SEQUENCES if model.tokens else _BATCH)
     with torch.no_grad():
         for start in range(0, source.num_examples, size):
             x, y = source.batch(np.arange(start, min(start + size, source.num_examples)))
             samples = torch.from_numpy(x).to(device)
-            score.add(predict(model.back, model.front(samples), model.mask(samples)), torch.from_numpy(y).to(device))
+            outputs, labels = predict(model.back, model.front(samples), model.mask(samples)), torch.from_numpy(y).to(device)
+            score.add(outputs, labels)
+            if on_batch is not None:
+                on_batch(outputs, labels)
     return score.result()

@@ -1,0 +1,76 @@
+"""`heron export`: the trained model of a run, front and back as one, for PyTorch, transformers, ONNX or any reader of safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from heron_common.exit_codes import ExitCode
+
+
+def add_parser(verbs: Any) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "export",
+        help="write the trained, whole model of a run for PyTorch, transformers, ONNX or safetensors",
+        description="Rebuilds the model from what the run wrote down, loads a checkpoint, writes front and back as one model, opens what was written "
+        "in its own library and compares the outputs. A module of your own is imported from the current directory, as it was for the run.",
+    )
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("torch", "hf", "onnx", "safetensors"),
+        help="torch: a program for torch.export.load; hf: a folder for from_pretrained (transformers only); onnx: standard operators, weights inside; "
+        "safetensors: weights by the names of the original, with a note as .json beside",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file to be made, which ends in .pt2, .onnx or .safetensors; for hf a folder",
+    )
+    parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    adapters = parser.add_mutually_exclusive_group()
+    adapters.add_argument("--merge-adapters", action="store_true", help="merge adapters into their layers (the default)")
+    adapters.add_argument(
+        "--keep-adapters", action="store_true", help="leave adapters apart; for hf a folder of peft with the model in `base` below it"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an earlier export, once the new one is proved")
+    parser.set_defaults(run=run_export)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Export and say what was written and how far its outputs are from the run's model.
+
+    Raises:
+        ConfigurationError: there is no run, its model cannot be built here, the format does not fit it, or the output exists.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ProgramError: the model cannot be written in this format, or what was written differs from it.
+        StorageError: the output cannot be written.
+
+    """
+    from heron_server.exports.delivery import ExportFormat, check_place, deliver
+    from heron_server.exports.whole import TOLERANCE
+    from heron_server.training.trained_model import load_trained
+
+    chosen = ExportFormat(options.format)
+    # Here too, at once: to build a large model takes minutes.
+    check_place(chosen, options.output, options.force)
+    trained = load_trained(options.run_dir, options.round)
+    delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")
+    for path in delivered.paths:
+        console.print(f"  {path}  {_size(path):,} bytes")
+    console.print(f"opened again, its outputs differ by {delivered.difference:.1e} of the largest at most (limit {TOLERANCE:g})")
+    return ExitCode.OK
+
+
+def _size(path: Path) -> int:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

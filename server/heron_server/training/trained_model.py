@@ -1,0 +1,86 @@
+"""The model of a run as one of its checkpoints left it, rebuilt from what the run wrote down; needs neither its data nor its clients."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heron_common.assignment import DataSpecification
+from heron_common.data.specification import parse_specification
+from heron_common.errors import CheckpointError, ConfigurationError, StorageError
+from heron_server.models.base import base_digest
+from heron_server.models.registry import build_model
+from heron_server.models.split_model import SplitModel, load_moving_state
+from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
+from heron_server.storage.run_directory import recorded_identity
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A split model with the weights of a checkpoint.
+
+    Attributes:
+        model: front and back are trained; the head too, though nobody needs it any more.
+        data: the run's data specification, complete.
+        completed_rounds: how many rounds the checkpoint has seen.
+        run_id: of the run.
+        configuration: the run's options by name.
+
+    """
+
+    model: SplitModel
+    data: DataSpecification
+    completed_rounds: int
+    run_id: str
+    configuration: dict[str, Any]
+
+
+def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedModel:
+    """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default.
+
+    Raises:
+        ConfigurationError: there is no run, or its model cannot be built here: its code or its folder is missing or another one, or a library is.
+        StorageError: the run's record is damaged.
+        CheckpointError: the checkpoint is missing, damaged, or not of this model.
+
+    """
+    identity = recorded_identity(run_dir)
+    # Before the model is built, which can take minutes.
+    checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
+    options = identity.configuration
+    try:
+        data = dataclasses.replace(parse_specification(options["data_spec"]), refuses_overlong=options["overlong"] == "refuse")
+        model = build_model(options["model"], options["model_options"], data, options["seed"], options["cut"])
+    except KeyError as exc:
+        raise StorageError(
+            f"{run_dir / 'run.json'} has no option {exc}: restore it from a backup, or use the version that made the run"
+        ) from exc
+    _check_base(model, options["model"], run_dir)
+    _load(model, checkpoint, options["model"], run_dir)
+    return TrainedModel(model, model.completed(data), checkpoint.completed_rounds, identity.run_id, options)
+
+
+def _check_base(model: SplitModel, name: str, run_dir: Path) -> None:
+    """Compare frozen weights, which no checkpoint holds, with those that devices were given."""
+    blobs = run_dir / "blobs"
+    if model.frozen and blobs.is_dir() and not (blobs / base_digest(model.frozen)).is_file():
+        raise ConfigurationError(
+            f"the frozen weights of model {name!r} are not those that the run was trained with: bring back the folder or the version of the hub's "
+            "model that it was started with"
+        )
+
+
+def _load(model: SplitModel, checkpoint: Checkpoint, name: str, run_dir: Path) -> None:
+    for part, module in (("front", model.front), ("back", model.back)):
+        prefix = f"{part}."
+        tensors = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items() if key.startswith(prefix)}
+        try:
+            load_moving_state(module, tensors)
+        except RuntimeError as exc:
+            reason = " ".join(str(exc).split())
+            raise CheckpointError(
+                f"the {part} in the checkpoint of {run_dir} is not that of model {name!r} as it is built here ({reason[:300]}): "
+                "bring back the code or the folder that the run was started with"
+            ) from exc
