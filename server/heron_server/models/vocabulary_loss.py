@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from heron_common.assignment import IGNORED
 
-BLOCK_ROWS = 2048
-"""Rows of the unembedding at a time: a block of 768 columns is 6 MB."""
+BLOCK_ROWS = 1024
+"""Rows of the unembedding at a time: a block of 768 columns is 3 MB."""
 
 
 def next_token_losses(outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -42,48 +42,50 @@ def most_likely(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     hidden, unembedding = outputs
     flat = hidden.flatten(0, 1)
     best, token = flat.new_full((len(flat),), -torch.inf), torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
-    for start, rows in _blocks(unembedding):
-        value, index = (flat @ rows.t()).max(1)
+    for start in _starts(unembedding):
+        value, index = (flat @ unembedding[start : start + BLOCK_ROWS].t()).max(1)
         token = torch.where(value > best, index + start, token)
         best = torch.maximum(value, best)
     return token.reshape(hidden.shape[:-1])
 
 
-def _blocks(unembedding: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    # One by one: a traced program takes its blocks where they were taken here, and a block is a copy.
-    for start in range(0, len(unembedding), BLOCK_ROWS):
-        yield start, unembedding[start : start + BLOCK_ROWS]
+def _starts(unembedding: torch.Tensor) -> range:
+    return range(0, len(unembedding), BLOCK_ROWS)
+
+
+def _block(unembedding: torch.Tensor, start: int, after: torch.Tensor) -> torch.Tensor:
+    """Return BLOCK_ROWS rows from `start` on, or what is left, taken once `after` is known.
+
+    A runtime that orders operations by what needs them, as ONNX Runtime does, would else take all blocks first and keep every copy. Nothing exceeds
+    infinity, so the rows do not depend on the value of `after`.
+    """
+    rows = torch.arange(start, min(start + BLOCK_ROWS, len(unembedding)), device=unembedding.device)
+    return nn.functional.embedding(rows + (after.flatten()[:1] > torch.inf).to(torch.int64), unembedding)
 
 
 def _log_sum_exp(hidden: torch.Tensor, unembedding: torch.Tensor) -> torch.Tensor:
-    """Return log sum_v exp(W_v h_n), [N].
-
-    Each block is reduced to one number a row before the next begins: a runtime that orders operations by what needs them would else keep every block.
-    """
-    return torch.logsumexp(torch.stack([torch.logsumexp(hidden @ rows.t(), 1) for _, rows in _blocks(unembedding)], 1), 1)
+    """Return log sum_v exp(W_v h_n), [N]; each block is reduced to a number a row before the next one is taken."""
+    parts = [hidden[:, 0]]
+    for start in _starts(unembedding):
+        parts.append(torch.logsumexp(hidden @ _block(unembedding, start, parts[-1]).t(), 1))
+    return torch.logsumexp(torch.stack(parts[1:], 1), 1)
 
 
 def _log_sum_exp_and_mean(hidden: torch.Tensor, unembedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log sum_v exp(W_v h_n), [N], and sum_v p_nv W_v, [N, D], in one pass: what is summed so far is rescaled by each block."""
-    log_sum, mean = None, None
-    for _, rows in _blocks(unembedding):
+    log_sum, mean = torch.full_like(hidden[:, 0], -torch.inf), torch.zeros_like(hidden)
+    for start in _starts(unembedding):
+        rows = _block(unembedding, start, mean)
         logits = hidden @ rows.t()
         of_block = torch.logsumexp(logits, 1)
-        mean_of_block = torch.exp(logits - of_block[:, None]) @ rows
-        if log_sum is None or mean is None:
-            log_sum, mean = of_block, mean_of_block
-            continue
         together = torch.logaddexp(log_sum, of_block)
-        mean = mean * torch.exp(log_sum - together)[:, None] + mean_of_block * torch.exp(of_block - together)[:, None]
+        mean = mean * torch.exp(log_sum - together)[:, None] + torch.exp(logits - together[:, None]) @ rows
         log_sum = together
-    if log_sum is None or mean is None:
-        raise ValueError("the unembedding has no rows")
-    # Nothing is added; but a runtime that orders operations by what needs them reaches the blocks through the mean, and drops each when it is done.
-    return mean[:, 0] * 0.0 + log_sum, mean
+    return log_sum, mean
 
 
 def _target_logits(hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (hidden * torch.nn.functional.embedding(targets, unembedding)).sum(1)
+    return (hidden * nn.functional.embedding(targets, unembedding)).sum(1)
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -100,10 +102,11 @@ class _TokenLosses(torch.autograd.Function):
         hidden, unembedding, targets, log_sum, mean = ctx.saved_tensors
         for_hidden, for_unembedding = None, None
         if ctx.needs_input_grad[0]:
-            for_hidden = (mean - torch.nn.functional.embedding(targets, unembedding)) * gradient[:, None]
+            for_hidden = (mean - nn.functional.embedding(targets, unembedding)) * gradient[:, None]
         if ctx.needs_input_grad[1]:
             weighted = hidden * gradient[:, None]
-            by_block = [torch.exp(hidden @ rows.t() - log_sum[:, None]).t() @ weighted for _, rows in _blocks(unembedding)]
+            blocks = (unembedding[start : start + BLOCK_ROWS] for start in _starts(unembedding))
+            by_block = [torch.exp(hidden @ rows.t() - log_sum[:, None]).t() @ weighted for rows in blocks]
             at_targets = torch.zeros_like(unembedding).scatter_add(0, targets[:, None].expand(-1, hidden.shape[1]), weighted)
             for_unembedding = torch.cat(by_block) - at_targets
         return for_hidden, for_unembedding, None

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heron_common.errors import ProgramError
 from heron_server.programs.convolution_gradient import convolution_backward
-from heron_server.programs.narrow_reads import read_rows_before_widening
+from heron_server.programs.narrow_reads import narrow
 
 aten = torch.ops.aten
 
@@ -32,7 +32,7 @@ def with_backward_rules(module: nn.Module, arguments: tuple[object, ...]) -> nn.
     # Attention is differentiated as the matrix products it consists of: its fused kernels have no parts that ONNX could name.
     with sdpa_kernel(SDPBackend.MATH):
         traced = make_fx(module, decomposition_table=_decompositions())(*arguments)
-    read_rows_before_widening(traced)
+    narrow(traced)
     missing = sorted({str(node.target) for node in traced.graph.nodes if "backward" in str(node.target)})
     if missing:
         raise ProgramError(f"there is no backward rule for {', '.join(missing)}: use a model of other operations")
