@@ -100,7 +100,7 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
         name: tensor.numpy()
         for name, tensor in zip(function.output_names, expected if isinstance(expected, tuple) else (expected,), strict=True)
     }
-    feeds = {**samples, **_weights(model), **_base(model)}
+    feeds = {**samples, **_weights(model), **_base(model), **_statistics(model)}
     got = load_runner(program)({name: feeds[name] for name in function.input_names})
     worst = 0.0
     for (name, size), found in zip(_sizes(want).items(), got, strict=True):
@@ -209,6 +209,10 @@ def _base(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
     return {name: (stored.view(torch.uint16) if stored.dtype is torch.bfloat16 else stored).numpy() for name, stored in inputs}
 
 
+def _statistics(model: SplitModel) -> dict[str, npt.NDArray[Any]]:
+    return {f"statistics.{i}": value.detach().cpu().numpy() for i, value in enumerate(model.statistics.values())}
+
+
 def _is_convolutional(model: SplitModel) -> bool:
     kinds = {type(module) for part in (model.front, model.auxiliary_head) for module in part.modules()}
     return any(issubclass(k, nn.modules.conv._ConvNd) for k in kinds) and not kinds & {nn.LayerNorm, nn.Embedding, nn.MultiheadAttention}
@@ -227,7 +231,10 @@ def _loss_runner(
     fixed_head = flat_parameters(model.auxiliary_head)
 
     with_head = plan.objective is Objective.AUXILIARY
-    base = {name: array for name, array in _base(model).items() if name in dict(ClientPart(model, with_head).base_inputs())}
+    part = ClientPart(model, with_head)
+    base = {name: array for name, array in _base(model).items() if name in dict(part.base_inputs())}
+    if plan.objective is not Objective.CUT_GRADIENT:
+        base |= {f"statistics.{i}": value.numpy() for i, value in enumerate(part.statistics.values())}
 
     def losses(theta: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float32Array:
         feeds: dict[str, npt.NDArray[Any]] = base | {
@@ -257,7 +264,9 @@ def _loss_runner(
 def cut_gradients(model: SplitModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float32Array:
     """Return lambda of each sample at the model's own weights, [B, *cut]: the gradient of its loss at the cut."""
     samples = torch.from_numpy(x)
-    z = model.front(samples).detach().requires_grad_()
+    with torch.no_grad():
+        z = ClientPart(model, with_head=False).present_front(samples)
+    z.requires_grad_()
     outputs = predict(model.back, z, model.mask(samples))
     (gradient,) = torch.autograd.grad(model.sample_losses(outputs, torch.from_numpy(y)).sum(), z)
     found: Float32Array = gradient.numpy()
@@ -266,14 +275,16 @@ def cut_gradients(model: SplitModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -
 
 def _gradient(model: SplitModel, plan: Plan, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float64Array:
     """Return the gradient of the group's mean loss by autograd, flat."""
-    last = model.auxiliary_head if plan.objective is Objective.AUXILIARY else model.back
     parts = (model.front, model.auxiliary_head) if plan.trains_head else (model.front,)
     parameters = [parameter for part in parts for _, parameter in trained_parameters(part)]
     gradient = np.zeros(sum(p.numel() for p in parameters), np.float64)
-    for start in range(0, len(x), GRADIENT_ROWS):
-        rows = slice(start, start + GRADIENT_ROWS)
+    with_head = plan.objective is Objective.AUXILIARY
+    part, step = ClientPart(model, with_head), len(x) if model.batch_statistics else GRADIENT_ROWS
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
         samples = torch.from_numpy(x[rows])
-        outputs = predict(last, model.front(samples), model.mask(samples))
+        z = part.present_front(samples)
+        outputs = part.present_head(samples, z) if with_head else predict(model.back, z, model.mask(samples))
         loss = model.sample_losses(outputs, torch.from_numpy(y[rows])).sum() / len(x)
         gradient += torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]).numpy()
     return gradient
