@@ -262,7 +262,8 @@ def _refuse_dependent_samples(model: SplitModel) -> None:
 
     """
     sentence = (
-        "{} makes a sample's output depend on the rest of its batch or on chance: use GroupNorm, or call eval() to freeze its statistics"
+        "{} makes a sample's output depend on the rest of its batch or on chance: use GroupNorm, call eval() to freeze its statistics, "
+        "or let the whole batch normalise (norm=batch, batch_norm=batch)"
     )
     parts = (model.front, model.auxiliary_head)
     allowed = {id(layer) for part in parts for layer in moving_layers(part).values()} if model.batch_statistics else set()
