@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+import heron_server.programs.parity as parity_module
 from heron_common.assignment import DataSpecification, ProgramKind
-from heron_common.errors import ConfigurationError, ProgramError
+from heron_common.errors import ConfigurationError, ParityError, ProgramError
 from heron_common.plan import HeadTraining
 from heron_common.presets import preset
 from heron_server.models.base import LARGE_BUFFER, named_frozen
@@ -176,3 +178,23 @@ def test_a_head_that_the_server_aligns_may_not_normalise_by_the_batch_but_its_fr
         complete_algorithm(preset("fsl-sage"), signals())
     algorithm, _ = complete_algorithm(preset("fsl-sage"), images())
     assert algorithm.plan.head_training is HeadTraining.ALIGNMENT and algorithm.plan.micro_batch == algorithm.plan.batch_size
+
+
+def test_a_gradient_that_one_draw_of_samples_spoils_passes_and_one_that_every_draw_spoils_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = dataclasses.replace(vectors(), batch_statistics=False, front=nn.Sequential(nn.Conv1d(2, 2, 1)), input_shape=(2, 2))
+    draws: list[float] = []
+
+    def errors(*_: object) -> dict[str, float]:
+        return {"gradients.client_model.0": draws.pop(0)}
+
+    monkeypatch.setattr(parity_module, "_output_errors", errors)
+    monkeypatch.setattr(parity_module, "load_runner", lambda program: None)
+    draws[:] = [1e-3, 1e-6]
+    assert check_outputs(model, ProgramKind.PULLBACK, b"", 1, seed=0) == 1e-6
+    draws[:] = [1e-3] * 3
+    with pytest.raises(ParityError, match=r"1\.00e-03"):
+        check_outputs(model, ProgramKind.PULLBACK, b"", 1, seed=0)
+    for last, passes in ((1e-3, True), (1e-2, False)):
+        draws[:] = [1e-2, 1e-2, last]
+        with contextlib.nullcontext() if passes else pytest.raises(ParityError):
+            check_outputs(images(), ProgramKind.GRADIENT, b"", ROWS, seed=0)

@@ -58,8 +58,9 @@ class ResnetOptions(FamilyOptions):
     )
     norm: ResnetNorm = Field(
         ResnetNorm.GROUP,
-        description="group: GroupNorm; batch: batch normalisation, whose running statistics clients train beside the weights - devices then hold the "
-        "activations of a whole batch at once, micro_batch and direction_groups cannot save memory; batch-frozen: batch normalisation with constant "
+        description="group: GroupNorm; batch: batch normalisation by the whole batch, with running statistics that clients average beside the weights; a "
+        "device then holds a whole batch's activations at once (batch 256 of the default front: 270 MB, not 80), since neither micro-batches nor direction "
+        "groups can split it; batch-frozen: batch normalisation with constant "
         "statistics, a mere scale and shift in new weights",
     )
     blocks: tuple[int, ...] = Field(

@@ -23,7 +23,7 @@ from heron_common.plan import Objective, Plan
 from heron_common.tensors import Float32Array, Float64Array
 from heron_common.zeroth_order import FiniteDifference, directional_derivatives
 from heron_server.models.split_model import SplitModel, flat_parameters, predict, trained_parameters
-from heron_server.programs.compile import ClientPart, compile_function
+from heron_server.programs.compile import ClientPart, CompiledFunction, compile_function
 from heron_server.programs.cost import client_cost
 
 TOLERANCE = 1e-4
@@ -32,6 +32,14 @@ TOLERANCE = 1e-4
 CONVOLUTION_GRADIENT_TOLERANCE = 2e-5
 """For gradients of convolutional models, relative to the largest gradient of any tensor (or 1e-3). Over 25 seeds of four fronts the rounding of float32 alone
 reached 7e-6, where a first convolution sums over 12,544 positions; a wrong rule is off by percents."""
+
+BY_BATCH_GRADIENT_TOLERANCE = 5e-3
+"""The same for models that normalise by whole batches, where no draw of samples is within the other: among the millions of values before a batch's ReLUs
+some are so near zero that rounding decides their sign, and whole terms come or go. On a ResNet front with 16 samples torch's own gradients in float32 are
+1.4e-3 from those in float64 in such a draw and 2e-6 in others, and with tanh for ReLU 6e-6 in all."""
+
+NUM_DRAWS = 3
+"""Draws of samples in which a gradient may be within its tolerance: a sign that rounding decides is bad luck, a wrong rule is wrong in all."""
 
 DIFFERENCE_TOLERANCE = 0.05
 """Median relative error of the finite difference; a finite difference worse than this points elsewhere than the gradient."""
@@ -88,10 +96,28 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
     """Compare every output with torch, gradients with autograd, on the model's weights; return the largest max|a-b| / max(|b|max, 1e-3).
 
     Raises:
-        ParityError: an output exceeds its tolerance.
+        ParityError: an output exceeds its tolerance, a gradient in every draw of samples.
 
     """
-    function = compile_function(model, kind, micro_batch)
+    function, run = compile_function(model, kind, micro_batch), load_runner(program)
+    last = BY_BATCH_GRADIENT_TOLERANCE if model.batch_statistics else CONVOLUTION_GRADIENT_TOLERANCE
+    for draw in range(NUM_DRAWS):
+        errors = _output_errors(function, model, run, micro_batch, seed + draw)
+        convolutional = CONVOLUTION_GRADIENT_TOLERANCE if draw < NUM_DRAWS - 1 else last
+        limits = {n: convolutional if n.startswith("gradients.") and _is_convolutional(model) else TOLERANCE for n in errors}
+        exceeding = [name for name, error in errors.items() if not error <= limits[name]]
+        if not exceeding:
+            return max(errors.values())
+        if not all(name.startswith("gradients.") for name in exceeding):
+            break
+    name = exceeding[0]
+    raise ParityError(
+        f"output {name!r} of the {kind.value} program differs from the model by {errors[name]:.2e} (limit {limits[name]}): it is not published"
+    )
+
+
+def _output_errors(function: CompiledFunction, model: SplitModel, run: NamedRunner, micro_batch: int, seed: int) -> dict[str, float]:
+    """Return max|a-b| / max(|b|max, 1e-3) of every output on one draw of samples."""
     samples = _random_samples(model, micro_batch, seed)
     data = [samples[name] for name in function.input_names if name in samples]
     with torch.no_grad():
@@ -101,17 +127,8 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
         for name, tensor in zip(function.output_names, expected if isinstance(expected, tuple) else (expected,), strict=True)
     }
     feeds = {**samples, **_weights(model), **_base(model), **_statistics(model)}
-    got = load_runner(program)({name: feeds[name] for name in function.input_names})
-    worst = 0.0
-    for (name, size), found in zip(_sizes(want).items(), got, strict=True):
-        limit = CONVOLUTION_GRADIENT_TOLERANCE if name.startswith("gradients.") and _is_convolutional(model) else TOLERANCE
-        error = float(np.abs(found - want[name]).max()) / size
-        if not error <= limit:
-            raise ParityError(
-                f"output {name!r} of the {kind.value} program differs from the model by {error:.2e} (limit {limit}): it is not published"
-            )
-        worst = max(worst, error)
-    return worst
+    got = run({name: feeds[name] for name in function.input_names})
+    return {name: float(np.abs(f - want[name]).max()) / size for (name, size), f in zip(_sizes(want).items(), got, strict=True)}
 
 
 def check_difference(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
