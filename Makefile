@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-radius bench-defaults lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,6 +39,12 @@ bench-client: install  ## a client's step on ResNet-18's front: memory, seconds,
 
 bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 10 minutes); writes docs/results/deep-front.md
 	$(BIN)/python benchmarks/deep_front.py
+
+bench-gpt2: install  ## fronts of GPT-2-small and -medium: client memory beside plain PyTorch (about 15 minutes; QUICK=1 under 5); writes docs/results/gpt2.md
+	$(BIN)/python benchmarks/gpt2.py
+
+bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a frozen front, three seeds (about an hour; QUICK=1 minutes); writes docs/results/minilm.md
+	$(BIN)/python benchmarks/minilm.py
 
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py

@@ -22,7 +22,7 @@ from heron_common.atomic import write_json_atomically
 from heron_common.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = (0,)
+SEEDS = (0, 1)
 ROUNDS = 16
 """Of every row: with fewer, exact gradients have not yet paid for the unrest that a moving front causes the server."""
 

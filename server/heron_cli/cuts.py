@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ ACTIVATION_COPIES = 2
 """ONNX Runtime holds the two largest neighbouring activations of one sample, and scratch space of about as much for convolutions."""
 
 NAME_WIDTH = 32
+
+LINE_WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def costs(found: Survey) -> list[CutCost]:
 def report(model: str, data: str, found: Survey) -> list[str]:
     """Return the lines to print."""
     refused = sum(reason.count for reason in found.refused)
-    lines = [f"{model} on {data}: {len(found.places)} places to cut"]
+    lines = [f"{model} on {data}: {len(found.places)} place{'' if len(found.places) == 1 else 's'} to cut"]
     if found.places:
         rows: list[tuple[str, ...]] = [("--cut", "activations", "bytes/sample", "front weights", "FLOPs/sample", "client peak")]
         counted = costs(found)
@@ -123,6 +126,8 @@ def report(model: str, data: str, found: Survey) -> list[str]:
         lines += ["", f"Not at {refused} other submodules:"]
         width = max(len(str(reason.count)) for reason in found.refused)
         lines += [f"  {reason.count:>{width}}  {reason.reason}, e.g. {reason.example}" for reason in found.refused]
+    for name, reason in found.kept_whole.items():
+        lines += textwrap.wrap(f"{name} stays whole because it {reason}", LINE_WIDTH, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 

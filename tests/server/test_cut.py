@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from heron_cli.simulation import simulate
 from heron_cli.simulation_config import simulation_config
-from heron_common.assignment import DataSpecification, ProgramKind
+from heron_common.assignment import DataSpecification, ProgramKind, Task
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
@@ -139,7 +140,8 @@ def test_another_model_of_the_same_name_has_another_key_for_its_programs(zoo: Pa
         ("Transformer", "blocks", ["a list"]),
         ("Transformer", "blocks.0.linear1", ["inside 'blocks.0'", "a layer of torch"]),
         ("resnet", "unused", ["forward does not call it"]),
-        ("FrozenFirst", "second", ["first.weight", "frozen"]),
+        ("FrozenFirst", "first", ["left in front for clients to train"]),
+        ("Narrow", "second", ["first.weight is bfloat16", "float()"]),
         ("gated", "second", ["inner in front", "branches on the values of the data", "zoo.py, line", "if x.max() > 1e9:"]),
         ("Branching", "first", ["own forward", "zoo.py, line", "if x.sum() > 0:"]),
         ("Trains", "first", ["training mode", "only dropout may differ"]),
@@ -238,6 +240,18 @@ def test_heads_of_images_see_at_most_four_by_four_places_and_a_users_own_head_is
 def test_activations_that_no_head_fits_ask_for_one() -> None:
     sentence = refusal("volumes", "0", DataSpecification("test", (1, 2, 4, 4), 10))
     assert "head=python:MODULE:CALLABLE" in sentence and "2x2x4x4" in sentence
+
+
+def test_a_regression_is_cut_like_a_classification_and_tokens_are_sent_elsewhere() -> None:
+    split = build("sequential", "2", dataclasses.replace(DATA, task=Task.REGRESSION))
+    assert split.sample_losses(split.back(split.front(torch.zeros(3, 1, 8, 8))), torch.zeros(3, 10)).shape == (3,)
+    assert "use --model hf:" in refusal("sequential", "2", dataclasses.replace(DATA, tokens=True))
+
+
+def test_frozen_weights_stand_in_front_beside_trained_ones() -> None:
+    split = build("FrozenFirst", "second")
+    assert [spec.name for spec in split.to_spec().client_model] == ["second.weight", "second.bias"]
+    assert [frozen.spec.name for frozen in split.frozen] == ["first.weight", "first.bias"]
 
 
 # --- a run

@@ -51,7 +51,14 @@ def test_places_stand_in_a_table_and_the_others_are_counted_with_a_reason(zoo: s
     assert table[4].split()[1:4] == ["4x4x4", "256", "44"]
     text = "\n".join(printed)
     assert "19  another tensor would have to cross as well, e.g. layer1.0.conv1" in text
-    assert "4  called several times" in text and "1  no weights behind, e.g. fc" in text and "client peak    estimate" in text
+    assert "4  called several times" in text and "1  no weights to train behind, e.g. fc" in text and "client peak    estimate" in text
+
+
+def test_what_could_not_be_traced_is_named_with_the_line(zoo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join("\n".join(lines(capsys, f"{zoo}:gated", "", "1x8x8:10")).split())
+    assert "gated on 1x8x8:10: 1 place to cut" in text
+    assert "2 the front would branch on the values of the data, e.g. second" in text
+    assert "inner stays whole because it branches on the values of the data (zoo_of_cuts.py, line" in text
 
 
 def test_a_model_that_normalises_by_the_batch_can_be_cut_and_its_memory_is_said_to_be_a_batchs(
@@ -83,6 +90,8 @@ def test_more_weights_and_larger_activations_need_more_memory() -> None:
 def test_a_family_without_names_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigurationError, match="no named places"):
         run_cuts(argparse.Namespace(model="cnn", model_options="", data_spec="digits"))
+    with pytest.raises(ConfigurationError, match="number of its blocks"):
+        run_cuts(argparse.Namespace(model="hf:gpt2", model_options="", data_spec="digits"))
     with pytest.raises(SystemExit):
         main(["cuts", "--help"])
     assert "--data-spec" in capsys.readouterr().out

@@ -198,7 +198,17 @@ class Recurrent(Plain):
 class FrozenFirst(Plain):
     def __init__(self):
         super().__init__()
-        self.first.weight.requires_grad_(False)
+        self.first.requires_grad_(False)
+
+
+class Narrow(Plain):
+    def __init__(self):
+        super().__init__()
+        self.first.to(torch.bfloat16)
+
+    def forward(self, x):
+        x = self.first(self.flat(x).to(torch.bfloat16))
+        return self.last(self.second(x.float()))
 
 
 class Random(Plain):

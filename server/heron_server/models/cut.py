@@ -30,10 +30,10 @@ class Obstacle(StrEnum):
     NOT_A_TENSOR = "gives something else than one float32 tensor with a row per sample"
     DEAD_END = "not on the way from the input to the logits"
     CROSSING = "another tensor would have to cross as well"
-    EMPTY_FRONT = "no weights in front"
-    EMPTY_BACK = "no weights behind"
+    EMPTY_FRONT = "no weights to train in front"
+    EMPTY_BACK = "no weights to train behind"
     SHARED = "a weight would be on both sides"
-    FIXED = "a weight in front is frozen or not float32"
+    NARROW = "a weight in front is not float32"
     BATCH_STATISTICS = "batch normalisation with moving statistics in front"
     DATA_DEPENDENT = "the front would branch on the values of the data"
 
@@ -82,9 +82,9 @@ class Cutter:
         return {name: refusal for name, refusal in refusals.items() if refusal is not None}
 
     @property
-    def num_submodules(self) -> int:
-        """How many names there are."""
-        return len(self._names)
+    def kept_whole(self) -> dict[str, str]:
+        """Submodules whose inside cannot be traced, with the reason; one of them may stand behind a cut."""
+        return self._trace.closed
 
     def has(self, name: str) -> bool:
         """Whether the model has a submodule of this name."""
@@ -144,19 +144,18 @@ class Cutter:
 
     def _obstacles_of_sides(self, cut: fx.Node) -> Iterator[Refusal]:
         front, back = self._ordered(self._flow.front(cut)), self._ordered(self._flow.back(cut))
-        mine, theirs = parameters_of(self._trace, front), parameters_of(self._trace, back)
+        held = parameters_of(self._trace, front)
+        mine, theirs = _trained(held), _trained(parameters_of(self._trace, back))
         if not mine:
-            yield Refusal(Obstacle.EMPTY_FRONT, "no weights would be left in front, and the client would have nothing to train")
+            yield Refusal(Obstacle.EMPTY_FRONT, "no weights would be left in front for clients to train")
         if not theirs:
-            yield Refusal(Obstacle.EMPTY_BACK, "no weights would be left behind it, and the server would have nothing to train")
+            yield Refusal(Obstacle.EMPTY_BACK, "no weights would be left behind it for the server to train")
         shared = _shared(mine, theirs)
         if shared:
             yield Refusal(Obstacle.SHARED, f"the weight {' and '.join(shared)} would be on both sides, and each side trains its own")
-        fixed = [name for name, p in mine.items() if not p.requires_grad or p.dtype != torch.float32]
-        if fixed:
-            yield Refusal(
-                Obstacle.FIXED, f"the weight {fixed[0]} in front is frozen or not float32, and a client trains all of its weights"
-            )
+        narrow = [f"{name} is {str(p.dtype)[6:]}" for name, p in held.items() if p.dtype != torch.float32]
+        if narrow:
+            yield Refusal(Obstacle.NARROW, f"the weight {narrow[0]}, and clients compute in float32, so return the model after float()")
         yield from self._moving_statistics(front)
         for node, reason in self._data_dependence(front):
             yield Refusal(Obstacle.DATA_DEPENDENT, f"{node.target} in front cannot be compiled because it {reason}")
@@ -210,6 +209,10 @@ class Cutter:
         return f"the result of {getattr(node.target, '__name__', node.target)}" + (
             f" in {stack[-1][0]!r}" if stack and stack[-1][0] else ""
         )
+
+
+def _trained(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
 
 
 def _shared(mine: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter]) -> list[str]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
+from heron_server.models.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel
 from heron_server.models.user_code import PREFIX
@@ -33,12 +34,14 @@ class Survey:
     Attributes:
         places: in the order of the computation.
         refused: why not elsewhere.
+        kept_whole: submodules that cannot be traced, with the reason: there is no place inside them.
         client_side: place -> a model whose front and head are those of a cut there; its back is of no account.
 
     """
 
     places: tuple[str, ...]
     refused: tuple[Refused, ...]
+    kept_whole: Mapping[str, str]
     client_side: Callable[[str], SplitModel]
 
 
@@ -55,9 +58,13 @@ def survey(family: str, options: Mapping[str, Any], data: DataSpecification) -> 
         counts = Counter(refusal.obstacle for refusal in refusals.values())
         examples = {refusal.obstacle: name for name, refusal in reversed(refusals.items())}
         refused = tuple(Refused(obstacle.value, count, examples[obstacle]) for obstacle, count in counts.most_common())
-        return Survey(model.cutter.places, refused, lambda place: model.client_side(place, nn.Identity()))
+        return Survey(model.cutter.places, refused, model.cutter.kept_whole, lambda place: model.client_side(place, nn.Identity()))
+    if family.startswith(HUB_PREFIX):
+        raise ConfigurationError(
+            f"model {family!r} is cut behind a number of its blocks, so there is no list: --cut 3 leaves three on the client"
+        )
     parsed = parse_family_options(family, options)
     if not parsed.places:
         raise ConfigurationError(f"model {family!r} has no named places to cut: its options say where, see `heron-server --help`")
     chosen = {key: value for key, value in options.items() if key != "front_blocks"}
-    return Survey(parsed.places, (), lambda place: build_model(family, chosen, data, 0, place))
+    return Survey(parsed.places, (), {}, lambda place: build_model(family, chosen, data, 0, place))

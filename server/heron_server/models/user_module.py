@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from heron_common.assignment import DataSpecification
+from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
 from heron_server.models.batch_norm import keep_frozen
 from heron_server.models.cut import Cutter
@@ -46,6 +46,8 @@ class UserModel:
             ConfigurationError: it does not return a model of logits for these data, or one that cannot be traced.
 
         """
+        if data.tokens or data.task is Task.NEXT_TOKEN:
+            raise ConfigurationError(f"model {family!r} takes numbers, but --data-spec says tokens: use a model of hf: for text")
         self.family = family
         self._data = data
         self._head = options.get("head")
@@ -87,8 +89,9 @@ class UserModel:
         """Return front and head of a place where a cut works, with any back."""
         front, shape = self.cutter.front(cut), self.cutter.shape(cut)
         head = self._build_head(shape)
-        name = f"{self.family}:{cut}:{list(self._data.input_shape)}:{self._data.num_classes}"
-        losses, data = sample_losses_of(self._data.task), self._data
+        data = self._data
+        name = f"{self.family}:{cut}:{list(data.input_shape)}:{data.num_classes}:{data.task.value}"
+        losses = sample_losses_of(data.task)
         model = SplitModel(name, front, head, back, losses, data.input_shape, data.num_classes, data.task, whole=self.whole)
         return dataclasses.replace(model, name=f"{name}:by batch", batch_statistics=True) if self._by_batch else model
 
@@ -197,7 +200,7 @@ def _fingerprint(*modules: nn.Module) -> str:
             elif not type(part).__module__.startswith("torch."):
                 digest.update(inspect.getsource(type(part)).encode())
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(f"{name} {list(tensor.shape)} {tensor.requires_grad}".encode())
         for _, buffer in module.named_buffers():
             digest.update(buffer.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -76,8 +76,9 @@ def export(function: CompiledFunction) -> bytes:
     import onnx
 
     function.module.eval()
-    # It warns of torchvision's absence at every export, which is no news to anybody.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # They warn of what is absent and of constants that they do not fold, which is no news to anybody.
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -149,31 +149,48 @@ def check_difference(model: SplitModel, plan: Plan, program: bytes, scales: Floa
 
 
 def fitting_radius(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
-    """Return the plan's smoothing radius, halved until its finite difference is within DIFFERENCE_TOLERANCE of the derivative.
+    """Return the radius nearest to the plan's, by powers of two, whose finite difference is within DIFFERENCE_TOLERANCE of the derivative.
+
+    A curved loss wants a smaller one; where weights hardly matter, as an adapter's before it is trained, a larger one lifts the difference out of rounding.
 
     Raises:
         ParityError: none is.
 
     """
-    for halvings in range(15):
-        radius = plan.smoothing_radius / 2.0**halvings
-        if difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, seed) <= DIFFERENCE_TOLERANCE:
-            return radius
+
+    def error(exponent: int) -> float:
+        radius = plan.smoothing_radius * 2.0**exponent
+        return difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, seed)
+
+    if error(0) <= DIFFERENCE_TOLERANCE:
+        return plan.smoothing_radius
+    smaller, larger = (error(exponent) for exponent in (-1, 1))
+    if min(smaller, larger) <= DIFFERENCE_TOLERANCE:
+        return plan.smoothing_radius * (0.5 if smaller <= larger else 2.0)
+    # The error falls towards one side: curvature grows with the radius, rounding shrinks with it.
+    sign = -1 if smaller < larger else 1
+    for exponent in range(2, 15):
+        if error(sign * exponent) <= DIFFERENCE_TOLERANCE:
+            return plan.smoothing_radius * 2.0 ** (sign * exponent)
     raise ParityError(
-        f"no smoothing_radius from {plan.smoothing_radius:g} down gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model"
+        f"no smoothing_radius around {plan.smoothing_radius:g} gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model"
     )
 
 
 def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
     """Return the median over directions of |finite difference - derivative| / |derivative|, on random samples.
 
-    Each direction has a group of samples of its own, or where that is costly all have the same one.
+    Each direction has a group of samples of its own, or where that is costly all have the same one, or as much of it as the budget allows: of fewer
+    samples a difference is no truer.
     """
-    forward_flops = client_cost(model, plan.needs_head).forward_flops
-    costly = NUM_DIRECTIONS * plan.group_size * forward_flops > COSTLY_FLOPS
+    forward_flops, group_size = client_cost(model, plan.needs_head).forward_flops, plan.group_size
+    costly = NUM_DIRECTIONS * group_size * forward_flops > COSTLY_FLOPS
     num_directions, num_groups = (NUM_COSTLY_DIRECTIONS, 1) if costly else (NUM_DIRECTIONS, NUM_DIRECTIONS)
+    if costly:
+        affordable = COSTLY_FLOPS // (NUM_COSTLY_DIRECTIONS * forward_flops) // plan.micro_batch * plan.micro_batch
+        group_size = min(group_size, max(affordable, plan.micro_batch))
     generator = np.random.Generator(np.random.Philox(key=seed))
-    x, y = model.random_batch(num_groups * plan.group_size, generator)
+    x, y = model.random_batch(num_groups * group_size, generator)
     layout = FlatLayout(model.to_spec().client_model + (model.to_spec().auxiliary_head if plan.trains_head else ()))
     directions = Directions(derive_seed(seed, "parity", RoundReference(0, 0), "parity", 0), plan.distribution, layout)
     theta = _trained_flat(model, plan)
@@ -181,7 +198,7 @@ def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Floa
     errors = []
     for k in range(num_directions):
         if k < num_groups:
-            rows = slice(k * plan.group_size, (k + 1) * plan.group_size)
+            rows = slice(k * group_size, (k + 1) * group_size)
             base = run(theta, x[rows], y[rows]) if plan.difference is FiniteDifference.FORWARD else None
             gradient = _gradient(model, plan, x[rows], y[rows])
         plus, minus, direction = np.empty_like(theta), np.empty_like(theta), np.zeros_like(theta)

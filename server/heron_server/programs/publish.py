@@ -89,7 +89,7 @@ JUDGED = {
 
 
 def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> Algorithm:
-    """Return the completed algorithm with a smoothing radius that passes the gate on this model: the preset's, halved as often as it takes.
+    """Return the completed algorithm with a smoothing radius that passes the gate on this model: the preset's, or the power of two of it that is nearest.
 
     Raises:
         ProgramError: the program cannot be exported.
