@@ -64,6 +64,8 @@ class ModelSpec:
         labels: label of one sample.
         context: what the back needs of a sample beside its activations and travels with them: the mask of tokens.
         base: frozen tensors of front and head in the order of the base's blob; int8 ones are followed there by a float32 scale per row.
+        statistics: running statistics of front and head that training moves but no step does, in the order of their flat buffer: named `front.` and
+            then `head.` with the layer's own name. Where there are any, samples are normalised by their batch, which programs then take whole.
 
     """
 
@@ -73,6 +75,15 @@ class ModelSpec:
     labels: TensorSpec = CLASS_LABEL
     context: tuple[TensorSpec, ...] = ()
     base: tuple[TensorSpec, ...] = ()
+    statistics: tuple[TensorSpec, ...] = ()
+
+    def statistics_read(self, with_head: bool) -> tuple[TensorSpec, ...]:
+        """Return the statistics that a program of the front, or of front and head, moves: a prefix of all."""
+        return tuple(spec for spec in self.statistics if with_head or spec.name.startswith(FRONT_STATISTICS))
+
+
+FRONT_STATISTICS, HEAD_STATISTICS = "front.", "head."
+"""How the names of running statistics begin."""
 
 
 class Task(StrEnum):
@@ -149,7 +160,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Train this round, this attempt, with this plan and these weights."""
+    """Train this round, this attempt, with this plan, these weights and, where the model has them, these running statistics."""
 
     round: RoundReference
     plan: Plan
@@ -158,6 +169,7 @@ class Assignment:
     direction_scales: tuple[float, ...]
     second_moment: float
     derivative_quantile: float = 0.0
+    statistics: BlobReference | None = None
 
 
 @dataclass(frozen=True)
@@ -241,7 +253,7 @@ class LocalStatistics:
 
 @dataclass(frozen=True)
 class Submission:
-    """What a client made of a round: `tensors` with their arrays, and the digest of its resulting trained weights."""
+    """What a client made of a round: `tensors` with their arrays, and the digest of its resulting trained weights, which covers no statistics."""
 
     encoding: UpdateEncoding
     tensors: tuple[TensorSpec, ...]
@@ -264,10 +276,17 @@ def cut_gradient_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
 
 
 def update_specs(plan: Plan, model: ModelSpec, encoding: UpdateEncoding | None = None) -> tuple[TensorSpec, ...]:
-    """Return the tensors of an update in the plan's encoding or another: a log's coefficients, or the flat front and, if the client trains it, the head.
+    """Return the tensors of an update in the plan's encoding or another: those of `weight_specs`, then the running statistics where the model has them.
 
-    None if nothing was trained.
+    None if nothing was trained and no statistics moved.
     """
+    size = sum(t.num_elements for t in model.statistics)
+    statistics = (TensorSpec("statistics", DType.FLOAT32, (size,)),) if size else ()
+    return (*weight_specs(plan, model, encoding), *statistics)
+
+
+def weight_specs(plan: Plan, model: ModelSpec, encoding: UpdateEncoding | None = None) -> tuple[TensorSpec, ...]:
+    """Return what an update says of the weights: a log's coefficients, or the flat front and, if the client trains it, the head; nothing if none moved."""
     if not plan.trains_front:
         return ()
     if (encoding or plan.update_encoding) is UpdateEncoding.LOG:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from heron_common.assignment import HEAD_STATISTICS, ModelSpec
 from heron_common.directions import DirectionDistribution
 from heron_common.plan import (
     Algorithm,
@@ -16,6 +17,7 @@ from heron_common.plan import (
     UpdateEncoding,
 )
 from heron_common.wire_dtypes import WireDtype
+from heron_common.zeroth_order import FiniteDifference
 
 _REPLAYED = {ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE}
 """Optimisers whose step is a sum of directions, so that a list of coefficients is the whole step."""
@@ -123,4 +125,35 @@ def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
         )
     if algorithm.replicates_back and algorithm.schedule is ServerSchedule.SHUFFLED:
         mistakes.append("server_schedule=shuffled mixes clients, but a back per client (sflv1) keeps them apart: use arrival or lockstep")
+    return mistakes
+
+
+def statistics_mistakes(plan: Plan, model: ModelSpec) -> list[str]:
+    """Return every mistake in a complete plan for a model whose batch normalisation takes the batch's own statistics; none for other models."""
+    if not model.statistics:
+        return []
+    layer = model.statistics[0].name.rpartition(".")[0]
+    other = "choose a normalisation that treats samples alone (norm=group or batch-frozen, batch_norm=frozen)"
+    mistakes: list[str] = []
+    if plan.direction_groups > 1:
+        mistakes.append(
+            f"direction_groups {plan.direction_groups} would normalise each group by itself, but norm=batch ({layer}) takes the statistics of the whole "
+            f"batch: set direction_groups to 1, or {other}"
+        )
+    elif plan.micro_batch < plan.batch_size:
+        mistakes.append(
+            f"micro_batch {plan.micro_batch} would normalise each part by itself, but norm=batch ({layer}) takes the statistics of the whole "
+            f"batch_size {plan.batch_size}: set micro_batch to {plan.batch_size}, or {other}"
+        )
+    if plan.objective is Objective.AUXILIARY and plan.difference is FiniteDifference.CENTRAL and plan.perturbs and plan.upload_interval > 1:
+        mistakes.append(
+            f"difference=central with upload_interval {plan.upload_interval} has steps without a base pass, which would leave the running statistics of "
+            f"norm=batch ({layer}) behind: set difference to forward or upload_interval to 1"
+        )
+    in_head = next((spec.name.rpartition(".")[0] for spec in model.statistics if spec.name.startswith(HEAD_STATISTICS)), None)
+    if plan.head_training is HeadTraining.ALIGNMENT and in_head is not None:
+        mistakes.append(
+            f"head_training=alignment fits a head sample by sample, but norm=batch in it ({in_head}) takes the statistics of a batch: give a head without "
+            "batch normalisation, or batch_norm=frozen"
+        )
     return mistakes

@@ -43,7 +43,7 @@ def round_bytes(plan: Plan, model: ModelSpec) -> dict[str, dict[str, int]]:
     """
     sending, uploads = len(plan.sending_steps), upload_specs(plan, model)
     up = {spec.name: sending * spec.size_bytes for spec in uploads} | {"update": total_bytes(update_specs(plan, model))}
-    weights = num_parameters(model.client_model) + (num_parameters(model.auxiliary_head) if plan.needs_head else 0)
+    weights = num_parameters(model.client_model + model.statistics) + (num_parameters(model.auxiliary_head) if plan.needs_head else 0)
     down = {"weights": 4 * weights, "cut_gradient": sending * total_bytes(cut_gradient_specs(plan, model))}
     return {direction: {kind: size for kind, size in kinds.items() if size} for direction, kinds in (("up", up), ("down", down))}
 

@@ -156,6 +156,7 @@ def model_to_proto(model: ModelSpec) -> pb.Model:
         labels=tensor_spec_to_proto(model.labels),
         context=[tensor_spec_to_proto(spec) for spec in model.context],
         base=[tensor_spec_to_proto(spec) for spec in model.base],
+        statistics=[tensor_spec_to_proto(spec) for spec in model.statistics],
     )
 
 
@@ -168,6 +169,7 @@ def model_from_proto(message: pb.Model) -> ModelSpec:
         labels=tensor_spec_from_proto(message.labels),
         context=tensor_specs_from_proto(message.context),
         base=tensor_specs_from_proto(message.base),
+        statistics=tensor_specs_from_proto(message.statistics),
     )
 
 
@@ -217,6 +219,7 @@ def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
         direction_scales=assignment.direction_scales,
         second_moment=assignment.second_moment,
         derivative_quantile=assignment.derivative_quantile,
+        statistics=blob_to_proto(assignment.statistics) if assignment.statistics else None,
     )
 
 
@@ -230,6 +233,7 @@ def assignment_from_proto(message: pb.Assignment) -> Assignment:
         direction_scales=tuple(message.direction_scales),
         second_moment=message.second_moment,
         derivative_quantile=message.derivative_quantile,
+        statistics=blob_from_proto(message.statistics) if message.HasField("statistics") else None,
     )
 
 

@@ -110,11 +110,13 @@ class LocalRound:
         """Return what the round made, in the plan's encoding or another."""
         chosen = encoding or self._plan.update_encoding
         specs = update_specs(self._plan, self._context.model, chosen)
-        digest = weights_digest(self._trained) if specs else b""
-        if specs and chosen is UpdateEncoding.LOG:
-            return Submission(chosen, specs, (np.stack(self._coefficients),), digest)
-        weights = (self._context.parameters.front, self._context.parameters.head)[: len(specs)]
-        return Submission(UpdateEncoding.DENSE, specs, weights, digest)
+        digest = weights_digest(self._trained) if self._plan.trains_front else b""
+        if self._plan.trains_front and chosen is UpdateEncoding.LOG:
+            beside = (self._context.parameters.statistics,) if len(specs) > 1 else ()
+            return Submission(chosen, specs, (np.stack(self._coefficients), *beside), digest)
+        parameters = self._context.parameters
+        weights = {"client_model": parameters.front, "auxiliary_head": parameters.head, "statistics": parameters.statistics}
+        return Submission(UpdateEncoding.DENSE, specs, tuple(weights[spec.name] for spec in specs), digest)
 
     def _base_pass(self, local_step: int, batch: Batch) -> SendOutcome | None:
         """Run the unperturbed weights where the plan needs them: for the upload, or as one side of the difference, or for the gradient."""
@@ -126,7 +128,18 @@ class LocalRound:
         if not exact and not forward:
             return None
         self._context.parameters.show_base()
-        return SendOutcome(self._passes.whole(self._base_program(), batch, gradient=self._cleared_gradient()), None)
+        program = self._base_program()
+        losses = self._passes.whole(program, batch, gradient=self._cleared_gradient())
+        self._move_statistics(program)
+        return SendOutcome(losses, None)
+
+    def _move_statistics(self, program: Program) -> None:
+        """Take over the running statistics of a step's base pass; perturbed passes and repeated uploads, which compute them too, leave them alone."""
+        moved = program.new_statistics
+        if bool(np.isfinite(moved).all()):
+            self._context.parameters.statistics[: moved.size] = moved
+        else:
+            self.meter.diverged = True
 
     def _base_program(self) -> Program:
         programs = self._context.programs
@@ -157,6 +170,8 @@ class LocalRound:
         gradient = None if upload.repeats else self._cleared_gradient()
         program = self._base_program()
         losses = self._passes.whole(program, batch, stream, gradient)
+        if not upload.repeats:
+            self._move_statistics(program)
         if self._plan.num_probes:
             directions = self._directions(local_step)
             for first, sign in self._perturbations():

@@ -1,4 +1,4 @@
-"""The client's weights: one flat buffer that is trained, one that programs read, named views of both."""
+"""The client's weights: one flat buffer that is trained, one that programs read, one of running statistics, named views of all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from heron_common.tensors import Float32Array
 class LocalParameters:
     """theta = (theta_c, theta_a), flat; `theta` is the truth, `working` is what programs see.
 
-    Perturbed weights are written to `working` only, so no rounding ever accumulates in `theta`.
+    Perturbed weights are written to `working` only, so no rounding ever accumulates in `theta`. `statistics` are the running ones of batch
+    normalisations: no weights, so nothing perturbs them and no optimiser sees them.
     """
 
     def __init__(self, model: ModelSpec) -> None:
@@ -20,6 +21,7 @@ class LocalParameters:
         self.joint_layout = FlatLayout(model.client_model + model.auxiliary_head)
         self.theta: Float32Array = np.zeros(self.joint_layout.num_parameters, np.float32)
         self.working: Float32Array = np.zeros_like(self.theta)
+        self.statistics: Float32Array = np.zeros(FlatLayout(model.statistics).num_parameters, np.float32)
         self._num_front = self.front_layout.num_parameters
 
     def trained_layout(self, with_head: bool) -> FlatLayout:

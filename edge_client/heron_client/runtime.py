@@ -28,6 +28,8 @@ PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {
 
 _READS_HEAD = _READS_LABELS = {ProgramKind.LOSS, ProgramKind.GRADIENT}
 _READS_CUT_GRADIENT = {ProgramKind.SURROGATE, ProgramKind.PULLBACK}
+_MOVES_STATISTICS = {ProgramKind.LOSS, ProgramKind.FRONT, ProgramKind.GRADIENT}
+"""Programs of base passes; the others follow one in the same step, and running statistics move once a step."""
 
 
 class Program:
@@ -38,6 +40,7 @@ class Program:
         losses: [micro_batch].
         inner_products: [micro_batch], <lambda, z>.
         gradients: flat, of the micro-batch's sum, as long as the weights that it is taken for.
+        new_statistics: flat, the running statistics after this run, as many as the program moves; empty where the model has none.
 
     """
 
@@ -71,7 +74,10 @@ class Program:
         layout = parameters.joint_layout if self.kind is ProgramKind.GRADIENT else parameters.front_layout
         has_gradients = "gradients" in PROGRAM_OUTPUTS[self.kind]
         self.gradients: Float32Array = np.zeros(layout.num_parameters if has_gradients else 0, np.float32)
-        self._bind(parameters, base or MappedBase(None, ()), layout if has_gradients else None)
+        moves = self.kind in _MOVES_STATISTICS
+        statistics = FlatLayout(model.statistics_read(self.kind in _READS_HEAD) if moves else ())
+        self.new_statistics: Float32Array = np.zeros(statistics.num_parameters, np.float32)
+        self._bind(parameters, base or MappedBase(None, ()), layout if has_gradients else None, statistics)
 
     def run(self, x: npt.NDArray[Any], y: npt.NDArray[Any], cut_gradient: Float32Array | None = None) -> None:
         """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes."""
@@ -81,13 +87,15 @@ class Program:
             np.copyto(self._cut_gradient, cut_gradient)
         self._session.run_with_iobinding(self._binding)
 
-    def _bind(self, parameters: LocalParameters, base: MappedBase, gradient_layout: FlatLayout | None) -> None:
+    def _bind(self, parameters: LocalParameters, base: MappedBase, gradient_layout: FlatLayout | None, statistics: FlatLayout) -> None:
         found = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         samples: dict[str, npt.NDArray[Any]] = {"x": self._x}
         if self.kind in _READS_LABELS:
             samples["y"] = self._y
         if self.kind in _READS_CUT_GRADIENT:
             samples["cut_gradient"] = self._cut_gradient
+        present = statistics.views(parameters.statistics[: statistics.num_parameters])
+        samples |= {f"statistics.{i}": view for i, view in enumerate(present)}
         views = parameters.working_views()
         if self.kind not in _READS_HEAD:
             views = {name: view for name, view in views.items() if not name.startswith("auxiliary_head.")}
@@ -97,6 +105,7 @@ class Program:
         if gradient_layout is not None:
             for name, view in zip(views, gradient_layout.views(self.gradients), strict=True):
                 outputs[f"gradients.{name}"] = view
+        outputs |= {f"new_statistics.{i}": view for i, view in enumerate(statistics.views(self.new_statistics))}
         # Of the frozen tensors a program takes those that it uses.
         frozen = {name: value for name, value in base.values.items() if name in found}
         bound = {name: array.shape for name, array in (samples | weights).items()} | {name: base.shapes[name] for name in frozen}

@@ -74,16 +74,19 @@ class Supplies:
         return data
 
     def load_weights(self, parameters: LocalParameters, assignment: Assignment) -> None:
-        """Fetch the weights that an assignment names into the client's buffers.
+        """Fetch the weights and running statistics that an assignment names into the client's buffers.
 
         Raises:
-            ProgramError: they do not have the model's size.
+            ProgramError: they do not have the model's size, or statistics are missing.
 
         """
         targets = (
             (assignment.client_model, parameters.front, "front weights"),
             (assignment.auxiliary_head, parameters.head, "head weights"),
+            (assignment.statistics, parameters.statistics, "running statistics"),
         )
+        if parameters.statistics.size and assignment.statistics is None:
+            raise ProgramError("the model has running statistics, but the assignment names none to start from: restart the server")
         for blob, target, what in targets:
             if blob is None:
                 continue

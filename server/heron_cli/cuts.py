@@ -36,6 +36,7 @@ class CutCost:
         front_weights, head_weights: numbers that the client holds.
         forward_flops: of one sample through the front, a multiply-add as two.
         activation_bytes: the two largest neighbouring activations of one sample in front and head.
+        by_batch: the model normalises by whole batches, so that a client holds those of every sample of a batch.
 
     """
 
@@ -45,6 +46,7 @@ class CutCost:
     head_weights: int
     forward_flops: int
     activation_bytes: int
+    by_batch: bool = False
 
     @property
     def wire_bytes(self) -> int:
@@ -104,7 +106,10 @@ def costs(found: Survey) -> list[CutCost]:
             spec = model.to_spec()
             front, both = client_cost(model, with_head=False), client_cost(model, with_head=True)
             head_weights = num_parameters(spec.auxiliary_head)
-            rows.append(CutCost(place, spec.cut.shape, front.num_parameters, head_weights, front.forward_flops, both.activation_bytes))
+            by_batch = bool(spec.statistics)
+            rows.append(
+                CutCost(place, spec.cut.shape, front.num_parameters, head_weights, front.forward_flops, both.activation_bytes, by_batch)
+            )
     return rows
 
 
@@ -114,8 +119,9 @@ def report(model: str, data: str, found: Survey) -> list[str]:
     lines = [f"{model} on {data}: {len(found.places)} place{'' if len(found.places) == 1 else 's'} to cut"]
     if found.places:
         rows: list[tuple[str, ...]] = [("--cut", "activations", "bytes/sample", "front weights", "FLOPs/sample", "client peak")]
-        rows += [_row(cost) for cost in costs(found)]
-        lines += ["", *_aligned(rows), "", *_FOOTER]
+        counted = costs(found)
+        rows += [_row(cost) for cost in counted]
+        lines += ["", *_aligned(rows), "", *_FOOTER, *(_BY_BATCH if any(cost.by_batch for cost in counted) else ())]
     if found.refused:
         lines += ["", f"Not at {refused} other submodules:"]
         width = max(len(str(reason.count)) for reason in found.refused)
@@ -131,6 +137,12 @@ _FOOTER = (
     "client peak    estimate for a zeroth-order client with micro-batches of 1, within about 10 %:",
     f"               {BASE_BYTES // 10**6} MB for the process + {WEIGHT_COPIES} x bytes of all weights of front and head",
     f"               + {ACTIVATION_COPIES} x bytes of the two largest neighbouring activations",
+)
+
+
+_BY_BATCH = (
+    "               normalised by whole batches, all samples of a batch are held at once:",
+    "               the last term times the batch size",
 )
 
 

@@ -42,7 +42,7 @@ class RunSection(Section):
     model: str = Field("cnn", description="model family (cnn or resnet), or python:MODULE:CALLABLE for a torch module of your own")
     model_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'",
+        description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'; a module of your own also takes batch_norm=frozen or batch",
         validate_default=False,
     )
     cut: str | None = Field(

@@ -115,11 +115,15 @@ def run_round(
     reference: RoundReference = ROUND,
     scales: tuple[float, ...] | None = None,
     wrap: Wrap = lambda _, program: program,
+    statistics: Float32Array | None = None,
+    after_step: Callable[[LocalParameters], None] = lambda _: None,
 ) -> Finished:
     """Run every step of the round with the programs that a server would publish for the plan; `wrap` may put something between them and the round."""
     spec = tiny.model.to_spec()
     parameters = LocalParameters(spec)
     parameters.theta[:] = theta
+    if statistics is not None:
+        parameters.statistics[:] = statistics
     data, labels = samples()
     kinds = needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0))
     programs = {kind: wrap(kind, tiny.load(kind, parameters)) for kind in kinds}
@@ -131,5 +135,6 @@ def run_round(
     local_round = LocalRound(context, Assignment(reference, plan, BLOB, BLOB, scales, 0.0), sender, lambda *_: None)
     for step in range(plan.local_steps):
         local_round.run_step(step)
+        after_step(parameters)
     local_round.finish()
     return Finished(local_round, parameters)

@@ -43,6 +43,7 @@ class Stand:
         self.activations = np.ones((micro_batch, *CUT), np.float32)
         self.losses = self.inner_products = np.ones(micro_batch, np.float32)
         self.gradients = np.ones(9 if kind is ProgramKind.GRADIENT else 6, np.float32)
+        self.new_statistics = np.zeros(0, np.float32)
 
     def run(self, x: Any, y: Any, cut_gradient: Any = None) -> None:
         assert cut_gradient is None or cut_gradient.shape == self.activations.shape

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from heron_common.assignment import ModelSpec, cut_gradient_specs, update_specs, upload_specs
+from heron_common.assignment import ModelSpec, cut_gradient_specs, update_specs, upload_specs, weight_specs
 from heron_common.directions import DirectionDistribution
 from heron_common.errors import ConfigurationError
 from heron_common.plan import (
@@ -183,6 +183,18 @@ def test_an_update_holds_what_was_trained_and_nothing_else() -> None:
     assert update_specs(preset("frozen").plan, MODEL) == ()
     assert [s.shape for s in update_specs(preset("heron").plan, MODEL)] == [(17,)]
     assert [s.shape for s in update_specs(preset("heron-paper").plan, MODEL)] == [(17,), (7,)]
+
+
+def test_running_statistics_are_one_more_tensor_of_every_update_whatever_was_trained() -> None:
+    running = [TensorSpec(f"{part}.1.running_{what}", DType.FLOAT32, (4,)) for part in ("front", "head") for what in ("mean", "var")]
+    model = dataclasses.replace(MODEL, statistics=tuple(running))
+    for name, beside in (("frozen", []), ("heron", ["client_model"]), ("heron-paper", ["client_model", "auxiliary_head"])):
+        specs = update_specs(preset(name).plan, model)
+        assert [s.name for s in specs] == [*beside, "statistics"] and specs[-1].shape == (16,)
+        assert weight_specs(preset(name).plan, model) == specs[:-1]
+    log = update_specs(changed(update_encoding=UpdateEncoding.LOG), model)
+    assert [(s.name, s.dtype) for s in log] == [("coefficients", DType.FLOAT64), ("statistics", DType.FLOAT32)]
+    assert model.statistics_read(with_head=True) == tuple(running) and model.statistics_read(with_head=False) == tuple(running[:2])
 
 
 @pytest.mark.parametrize("name", ["ho-sfl", "sflv1", "sflv2"])

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from heron_common.assignment import ModelSpec
 from heron_common.directions import DirectionDistribution
 from heron_common.plan import Algorithm, ClientOptimiser, Estimator, HeadTraining, Objective, Plan, ServerSchedule, UpdateEncoding
-from heron_common.plan_checks import algorithm_mistakes, can_log, plan_mistakes
+from heron_common.plan_checks import algorithm_mistakes, can_log, plan_mistakes, statistics_mistakes
 from heron_common.presets import PRESETS, preset
+from heron_common.tensors import DType, TensorSpec
 from heron_common.wire_dtypes import WireDtype
+from heron_common.zeroth_order import FiniteDifference
 
 COMPLETE = dataclasses.replace(PRESETS["heron"].plan, direction_groups=16, micro_batch=2)
 
@@ -227,3 +230,59 @@ def test_a_resting_front_submits_nothing_so_its_encoding_is_no_mistake() -> None
     algorithm = complete(preset("heron"), update_encoding=UpdateEncoding.LOG)
     assert not plan_mistakes(algorithm.plan_for_round(0, 10))
     assert not algorithm.plan_for_round(0, 10).trains_front
+
+
+def by_batch(*layers: str) -> ModelSpec:
+    statistics = tuple(TensorSpec(f"{layer}.running_mean", DType.FLOAT32, (4,)) for layer in layers)
+    return ModelSpec((), (), TensorSpec("cut", DType.FLOAT32, (6,)), statistics=statistics)
+
+
+WHOLE = {"direction_groups": 1, "micro_batch": COMPLETE.batch_size}
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "words"),
+    [
+        (
+            {"direction_groups": 2, "micro_batch": 32},
+            ["front.1"],
+            ["direction_groups 2", "norm=batch (front.1)", "set direction_groups to 1"],
+        ),
+        (
+            {"micro_batch": 32},
+            ["front.1"],
+            ["micro_batch 32", "norm=batch (front.1)", "batch_size 64", "set micro_batch to 64", "batch-frozen"],
+        ),
+        (
+            {"difference": FiniteDifference.CENTRAL, "upload_interval": 2},
+            ["front.1"],
+            ["difference=central", "upload_interval 2", "norm=batch (front.1)", "forward or upload_interval to 1"],
+        ),
+        (
+            {"head_training": HeadTraining.ALIGNMENT},
+            ["front.1", "head.2"],
+            ["head_training=alignment", "norm=batch", "head.2", "batch_norm=frozen"],
+        ),
+    ],
+)
+def test_a_plan_that_normalises_by_less_than_the_batch_is_named_with_the_layer(
+    changes: dict[str, Any], layers: list[str], words: list[str]
+) -> None:
+    (mistake,) = statistics_mistakes(changed(**{**WHOLE, **changes}), by_batch(*layers))
+    assert all(word in mistake for word in words), mistake
+    assert statistics_mistakes(changed(**changes), by_batch()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"difference": FiniteDifference.CENTRAL},
+        {"upload_interval": 2},
+        {"difference": FiniteDifference.CENTRAL, "upload_interval": 2, "estimator": Estimator.FIRST_ORDER},
+        {"difference": FiniteDifference.CENTRAL, "upload_interval": 2, "objective": Objective.SERVER},
+        {"head_training": HeadTraining.ALIGNMENT},
+    ],
+)
+def test_whole_batches_with_a_base_pass_a_step_suit_every_other_plan(changes: dict[str, Any]) -> None:
+    assert statistics_mistakes(changed(**{**WHOLE, **changes}), by_batch("front.1")) == []

@@ -52,6 +52,9 @@ MODEL = ModelSpec(
     (TensorSpec("auxiliary_head.0", DType.FLOAT32, (10, 16)),),
     TensorSpec("cut", DType.FLOAT32, (16,)),
 )
+NORMALISING = dataclasses.replace(
+    MODEL, statistics=tuple(TensorSpec(f"front.1.{n}", DType.FLOAT32, (4,)) for n in ("running_mean", "running_var"))
+)
 MEMBERSHIP = Membership(
     run_id="r" * 32,
     session="s" * 32,
@@ -122,6 +125,8 @@ def through_the_wire(kind: str, value: Any) -> Any:
         ("membership", dataclasses.replace(MEMBERSHIP, programs=(), model=dataclasses.replace(MODEL, auxiliary_head=()))),
         ("assignment", ASSIGNMENT),
         ("assignment", dataclasses.replace(ASSIGNMENT, auxiliary_head=None, direction_scales=())),
+        ("assignment", dataclasses.replace(ASSIGNMENT, statistics=BlobReference("ef" * 32, 96))),
+        ("membership", dataclasses.replace(MEMBERSHIP, model=NORMALISING)),
         ("answer", UploadAnswer(2**40, (0.5, -1.25), LOSSES)),
         ("answer", UploadAnswer(0, (), ())),
         ("statistics", LocalStatistics()),

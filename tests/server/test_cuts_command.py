@@ -61,6 +61,15 @@ def test_what_could_not_be_traced_is_named_with_the_line(zoo: str, capsys: pytes
     assert "inner stays whole because it branches on the values of the data (zoo_of_cuts.py, line" in text
 
 
+def test_a_model_that_normalises_by_the_batch_can_be_cut_and_its_memory_is_said_to_be_a_batchs(
+    zoo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = lines(capsys, f"{zoo}:resnet", "norm=moving batch_norm=batch", "1x8x8:10")
+    assert [line.split()[0] for line in users[3:12]][:2] == ["conv1", "bn1"] and "times the batch size" in "\n".join(users)
+    assert "times the batch size" in "\n".join(lines(capsys, "resnet", "width=8 norm=batch blocks=1,1", "1x8x8:10"))
+    assert "times the batch size" not in "\n".join(lines(capsys, f"{zoo}:resnet", "norm=frozen", "1x8x8:10"))
+
+
 def test_costs_are_those_of_the_model_that_would_be_cut_there(zoo: str) -> None:
     data = DataSpecification("test", (1, 8, 8), 10)
     for family, options in ((f"{zoo}:resnet", {}), ("resnet", {"width": "8", "depth": "50", "blocks": ["1", "1"], "front_blocks": "2"})):

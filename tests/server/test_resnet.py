@@ -54,7 +54,7 @@ def test_a_place_is_so_many_blocks(cut: str, front_blocks: int) -> None:
         ("resnet", {}, "layer5", ["'layer5'", "stem, layer1.0, layer1, layer2.0"]),
         ("resnet", {"front_blocks": 1}, "layer1", ["front_blocks=2", "front_blocks=1", "give one of them"]),
         ("resnet", {"depth": 20}, None, ["18, 34, 50, not 20"]),
-        ("resnet", {"norm": "batch"}, None, ["batch-frozen"]),
+        ("resnet", {"norm": "layer"}, None, ["batch-frozen"]),
         ("cnn", {}, "layer1", ["front_widths", "leave --cut out"]),
     ],
 )

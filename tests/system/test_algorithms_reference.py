@@ -140,7 +140,7 @@ def reference(case: Case) -> Iterator[dict[str, torch.Tensor]]:
 
 def average(into: nn.Module, members: object) -> None:
     states = [member.state_dict() for member in members]  # type: ignore[attr-defined]
-    into.load_state_dict({key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]})
+    into.load_state_dict({key: torch.stack([state[key].float() for state in states]).mean(0) for key in states[0]})
 
 
 def aligned(head: nn.Module, back: nn.Module, rows: list[tuple[torch.Tensor, torch.Tensor]]) -> nn.Module:

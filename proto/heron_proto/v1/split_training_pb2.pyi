@@ -215,20 +215,22 @@ class Program(_message.Message):
     def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base")
+    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base", "statistics")
     CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     client_model: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     auxiliary_head: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     cut: TensorSpec
     labels: TensorSpec
     context: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     base: _containers.RepeatedCompositeFieldContainer[TensorSpec]
-    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
+    statistics: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., statistics: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay")
@@ -355,7 +357,7 @@ class NextAssignmentRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment", "derivative_quantile")
+    __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment", "derivative_quantile", "statistics")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +365,7 @@ class Assignment(_message.Message):
     DIRECTION_SCALES_FIELD_NUMBER: _ClassVar[int]
     SECOND_MOMENT_FIELD_NUMBER: _ClassVar[int]
     DERIVATIVE_QUANTILE_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     round: RoundReference
     plan: Plan
     client_model: Blob
@@ -370,7 +373,8 @@ class Assignment(_message.Message):
     direction_scales: _containers.RepeatedScalarFieldContainer[float]
     second_moment: float
     derivative_quantile: float
-    def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., client_model: _Optional[_Union[Blob, _Mapping]] = ..., auxiliary_head: _Optional[_Union[Blob, _Mapping]] = ..., direction_scales: _Optional[_Iterable[float]] = ..., second_moment: _Optional[float] = ..., derivative_quantile: _Optional[float] = ...) -> None: ...
+    statistics: Blob
+    def __init__(self, round: _Optional[_Union[RoundReference, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., client_model: _Optional[_Union[Blob, _Mapping]] = ..., auxiliary_head: _Optional[_Union[Blob, _Mapping]] = ..., direction_scales: _Optional[_Iterable[float]] = ..., second_moment: _Optional[float] = ..., derivative_quantile: _Optional[float] = ..., statistics: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("seconds", "reason")

@@ -16,6 +16,7 @@ from heron_common.assignment import BlobReference
 from heron_common.atomic import replace_atomically
 from heron_common.base_layout import base_layout
 from heron_common.tensors import DType, TensorSpec
+from heron_server.models.batch_norm import moving_layers
 
 LARGE_BUFFER = 1024
 """Buffers of more numbers are stored beside frozen weights; smaller ones stand in the programs as constants."""
@@ -51,9 +52,11 @@ def frozen_tensors(modules: Iterable[nn.Module], storage: BaseStorage) -> list[F
 
 
 def named_frozen(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Return the names and tensors that are frozen: parameters without a gradient, and large buffers."""
+    """Return the names and tensors that are frozen: parameters without a gradient, and large buffers but those that a batch normalisation moves."""
     parameters: list[tuple[str, torch.Tensor]] = [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
-    return parameters + [(n, b) for n, b in module.named_buffers() if b.numel() > LARGE_BUFFER and b.is_floating_point()]
+    moving = {id(buffer) for layer in moving_layers(module).values() for buffer in layer.buffers()}
+    large = [(n, b) for n, b in module.named_buffers() if b.numel() > LARGE_BUFFER and b.is_floating_point()]
+    return parameters + [(n, b) for n, b in large if id(b) not in moving]
 
 
 def round_to_storage(modules: Iterable[nn.Module], storage: BaseStorage) -> None:

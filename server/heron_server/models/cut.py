@@ -49,13 +49,16 @@ class Refusal:
 class Cutter:
     """A model's places to cut and the two sides of each."""
 
-    def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], by_batch: bool = False) -> None:
         """Trace the model, which is in evaluation mode afterwards, and run two small batches through it to learn its shapes.
+
+        `by_batch` says that devices normalise by whole batches, so that batch normalisation with moving statistics may stand in front.
 
         Raises:
             ConfigurationError: its own forward cannot be traced.
 
         """
+        self._by_batch = by_batch
         self._names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         self._state = set(model.state_dict())
         self._trace: Trace = trace(model)
@@ -163,11 +166,11 @@ class Cutter:
             for name, layer in layers_of(self._trace, front).items()
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, FrozenStatistics)
         ]
-        if moving:
+        if moving and not self._by_batch:
             yield Refusal(
                 Obstacle.BATCH_STATISTICS,
                 f"the batch normalisation {moving[0]} in front makes a sample depend on its batch, so use GroupNorm, "
-                "or return the model after eval() to freeze the statistics that it has",
+                "return the model after eval() to freeze the statistics that it has, or add batch_norm=batch to --model-options to federate them",
             )
 
     def _data_dependence(self, front: list[fx.Node]) -> Iterator[tuple[fx.Node, str]]:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from heron_common.assignment import IGNORED, PADDING, BlobReference, DataSpecification, ModelSpec, Task
+from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, IGNORED, PADDING, BlobReference, DataSpecification, ModelSpec, Task
 from heron_common.tensors import DType, Float32Array, TensorSpec
 from heron_server.models.base import BaseStorage, FrozenTensor, frozen_tensors, named_frozen
+from heron_server.models.batch_norm import running_statistics
 from heron_server.models.vocabulary_loss import next_token_losses
 
 SampleLosses = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -41,9 +42,11 @@ class SplitModel:
         whole: the model before it was split; where there is none, front and back in a row are the whole. It shares the tensors of front and back, but
             the back of a user's module has copies (`whole_state` brings them home).
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
+        batch_statistics: whether batch normalisations of front and head that are not frozen normalise by the whole batch on devices. Here the front
+            stays in evaluation mode all the same: only clients train it, and evaluation takes the running statistics that they come to.
 
-    What requires a gradient is trained, the rest is frozen. No part normalises across samples, so micro-batches and direction groups change
-    nothing but rounding.
+    What requires a gradient is trained, the rest is frozen. Without `batch_statistics` no part on devices normalises across samples, so micro-batches
+    and direction groups change nothing but rounding.
 
     """
 
@@ -59,6 +62,7 @@ class SplitModel:
     base_storage: BaseStorage = BaseStorage.FLOAT32
     tokenizer: bytes | None = None
     whole: nn.Module | None = None
+    batch_statistics: bool = False
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""
@@ -70,6 +74,7 @@ class SplitModel:
             labels=specification.labels,
             context=(TensorSpec("mask", DType.UINT8, self.input_shape),) if self.tokens else (),
             base=tuple(frozen.spec for frozen in self.frozen),
+            statistics=tuple(TensorSpec(name, DType.FLOAT32, tuple(value.shape)) for name, value in self.statistics.items()),
         )
 
     def completed(self, data: DataSpecification) -> DataSpecification:
@@ -85,6 +90,14 @@ class SplitModel:
     def frozen(self) -> list[FrozenTensor]:
         """The frozen tensors of front and head; they never change."""
         return frozen_tensors((self.front, self.auxiliary_head), self.base_storage)
+
+    @property
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """The running statistics of front and head that training moves, in flat-buffer order; none without `batch_statistics`."""
+        if not self.batch_statistics:
+            return {}
+        parts = ((FRONT_STATISTICS, self.front), (HEAD_STATISTICS, self.auxiliary_head))
+        return {f"{part}{name}": value for part, module in parts for name, value in running_statistics(module).items()}
 
     @cached_property
     def _cut_shape(self) -> tuple[int, ...]:

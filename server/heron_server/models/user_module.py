@@ -27,12 +27,16 @@ _SHOWN_PLACES = 12
 
 _TOLERANCE = 1e-4
 
+_OWN_OPTIONS = {"head", "batch_norm"}
+"""Options that are not the callable's: they say what becomes of its model."""
+
 
 class UserModel:
     """A model that a callable returned, before it is cut.
 
-    The front runs in evaluation mode, on devices and on the server: dropout in it is off, and batch normalisation must be frozen, which one is that
-    the callable returned in evaluation mode. The back trains as the model would.
+    The front runs in evaluation mode, on devices and on the server: dropout in it is off. Batch normalisation in it must be frozen, which one is that
+    the callable returned in evaluation mode; with the option `batch_norm=batch` all of it normalises by the batch instead, whatever mode it came in, and
+    its running statistics are trained beside the weights - devices then hold the activations of a whole batch at once. The back trains as the model would.
     """
 
     def __init__(self, family: str, options: Mapping[str, Any], data: DataSpecification) -> None:
@@ -47,18 +51,20 @@ class UserModel:
         self.family = family
         self._data = data
         self._head = options.get("head")
+        self._by_batch = _normalises_by_batch(options)
         whole = call_with_options(
             family,
-            {key: value for key, value in options.items() if key != "head"},
+            {key: value for key, value in options.items() if key not in _OWN_OPTIONS},
             {"num_classes": data.num_classes, "input_shape": data.input_shape},
         )
         if not isinstance(whole, nn.Module):
             raise ConfigurationError(f"{family!r} returned a {type(whole).__name__}, but a torch.nn.Module was expected")
         self.whole = whole.cpu()
-        keep_frozen(self.whole)
+        if not self._by_batch:
+            keep_frozen(self.whole)
         self._check_logits()
         try:
-            self.cutter = Cutter(self.whole, data.input_shape)
+            self.cutter = Cutter(self.whole, data.input_shape, self._by_batch)
         except ConfigurationError as exc:
             raise ConfigurationError(f"model {family!r} cannot be cut: {exc}") from exc
 
@@ -86,7 +92,8 @@ class UserModel:
         data = self._data
         name = f"{self.family}:{cut}:{list(data.input_shape)}:{data.num_classes}:{data.task.value}"
         losses = sample_losses_of(data.task)
-        return SplitModel(name, front, head, back, losses, data.input_shape, data.num_classes, data.task, whole=self.whole)
+        model = SplitModel(name, front, head, back, losses, data.input_shape, data.num_classes, data.task, whole=self.whole)
+        return dataclasses.replace(model, name=f"{name}:by batch", batch_statistics=True) if self._by_batch else model
 
     def _check_place(self, cut: str | None) -> None:
         if cut is None:
@@ -149,6 +156,8 @@ class UserModel:
         build = load_callable(str(self._head))
         try:
             head = build(shape, num_classes)
+            if self._by_batch and isinstance(head, nn.Module):
+                head.eval()
             with torch.no_grad():
                 logits = head(torch.zeros(2, *shape))
         except Exception as exc:
@@ -159,8 +168,16 @@ class UserModel:
             raise ConfigurationError(
                 f"head {self._head!r} was expected to be a torch module with weights that gives logits [B, {num_classes}]"
             )
-        keep_frozen(head)
+        if not self._by_batch:
+            keep_frozen(head)
         return head
+
+
+def _normalises_by_batch(options: Mapping[str, Any]) -> bool:
+    chosen = str(options.get("batch_norm", "frozen"))
+    if chosen not in ("frozen", "batch"):
+        raise ConfigurationError(f"batch_norm is frozen or batch, not {chosen!r}: write batch_norm=batch to normalise by the batch")
+    return chosen == "batch"
 
 
 def whole_state(model: SplitModel) -> dict[str, torch.Tensor]:

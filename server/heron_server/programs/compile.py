@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,57 +11,60 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from heron_common.assignment import ProgramKind
+from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, ProgramKind
 from heron_common.errors import ProgramError
 from heron_common.tensors import DType
 from heron_server.models.base import named_frozen, widened
+from heron_server.models.batch_norm import moving_layers, normalising
 from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters
 
 Tensors = list[torch.Tensor]
 
 
 class LossProgram(nn.Module):
-    """theta_c, theta_a, x, y -> z, per-sample local loss."""
+    """theta_c, theta_a, x, y -> z, per-sample local loss, and new running statistics where the model has any."""
 
     def __init__(self, part: ClientPart) -> None:
         super().__init__()
         self._part = (part,)
 
     def forward(
-        self, x: torch.Tensor, y: torch.Tensor, client_model: Tensors, auxiliary_head: Tensors, base: Tensors
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: torch.Tensor, y: torch.Tensor, client_model: Tensors, auxiliary_head: Tensors, statistics: Tensors, base: Tensors
+    ) -> tuple[torch.Tensor, ...]:
         (part,) = self._part
-        widened_base = part.widen(base)
-        z = part.front(x, client_model, widened_base)
-        return z, part.model.sample_losses(part.head(x, z, auxiliary_head, widened_base), y)
+        widened_base, moving = part.widen(base), part.copied(statistics)
+        z = part.front(x, client_model, widened_base, moving)
+        losses = part.model.sample_losses(part.head(x, z, auxiliary_head, widened_base, moving), y)
+        return z, losses, *moving.values()
 
 
 class FrontProgram(nn.Module):
-    """theta_c, x -> z."""
+    """theta_c, x -> z, and new running statistics where the front has any."""
 
     def __init__(self, part: ClientPart) -> None:
         super().__init__()
         self._part = (part,)
 
-    def forward(self, x: torch.Tensor, client_model: Tensors, base: Tensors) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, client_model: Tensors, statistics: Tensors, base: Tensors) -> tuple[torch.Tensor, ...]:
         (part,) = self._part
-        return part.front(x, client_model, part.widen(base))
+        moving = part.copied(statistics)
+        return part.front(x, client_model, part.widen(base), moving), *moving.values()
 
 
 class GradientProgram(nn.Module):
-    """theta_c, theta_a, x, y -> z, per-sample local loss, gradients of the losses' sum."""
+    """theta_c, theta_a, x, y -> z, per-sample local loss, gradients of the losses' sum, and new running statistics where the model has any."""
 
     def __init__(self, part: ClientPart) -> None:
         super().__init__()
         self._losses = LossProgram(part)
 
     def forward(
-        self, x: torch.Tensor, y: torch.Tensor, client_model: Tensors, auxiliary_head: Tensors, base: Tensors
+        self, x: torch.Tensor, y: torch.Tensor, client_model: Tensors, auxiliary_head: Tensors, statistics: Tensors, base: Tensors
     ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             front, head = _leaves(client_model), _leaves(auxiliary_head)
-            z, losses = self._losses(x, y, front, head, base)
-            return z.detach(), losses.detach(), *_gradients(losses.sum(), [*front, *head])
+            z, losses, *moved = self._losses(x, y, front, head, statistics, base)
+            return z.detach(), losses.detach(), *_gradients(losses.sum(), [*front, *head]), *moved
 
 
 class SurrogateProgram(nn.Module):
@@ -68,12 +72,13 @@ class SurrogateProgram(nn.Module):
 
     def __init__(self, part: ClientPart) -> None:
         super().__init__()
-        self._front = FrontProgram(part)
+        self._part = (part,)
 
     def forward(
         self, x: torch.Tensor, cut_gradient: torch.Tensor, client_model: Tensors, base: Tensors
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        z = self._front(x, client_model, base)
+        (part,) = self._part
+        z = part.front(x, client_model, part.widen(base))
         return z, (z * cut_gradient).flatten(1).sum(1)
 
 
@@ -82,21 +87,28 @@ class PullbackProgram(nn.Module):
 
     def __init__(self, part: ClientPart) -> None:
         super().__init__()
-        self._front = FrontProgram(part)
+        self._part = (part,)
 
     def forward(self, x: torch.Tensor, cut_gradient: torch.Tensor, client_model: Tensors, base: Tensors) -> tuple[torch.Tensor, ...]:
+        (part,) = self._part
         with torch.enable_grad():
             front = _leaves(client_model)
-            return _gradients(self._front(x, front, base), front, cut_gradient)
+            return _gradients(part.front(x, front, part.widen(base)), front, cut_gradient)
 
 
 class ClientPart:
-    """Front and, where a program has it, head, as functions of their trained and frozen tensors."""
+    """Front and, where a program has it, head, as functions of their trained and frozen tensors and of their running statistics.
+
+    Where the model has running statistics it normalises by the batch, as torch does in training mode; the statistics that it is given move in place, and
+    those of the model itself stay.
+    """
 
     def __init__(self, model: SplitModel, with_head: bool) -> None:
         self.model = model
         wanted = {id(value) for part in (model.front, *([model.auxiliary_head] if with_head else [])) for _, value in named_frozen(part)}
         self._frozen = [(index, frozen) for index, frozen in enumerate(model.frozen) if id(frozen.value) in wanted]
+        read = {spec.name for spec in model.to_spec().statistics_read(with_head)}
+        self.statistics = {name: value.detach().cpu() for name, value in model.statistics.items() if name in read}
 
     def base_inputs(self) -> list[tuple[str, torch.Tensor]]:
         """Return the program inputs of the frozen tensors and what is stored in them."""
@@ -111,15 +123,58 @@ class ClientPart:
         stored = iter(base)
         return {id(frozen.value): widened(tuple(next(stored) for _ in frozen.stored)) for _, frozen in self._frozen}
 
-    def front(self, x: torch.Tensor, trained: Tensors, base: dict[int, torch.Tensor]) -> torch.Tensor:
-        """Return z."""
-        z: torch.Tensor = functional_call(self.model.front, _by_name(self.model.front, trained, base), (x,))
+    def copied(self, statistics: Tensors) -> dict[str, torch.Tensor]:
+        """Return copies of the running statistics, for a pass to move."""
+        return {name: value.clone() for name, value in zip(self.statistics, statistics, strict=True)}
+
+    def front(
+        self, x: torch.Tensor, trained: Tensors, base: dict[int, torch.Tensor], moving: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return z; without `moving` nobody wants to know where the statistics go."""
+        z: torch.Tensor = self._call(self.model.front, FRONT_STATISTICS, trained, base, moving, (x,))
         return z
 
-    def head(self, x: torch.Tensor, z: torch.Tensor, trained: Tensors, base: dict[int, torch.Tensor]) -> Any:
+    def head(
+        self,
+        x: torch.Tensor,
+        z: torch.Tensor,
+        trained: Tensors,
+        base: dict[int, torch.Tensor],
+        moving: dict[str, torch.Tensor] | None = None,
+    ) -> Any:
         """Return the head's outputs."""
-        head, mask = self.model.auxiliary_head, self.model.mask(x)
-        return functional_call(head, _by_name(head, trained, base), (z,) if mask is None else (z, mask))
+        mask = self.model.mask(x)
+        return self._call(self.model.auxiliary_head, HEAD_STATISTICS, trained, base, moving, (z,) if mask is None else (z, mask))
+
+    def present_front(self, x: torch.Tensor) -> torch.Tensor:
+        """Return z by the model's own weights, which gradients reach."""
+        return self.front(x, [parameter for _, parameter in trained_parameters(self.model.front)], self._present_base())
+
+    def present_head(self, x: torch.Tensor, z: torch.Tensor) -> Any:
+        """Return the head's outputs by the model's own weights, which gradients reach."""
+        return self.head(x, z, [parameter for _, parameter in trained_parameters(self.model.auxiliary_head)], self._present_base())
+
+    def _present_base(self) -> dict[int, torch.Tensor]:
+        return {id(frozen.value): frozen.value for _, frozen in self._frozen}
+
+    def _call(
+        self,
+        module: nn.Module,
+        prefix: str,
+        trained: Tensors,
+        base: dict[int, torch.Tensor],
+        moving: dict[str, torch.Tensor] | None,
+        arguments: tuple[torch.Tensor, ...],
+    ) -> Any:
+        tensors = _by_name(module, trained, base)
+        if not self.model.batch_statistics:
+            return functional_call(module, tensors, arguments)
+        moving = self.copied(list(self.statistics.values())) if moving is None else moving
+        tensors |= {name.removeprefix(prefix): value for name, value in moving.items() if name.startswith(prefix)}
+        # A count that every pass raises: it is no statistic that anything reads, and the model's own must stay.
+        tensors |= {f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for name in moving_layers(module)}
+        with normalising(True, module):
+            return functional_call(module, tensors, arguments)
 
 
 def _by_name(module: nn.Module, trained: Tensors, base: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -139,6 +194,7 @@ class CompiledFunction:
     arguments: tuple[object, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    by_batch: bool = False
 
     @property
     def differentiates(self) -> bool:
@@ -147,20 +203,21 @@ class CompiledFunction:
 
     @property
     def is_rewritten(self) -> bool:
-        """Whether the graph is rewritten before it is exported: for gradients, and where weights are stored narrowly."""
+        """Whether the graph is rewritten before it is exported: for gradients, where weights are stored narrowly, where the batch normalises."""
         frozen = self.arguments[-1]
         narrow = isinstance(frozen, list) and any(stored.dtype is not torch.float32 for stored in frozen)
-        return self.differentiates or narrow
+        return self.differentiates or narrow or self.by_batch
 
 
 def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int) -> CompiledFunction:
     """Return the function of one program for runs of `micro_batch` samples.
 
     Inputs are named `x`, `y` or `cut_gradient`, `client_model.<i>`, `auxiliary_head.<i>` in flat-buffer order, `base.<i>` in the base's order;
-    outputs `activations`, `losses` or `inner_products`, then `gradients.<input>`.
+    outputs `activations`, `losses` or `inner_products`, then `gradients.<input>`. Where the model has running statistics those programs that a base pass
+    may run also have inputs `statistics.<i>` and outputs `new_statistics.<i>`, in the order of the statistics' flat buffer; `micro_batch` is then the batch.
 
     Raises:
-        ProgramError: the model normalises across samples, or is in a mode that draws random numbers.
+        ProgramError: the model normalises across samples without running statistics, or is in a mode that draws random numbers.
 
     """
     _refuse_dependent_samples(model)
@@ -176,36 +233,46 @@ def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int) -> 
     fronts = tuple(f"client_model.{i}" for i in range(len(front)))
     heads = tuple(f"auxiliary_head.{i}" for i in range(len(head)))
     gradients = tuple(f"gradients.{name}" for name in (*fronts, *heads))
+    statistics = list(part.statistics.values())
+    moving = tuple(f"statistics.{i}" for i in range(len(statistics)))
+    moved = tuple(f"new_{name}" for name in moving)
+    arguments: tuple[object, ...]
     match kind:
         case ProgramKind.FRONT:
-            return CompiledFunction(kind, FrontProgram(part), (x, front, base), ("x", *fronts, *bases), ("activations",))
+            module: nn.Module = FrontProgram(part)
+            arguments, inputs, outputs = (x, front, statistics, base), ("x", *fronts, *moving), ("activations", *moved)
         case ProgramKind.LOSS | ProgramKind.GRADIENT:
-            module: nn.Module = LossProgram(part) if kind is ProgramKind.LOSS else GradientProgram(part)
-            outputs = ("activations", "losses", *(gradients if kind is ProgramKind.GRADIENT else ()))
-            return CompiledFunction(kind, module, (x, y, front, head, base), ("x", "y", *fronts, *heads, *bases), outputs)
+            module = LossProgram(part) if kind is ProgramKind.LOSS else GradientProgram(part)
+            arguments, inputs = (x, y, front, head, statistics, base), ("x", "y", *fronts, *heads, *moving)
+            outputs = ("activations", "losses", *(gradients if kind is ProgramKind.GRADIENT else ()), *moved)
         case ProgramKind.SURROGATE | ProgramKind.PULLBACK:
             module = SurrogateProgram(part) if kind is ProgramKind.SURROGATE else PullbackProgram(part)
+            arguments, inputs = (x, cut_gradient, front, base), ("x", "cut_gradient", *fronts)
             outputs = ("activations", "inner_products") if kind is ProgramKind.SURROGATE else gradients[: len(front)]
-            return CompiledFunction(kind, module, (x, cut_gradient, front, base), ("x", "cut_gradient", *fronts, *bases), outputs)
+    return CompiledFunction(kind, module, arguments, (*inputs, *bases), outputs, model.batch_statistics)
 
 
 def _refuse_dependent_samples(model: SplitModel) -> None:
     """Refuse a model in which a sample's output depends on the rest of its batch: micro-batches and groups would silently change it.
+
+    Where the model has running statistics its plan takes whole batches, and the layers that they belong to may depend on them; nothing else may.
 
     Raises:
         ProgramError: it does.
 
     """
     sentence = (
-        "{} makes a sample's output depend on the rest of its batch or on chance: use GroupNorm, or call eval() to freeze its statistics"
+        "{} makes a sample's output depend on the rest of its batch or on chance: use GroupNorm, call eval() to freeze its statistics, "
+        "or let the whole batch normalise (norm=batch, batch_norm=batch)"
     )
     parts = (model.front, model.auxiliary_head)
-    for module in (m for part in parts for m in part.modules()):
+    allowed = {id(layer) for part in parts for layer in moving_layers(part).values()} if model.batch_statistics else set()
+    for module in (m for part in parts for m in part.modules() if id(m) not in allowed):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ProgramError(sentence.format(f"batch normalisation ({type(module).__name__} in training mode)"))
     generator = np.random.Generator(np.random.Philox(key=0))
     samples = torch.from_numpy(model.random_batch(3, generator)[0]).to(device_of(model.front))
-    with torch.no_grad():
+    with torch.no_grad(), normalising(False, *parts) if model.batch_statistics else nullcontext():
         one, other = (_outputs(model, batch) for batch in (samples[:2], samples[::2]))
     for a, b in zip(one, other, strict=True):
         if not torch.allclose(a[0], b[0], rtol=1e-3, atol=1e-3 * float(b[0].abs().max())):

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heron_common.errors import ProgramError
+from heron_server.programs.batch_norm_gradient import batch_norm, batch_norm_backward
 from heron_server.programs.convolution_gradient import convolution_backward
 from heron_server.programs.narrow_reads import narrow
 
@@ -209,6 +210,8 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         aten.convolution_backward.default: convolution_backward,
         aten.native_group_norm.default: group_norm,
         aten.native_group_norm_backward.default: group_norm_backward,
+        aten.native_batch_norm.default: batch_norm,
+        aten.native_batch_norm_backward.default: batch_norm_backward,
         aten.threshold_backward.default: threshold_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool_backward,
         aten.avg_pool2d_backward.default: average_pool_backward,

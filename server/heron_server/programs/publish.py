@@ -13,7 +13,7 @@ from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
 from heron_common.errors import ConfigurationError
 from heron_common.layout import FlatLayout
 from heron_common.plan import Algorithm, DirectionScale, Estimator, Objective, Plan, UpdateEncoding
-from heron_common.plan_checks import algorithm_mistakes, can_log
+from heron_common.plan_checks import algorithm_mistakes, can_log, statistics_mistakes
 from heron_common.plan_counts import prefers_log
 from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import global_scales, tensor_scales
@@ -42,6 +42,11 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
     """
     plan = algorithm.plan
     cost = client_cost(model, with_head=plan.needs_head)
+    if model.batch_statistics:
+        # The statistics are those of the whole batch: a group or micro-batch less than that would be another model.
+        plan = dataclasses.replace(
+            plan, direction_groups=plan.direction_groups or 1, micro_batch=plan.micro_batch or max(1, plan.batch_size)
+        )
     if plan.direction_groups == 0:
         groups = choose_direction_groups(plan.batch_size, _dimension(model, plan), cost.forward_flops) if plan.batch_size > 0 else 1
         plan = dataclasses.replace(plan, direction_groups=groups)
@@ -52,7 +57,7 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
         logs = can_log(plan) and prefers_log(plan, model.to_spec())
         plan = dataclasses.replace(plan, update_encoding=UpdateEncoding.LOG if logs else UpdateEncoding.DENSE)
     completed = dataclasses.replace(algorithm, plan=plan)
-    mistakes = algorithm_mistakes(completed)
+    mistakes = algorithm_mistakes(completed) + statistics_mistakes(plan, model.to_spec())
     if plan.trains_front and not model.to_spec().client_model:
         mistakes = [
             *mistakes,

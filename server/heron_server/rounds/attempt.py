@@ -45,7 +45,7 @@ class AcceptedUpload:
 
 @dataclass(frozen=True)
 class AcceptedUpdate:
-    """A client's accepted update of the round: its resulting weights, whether they were sent or replayed from `log`."""
+    """A client's accepted update of the round: `entry` holds its resulting weights, sent or replayed from `log`, and then its running statistics, if any."""
 
     client_id: str
     sha256: str

@@ -179,9 +179,18 @@ class Coordinator:
         inputs = self._inputs
         plan = self.facts.algorithm.plan_for_round(effect.round.round_index, self.machine.rules.num_rounds, inputs.rests)
         own = [name for name in effect.cohort if plan.needs_head and name in inputs.heads]
-        front, head, *heads = self.blobs.put_round([inputs.front, inputs.head, *(inputs.heads[name] for name in own)])
+        moving = [inputs.statistics] if inputs.statistics else []
+        front, head, *others = self.blobs.put_round([inputs.front, inputs.head, *moving, *(inputs.heads[name] for name in own)])
+        statistics, heads = (others[0] if moving else None), others[len(moving) :]
         assignment = Assignment(
-            effect.round, plan, front, head if plan.needs_head else None, inputs.scales, inputs.second_moment, inputs.derivative_quantile
+            effect.round,
+            plan,
+            front,
+            head if plan.needs_head else None,
+            inputs.scales,
+            inputs.second_moment,
+            inputs.derivative_quantile,
+            statistics,
         )
         start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
         self.attempt = Attempt(

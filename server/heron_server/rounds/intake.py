@@ -166,9 +166,10 @@ class Intake:
         entry = _commit(ticket.writer) if ticket.writer else None
         log_bytes = None
         if entry is not None and ticket.encoding is UpdateEncoding.LOG:
-            log_bytes = bytes(entry.read())
+            payload, end = bytes(entry.read()), ticket.specs[0].size_bytes
+            log_bytes, statistics_bytes = payload[:end], payload[end:]
             self._release_all([entry])
-            entry = self._replayed(attempt, record, log_bytes, weights_sha256)
+            entry = self._replayed(attempt, record, log_bytes, weights_sha256, statistics_bytes)
         with run.changed:
             try:
                 attempt = self._attempt_of_update(record, run.facts.run_id, ticket.round)
@@ -197,15 +198,18 @@ class Intake:
             raise RefusedError(ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands")
         return known is not None
 
-    def _replayed(self, attempt: Attempt, record: ClientRecord, log_bytes: bytes, weights_sha256: bytes) -> SpoolEntry:
+    def _replayed(
+        self, attempt: Attempt, record: ClientRecord, log_bytes: bytes, weights_sha256: bytes, statistics_bytes: bytes
+    ) -> SpoolEntry:
+        """Return the entry that a dense update would have: the weights that a log arrives at, and the statistics that came with it."""
         try:
             weights = replay_update(attempt, self._run.facts.run_seed, record.name, log_bytes, weights_sha256)
         except RefusedError:
             self._run.metrics.log_mismatches.inc()
             record.log_mismatches += 1
             raise
-        with self._writer(weights.nbytes, True) as writer:
-            writer.write(weights.tobytes())
+        with self._writer(weights.nbytes + len(statistics_bytes), True) as writer:
+            writer.write(weights.tobytes() + statistics_bytes)
             return _commit(writer)
 
     def _release_all(self, entries: Sequence[SpoolEntry | None]) -> None:

@@ -12,7 +12,7 @@ from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload
 
 @dataclass(frozen=True)
 class RoundInputs:
-    """Weights as little-endian float32 bytes, direction scales and running figures that a round starts from.
+    """Weights and running statistics as little-endian float32 bytes, direction scales and running figures that a round starts from.
 
     `heads` are the clients' own, where they have some; `rests` keeps fronts as they are, because training them diverged.
     """
@@ -24,6 +24,7 @@ class RoundInputs:
     derivative_quantile: float = 0.0
     heads: dict[str, bytes] = field(default_factory=dict)
     rests: bool = False
+    statistics: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Reception:
             for attempt in (run.attempt, run.previous):
                 if attempt is not None and record.name in attempt.cohort:
                     assignment = attempt.assignment_for(record.name)
-                    named |= {b.sha256 for b in (assignment.client_model, assignment.auxiliary_head) if b}
+                    named |= {b.sha256 for b in (assignment.client_model, assignment.auxiliary_head, assignment.statistics) if b}
         data = run.blobs.get(sha256) if sha256 in named else None
         if data is None:
             raise RefusedError(

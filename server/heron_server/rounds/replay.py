@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from heron_common.assignment import update_specs
+from heron_common.assignment import weight_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.layout import FlatLayout
@@ -22,7 +22,7 @@ def replay_update(attempt: Attempt, run_seed: int, client_id: str, log_bytes: by
 
     """
     assignment = attempt.assignment
-    (spec,) = update_specs(assignment.plan, attempt.model, UpdateEncoding.LOG)
+    (spec,) = weight_specs(assignment.plan, attempt.model, UpdateEncoding.LOG)
     trained = attempt.model.client_model + (attempt.model.auxiliary_head if assignment.plan.trains_head else ())
     # Whatever finite coefficients a client sends, weights that they throw out of range are refused below, not warned about here.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""The end of a round for what clients trained: aggregate their updates, and keep what proves it where they came as logs."""
+"""The end of a round for what clients trained: aggregate their updates, average their statistics, and keep what proves it where they came as logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from heron_common.errors import StorageError
 from heron_common.plan import Plan
 from heron_common.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.update_log import weights_digest
-from heron_server.rounds.aggregation import aggregate
+from heron_server.rounds.aggregation import aggregate, weighted_mean
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.audit import AuditFacts, AuditRound
 from heron_server.training.run_parts import RunParts
@@ -19,14 +19,29 @@ from heron_server.training.run_parts import RunParts
 log = logging.getLogger(__name__)
 
 
-def average_fronts(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
-    """Set the front (and a head that clients train) to the aggregate of the round's updates; where they came as logs, keep what proves it."""
-    num_front = num_parameters(parts.model.client_model)
+def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
+    """Set what clients trained to the aggregate of the round's updates, and running statistics to their mean.
+
+    Statistics are averaged whatever the rule for weights: a median of variances would be the variance of nothing.
+    """
+    if not job.plan.trains_front and not parts.model.statistics:
+        return
     flats: list[Float32Array] = []
     for update in job.updates:
         if update.entry is None:
-            raise RuntimeError("an update of a round that trains the front has no weights")
+            raise RuntimeError("an update of a round that trains the front or moves its statistics is empty")
         flats.append(np.frombuffer(update.entry.read(), "<f4"))
+    if parts.model.statistics:
+        size = num_parameters(parts.model.statistics)
+        parts.trainer.set_statistics(weighted_mean([flat[-size:] for flat in flats], weights))
+        flats = [flat[:-size] for flat in flats]
+    if job.plan.trains_front:
+        _average_fronts(parts, job, flats, weights)
+
+
+def _average_fronts(parts: RunParts, job: CloseJob, flats: list[Float32Array], weights: Float64Array) -> None:
+    """Set the front (and a head that clients train) to the aggregate; where updates came as logs, keep what proves it."""
+    num_front = num_parameters(parts.model.client_model)
     mean = aggregate(parts.algorithm.aggregation, flats, weights, job.start)
     parts.trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
     if job.plan.logs:

@@ -14,6 +14,7 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.tensors import Float32Array, Float64Array
+from heron_server.models.batch_norm import flat_statistics, load_flat_statistics
 from heron_server.models.split_model import (
     SplitModel,
     flat_parameters,
@@ -157,6 +158,14 @@ class Trainer:
         load_flat_parameters(self.model.front, front)
         if head is not None:
             load_flat_parameters(self.model.auxiliary_head, head)
+
+    def statistics(self) -> Float32Array:
+        """Return a copy of the running statistics of front and head that clients move, flat."""
+        return flat_statistics(list(self.model.statistics.values()))
+
+    def set_statistics(self, flat: Float32Array) -> None:
+        """Take over averaged running statistics."""
+        load_flat_statistics(self.model.statistics, flat)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor of the state that moves: weights and buffers of all three parts and the optimisers' moments; safe to keep."""

@@ -21,7 +21,7 @@ from heron_server.rounds.worklist import Worklist
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows
 from heron_server.training.evaluation import evaluate
-from heron_server.training.fronts import average_fronts
+from heron_server.training.fronts import take_over_updates
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 
@@ -69,6 +69,7 @@ class TrainWorker:
             self.derivative_quantile,
             {client: own.tobytes() for client, own in heads.items()},
             rests=self.diverged_round is not None,
+            statistics=self._parts.trainer.statistics().tobytes(),
         )
 
     def start(self, worklist: Worklist, on_end: Callable[[], None]) -> None:
@@ -158,8 +159,7 @@ class TrainWorker:
     def _close(self, job: CloseJob) -> None:
         parts = self._parts
         weights = aggregation_weights(list(job.rows), parts.algorithm.weighting)
-        if job.plan.trains_front:
-            average_fronts(parts, job, weights)
+        take_over_updates(parts, job, weights)
         parts.trainer.close_round([update.client_id for update in job.updates], weights)
         if parts.alignment is not None:
             if parts.alignment.is_due(job.round.round_index):
