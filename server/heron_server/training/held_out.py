@@ -16,6 +16,7 @@ class HeldOutScore:
     """The score of one round. Fronts are those that the round starts from, so it belongs to the model after the round before.
 
     The back is the model's own, in evaluation mode: where every client has one of its own it is their average.
+    Activations come from the client's programs, so a front with batch normalisation has normalised them by their batch, not by its running statistics.
     """
 
     def __init__(self, parts: RunParts) -> None:
