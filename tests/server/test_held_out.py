@@ -192,6 +192,21 @@ def test_other_bytes_for_the_same_batch_exclude_their_client(serve: Serve) -> No
         a.send_upload(parts(a, 0, seed=2))
 
 
+def test_a_client_that_joins_again_in_mid_round_repeats_its_batches_and_each_counts_once(serve: Serve) -> None:
+    server = serve(**HELD_OUT, rounds=1)
+    client = joined(server)
+    for index in (0, 1):
+        client.send_upload(parts(client, index))
+    client.upload(0)
+    client.join()
+    client.await_assignment()
+    for index in (0, 1):
+        client.send_upload(parts(client, index))
+    train(client)
+    eventually(lambda: len(server.parts.worker.rounds) == 1, what="the round")
+    assert server.parts.worker.rounds[0].federated_examples == 6 and scored(server) == 2
+
+
 def test_a_round_without_any_says_so_and_one_with_some_scores_the_model_it_started_from(serve: Serve) -> None:
     server = serve(**HELD_OUT, rounds=2)
     client = joined(server)
