@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,22 @@ class Run:
     options: argparse.Namespace
     server: dict[str, Any]
     data: str
+    code: Path | None = None
+    """Folder of modules that server and clients import, if they need any: they look where they are started."""
 
 
-def example_arguments(description: str | None, rounds: int, clients: int = 4) -> argparse.Namespace:
-    """Read the options that all examples share."""
+def example_arguments(
+    description: str | None, rounds: int, clients: int = 4, more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
+    """Read the options that all examples share, and those that `more` adds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="heron", help="algorithm (default: heron); frozen is the control")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds (default: {rounds})")
     parser.add_argument("--local-steps", type=int, default=0, help="steps of a client in a round (default: the example's)")
     parser.add_argument("--clients", type=int, default=clients, help=f"client processes (default: {clients})")
     parser.add_argument("--directory", type=Path, default=Path("heron-runs") / Path(sys.argv[0]).stem, help="where everything goes")
+    if more is not None:
+        more(parser)
     return parser.parse_args()
 
 
@@ -38,6 +46,9 @@ def run_locally(run: Run) -> int:
     """Start server and clients, tell of every round, and print what came of it; returns an exit code."""
     options = run.options
     directory = options.directory / options.preset
+    if run.code is not None:
+        # Child processes inherit it; a user would `cd` there.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH", "")]))
     words = _words({"preset": options.preset, "clients": options.clients, "rounds": options.rounds, **run.server})
     try:
         with ProcessGroup(directory / "logs") as group:
