@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy.typing as npt
 
 from heron_common.ids import RoundReference
-from heron_common.plan import Plan, UpdateEncoding
+from heron_common.plan import Objective, Plan, UpdateEncoding
 from heron_common.tensors import DType, TensorSpec
 
 
@@ -145,7 +145,7 @@ class DataSpecification:
 
 @dataclass(frozen=True)
 class Membership:
-    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any."""
+    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.held_out`."""
 
     run_id: str
     session: str
@@ -156,6 +156,8 @@ class Membership:
     heartbeat_seconds: float
     num_rounds: int
     base: BlobReference | None = None
+    held_out: float = 0.0
+    evaluation_batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,18 @@ NextStep = Assignment | Wait | Finished
 
 
 class UploadPurpose(StrEnum):
-    """TRAIN: the server trains on the activations. PROBE: it first judges them and their perturbed copies by one frozen version."""
+    """TRAIN: the server trains on the activations. PROBE: it first judges them and their perturbed copies by one frozen version.
+
+    EVALUATE: it scores them and never trains on them; `local_step` is then the number of the batch of held-out samples.
+    """
 
     TRAIN = "train"
     PROBE = "probe"
+    EVALUATE = "evaluate"
+
+
+EVALUATION_KIND = "evaluation"
+"""Under which the bytes of uploads of purpose EVALUATE are counted, whatever their tensor."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +276,11 @@ def upload_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
     activations = TensorSpec("activations", DType(plan.wire_dtype.value), (plan.batch_size * (1 + plan.num_probes), *model.cut.shape))
     beside = tuple(TensorSpec(spec.name, spec.dtype, (plan.batch_size, *spec.shape)) for spec in (model.labels, *model.context))
     return (activations, *beside)
+
+
+def evaluation_specs(plan: Plan, model: ModelSpec, rows: int) -> tuple[TensorSpec, ...]:
+    """Return the tensors of an upload of `rows` held-out samples: those of a training upload, without probes."""
+    return upload_specs(replace(plan, objective=Objective.NONE, batch_size=rows), model)
 
 
 def cut_gradient_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:

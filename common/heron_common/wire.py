@@ -188,6 +188,8 @@ def membership_to_proto(membership: Membership) -> pb.JoinResponse:
         heartbeat_seconds=membership.heartbeat_seconds,
         num_rounds=membership.num_rounds,
         base=blob_to_proto(membership.base) if membership.base else None,
+        held_out=membership.held_out,
+        evaluation_batches=membership.evaluation_batches,
     )
 
 
@@ -206,6 +208,8 @@ def membership_from_proto(message: pb.JoinResponse) -> Membership:
         heartbeat_seconds=message.heartbeat_seconds,
         num_rounds=message.num_rounds,
         base=blob_from_proto(message.base) if message.HasField("base") else None,
+        held_out=message.held_out,
+        evaluation_batches=message.evaluation_batches,
     )
 
 

@@ -47,8 +47,17 @@ LONGEST_STEP = 1e3
 
 
 @dataclass(frozen=True)
+class HeldOutSamples:
+    """What a client keeps from training: samples read by their number from 0, of which at most `max_batches` batches are evaluated in a round."""
+
+    read_batch: ReadBatch
+    num_examples: int
+    max_batches: int
+
+
+@dataclass(frozen=True)
 class LocalContext:
-    """What stays the same over a client's rounds."""
+    """What stays the same over a client's rounds; `read_batch` and `num_examples` are of the samples that are trained on."""
 
     client_id: str
     run_seed: int
@@ -58,6 +67,11 @@ class LocalContext:
     read_batch: ReadBatch
     num_examples: int
     clock: Clock
+    held_out: HeldOutSamples | None = None
+
+    def activation_program(self) -> Program:
+        """Return a program that computes activations: every one of these does, and a plan may have only one of them."""
+        return next(self.programs[kind] for kind in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if kind in self.programs)
 
 
 class LocalRound:
@@ -145,8 +159,8 @@ class LocalRound:
         programs = self._context.programs
         if self._plan.objective is Objective.AUXILIARY and self._plan.trains_front:
             return programs[ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS]
-        # A front that rests after it diverged may have no program of its own; every other one computes its activations too.
-        return next(programs[kind] for kind in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if kind in programs)
+        # A front that rests after it diverged may have no program of its own.
+        return self._context.activation_program()
 
     def _cleared_gradient(self) -> Float32Array | None:
         if self._plan.estimator is not Estimator.FIRST_ORDER or self._plan.objective is not Objective.AUXILIARY:

@@ -12,6 +12,7 @@ from random import Random
 from typing import TypeVar
 
 from heron_client.heartbeat import Heartbeat
+from heron_client.held_out import send_held_out
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.memory import return_freed_memory
 from heron_client.metrics import ClientMetrics
@@ -184,6 +185,7 @@ class Session:
             self._supplies.load_weights(context.parameters, assignment)
             waited = self._uploader.totals.wait_seconds
             local_round = LocalRound(context, assignment, sender, self._metrics.step_done)
+            send_held_out(context, assignment, sender)
             for local_step in range(assignment.plan.local_steps):
                 sender.check()
                 local_round.run_step(local_step)

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_client.base import MappedBase
-from heron_client.local_training import LocalContext, ReadBatch
+from heron_client.local_training import HeldOutSamples, LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
 from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
 from heron_common.clock import Clock
+from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import DataError, ProgramError
@@ -51,9 +52,18 @@ class Supplies:
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
         programs = {p.kind: self._program(membership, parameters, base, p, threads) for p in membership.programs}
-        read_batch = _reader(reader)
+        split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
+        held_out = HeldOutSamples(_reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches)
         return LocalContext(
-            client_name, membership.run_seed, membership.model, parameters, programs, read_batch, reader.num_examples, self._clock
+            client_name,
+            membership.run_seed,
+            membership.model,
+            parameters,
+            programs,
+            _reader(reader, split.training),
+            len(split.training),
+            self._clock,
+            held_out if held_out.num_examples else None,
         )
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
@@ -135,9 +145,11 @@ def check_tokenizer(blob: BlobReference) -> None:
         )
 
 
-def _reader(reader: SampleReader) -> ReadBatch:
+def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:
+    """Return what reads some of these rows of the shard, by their place among them."""
+
     def read_batch(indices: Int64Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = reader.batch(indices)
+        x, y = reader.batch(rows[indices])
         if not bool(np.isfinite(x).all()):
             raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
         return x, y

@@ -16,7 +16,17 @@ import onnxruntime
 
 from heron_client.state_directory import has_digest
 from heron_client.uploader import Chunk, UploadRequest
-from heron_common.assignment import BlobReference, LocalStatistics, Membership, NextStep, Submission, UploadAnswer, UploadLoss
+from heron_common.assignment import (
+    EVALUATION_KIND,
+    BlobReference,
+    LocalStatistics,
+    Membership,
+    NextStep,
+    Submission,
+    UploadAnswer,
+    UploadLoss,
+    UploadPurpose,
+)
 from heron_common.chunks import StreamAccount, split_rows
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, ProgramError, RefusedError, StorageError, TransportError
@@ -169,7 +179,8 @@ class Transport:
             total_bytes=total_bytes(request.tensors),
             losses_seen=self._losses_seen,
         )
-        kinds = [spec.name for spec in request.tensors]
+        evaluates = request.purpose is UploadPurpose.EVALUATE
+        kinds = [EVALUATION_KIND if evaluates else spec.name for spec in request.tensors]
         call: list[Any] = []
         messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, lambda: call[0].cancel())
         with self._mapped():

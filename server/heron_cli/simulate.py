@@ -98,6 +98,7 @@ def _figures(record: RoundRecord) -> str:
     figures = [
         f"test accuracy {record.test_accuracy:.1%}" if record.test_accuracy is not None else "",
         f"test perplexity {record.test_perplexity:.2f}" if record.test_perplexity is not None else "",
+        *(f"{name} {value}" for name, value in record.federated_figures()[:1]),
         f"server loss {record.server_loss:.3f}" if record.server_loss is not None else "",
     ]
     return ", ".join(figure for figure in figures if figure) or "trained"
@@ -113,6 +114,9 @@ def _table(summary: dict[str, Any]) -> Table:
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    # It imports ONNX Runtime; the other verbs should not wait for it.
+    from heron_server.summary import federated_figures
+
     clients = summary["clients"].values()
     rounds = summary["rounds"]
     last = rounds[-1] if rounds else {}
@@ -122,6 +126,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("test accuracy", _figure(last.get("test_accuracy"), "{:.2%}")),
         *([("test perplexity", f"{last['test_perplexity']:.2f}")] if last.get("test_perplexity") is not None else []),
         ("test loss", _figure(last.get("test_loss"), "{:.4f}")),
+        *federated_figures(last),
         ("rounds", f"{summary['rounds_completed']} of {summary['num_rounds']}"),
         ("weights in the front", str(summary["model"]["client_model_weights"])),
         ("client forward passes", f"{sum(row['client_forward_passes'] for row in rounds):,}"),

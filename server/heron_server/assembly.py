@@ -125,7 +125,9 @@ def assemble_run(
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
     base = _write_base(published.model, directory)
-    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base)
+    held_out = config.run.held_out
+    batches = config.run.evaluation_batches if held_out > 0 else 0
+    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base, held_out, batches)
 
     def client_rows() -> dict[str, Any]:
         with coordinator.changed:

@@ -57,6 +57,16 @@ class RunSection(Section):
         "truncate", description="text longer than the specification says is cut off and counted, or refused: truncate or refuse"
     )
     eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
+    held_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of its own samples that every client keeps from training and uploads before a round's first step, to score the model that the "
+        "round starts from; --eval-data lies with the server, this with the clients",
+    )
+    evaluation_batches: int = Field(
+        4, ge=1, description="most batches of held-out samples that a client uploads in a round; each costs what an upload costs"
+    )
     clients: int = Field(4, ge=1, description="how many clients take part; the first round opens at once when so many are there")
     min_updates: int | None = Field(
         None, ge=1, description="quorum: fewer updates make no round (default: half of those that a round takes in, rounded up)"

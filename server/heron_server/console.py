@@ -21,6 +21,7 @@ def console_rows(parts: Assembly) -> list[tuple[str, str]]:
         ("test accuracy", _figure(last.test_accuracy if last else None, "{:.2%}")),
         *([("test perplexity", f"{last.test_perplexity:.2f}")] if last and last.test_perplexity is not None else []),
         ("test loss", _figure(last.test_loss if last else None, "{:.4f}")),
+        *(last.federated_figures() if last else []),
         ("server loss", _figure(last.server_loss if last else None, "{:.4f}")),
         ("bytes up, down", f"{human_bytes(up)}, {human_bytes(down)}"),
         ("spool", human_bytes(parts.coordinator.spool.used_bytes)),

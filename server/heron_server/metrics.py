@@ -33,7 +33,7 @@ class ServerMetrics:
         self.cohort_size = gauge("cohort_size", "Clients admitted to the open round.")
         self.dropped_clients = counter("dropped_clients", "Cohort members that were dropped, by reason.", ("reason",))
         self.bytes = counter("bytes", "Payload bytes by direction and kind.", ("direction", "kind"))
-        self.uploads = counter("uploads", "Uploads accepted, repeated and trained on.", ("outcome",))
+        self.uploads = counter("uploads", "Uploads accepted, repeated, trained on and, of held-out samples, scored.", ("outcome",))
         self.upload_seconds = histogram("upload_seconds", "Time from an upload's header to its acceptance.")
         self.upload_queue_seconds = histogram("upload_queue_seconds", "Time from an upload's acceptance to its training.")
         self.step_seconds = histogram("step_seconds", "Duration of a server step: judging probes and training on one upload.")
@@ -44,6 +44,13 @@ class ServerMetrics:
         self.evaluation_accuracy = gauge("evaluation_accuracy", "Accuracy on held-out data after the latest round.")
         self.evaluation_loss = gauge("evaluation_loss", "Loss on held-out data after the latest round.")
         self.evaluation_perplexity = gauge("evaluation_perplexity", "Perplexity on held-out text after the latest round.")
+        self.federated_accuracy = gauge(
+            "federated_accuracy", "Accuracy on clients' held-out samples of the model that the latest round started from."
+        )
+        self.federated_loss = gauge("federated_loss", "Loss on clients' held-out samples of the model that the latest round started from.")
+        self.federated_perplexity = gauge(
+            "federated_perplexity", "Perplexity on clients' held-out text of the model that the latest round started from."
+        )
         self.difference_mean = gauge("difference_mean", "Mean directional derivative over the clients of the latest round.")
         self.difference_variance = gauge(
             "difference_variance", "Mean variance of directional derivatives over the clients of the latest round."

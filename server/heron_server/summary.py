@@ -17,7 +17,17 @@ SUMMARY_VERSION = 3
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One finished round."""
+    """One finished round.
+
+    `test_*` score the model after this round on --eval-data. `federated_*` score the model that this round started from on what clients held out.
+
+    Attributes:
+        federated_of_round: the round after which that model stood; -1 for the first weights, None if nothing was held out.
+        federated_examples: how many held-out samples were scored; each cost its client one forward pass more than `client_forward_passes` says.
+        federated_first_version, federated_last_version: server steps before the back that scored the first and the last of them. They differ under the
+            schedule `arrival` only, where others may train meanwhile; a back per client is scored by its average, which stands all round.
+
+    """
 
     round_index: int
     attempt: int
@@ -31,6 +41,17 @@ class RoundRecord:
     client_forward_equivalents: float
     seconds: float
     test_perplexity: float | None = None
+    federated_of_round: int | None = None
+    federated_accuracy: float | None = None
+    federated_loss: float | None = None
+    federated_perplexity: float | None = None
+    federated_examples: int = 0
+    federated_first_version: int | None = None
+    federated_last_version: int | None = None
+
+    def federated_figures(self) -> list[tuple[str, str]]:
+        """Return name and value of each figure of the held-out samples, for people; none if nothing was held out."""
+        return federated_figures(asdict(self))
 
 
 def versions() -> dict[str, str]:
@@ -64,6 +85,16 @@ def restore_clients(table: dict[str, dict[str, Any]], make: Any) -> None:
         record.log_mismatches = int(row["log_mismatches"])
         record.bytes_up.update(row["bytes_up"])
         record.bytes_down.update(row["bytes_down"])
+
+
+def federated_figures(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return name and value of each figure of a round's held-out samples, for people; names say which model is meant."""
+    if row.get("federated_of_round") is None:
+        return []
+    which = f"held-out {{}}, round {row['federated_of_round'] + 1}"
+    forms = {"accuracy": "{:.2%}", "perplexity": "{:.2f}", "loss": "{:.4f}"}
+    values = {name: row[f"federated_{name}"] for name in forms}
+    return [(which.format(name), forms[name].format(value)) for name, value in values.items() if value is not None]
 
 
 def round_rows(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:

@@ -73,11 +73,16 @@ class TrainedRuns:
             self._made[name] = self._make(name)
         return self._made[name]
 
-    def _make(self, name: str) -> TrainedRun:
+    def options(self, name: str) -> dict[str, Any]:
+        """Return the options of a run, and write what they name."""
         options = {key: value.format(folder=self.folder) for key, value in OPTIONS[name].items()}
         if "hf:" in options.get("model", ""):
             self._write_configuration(name)
             options |= {**FAST, "eval_data": options["data"]}
+        return options
+
+    def _make(self, name: str) -> TrainedRun:
+        options = self.options(name)
         directory = self.folder / "runs" / name
         config = simulation_config(**SHORT, **options, run_dir=directory)
         summary = simulate(config)

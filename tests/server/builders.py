@@ -10,7 +10,8 @@ from heron_common.ids import RoundReference
 from heron_common.plan import Plan, ServerSchedule, UpdateEncoding
 from heron_common.presets import preset
 from heron_common.tensors import DType, TensorSpec
-from heron_server.rounds.attempt import AcceptedUpload, Attempt
+from heron_server.rounds.accepted import AcceptedUpload
+from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry
 
 ROUND = RoundReference(3, 1)

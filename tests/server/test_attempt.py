@@ -13,7 +13,8 @@ from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.plan import ServerSchedule, UpdateEncoding
 from heron_common.tensors import DType, TensorSpec, total_bytes
-from heron_server.rounds.attempt import AcceptedUpdate, Attempt
+from heron_server.rounds.accepted import AcceptedUpdate
+from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry
 from tests.server.builders import MODEL, ROUND, attempt, key, upload
 

@@ -84,6 +84,7 @@ class UploadPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UPLOAD_PURPOSE_UNSPECIFIED: _ClassVar[UploadPurpose]
     UPLOAD_PURPOSE_TRAIN: _ClassVar[UploadPurpose]
     UPLOAD_PURPOSE_PROBE: _ClassVar[UploadPurpose]
+    UPLOAD_PURPOSE_EVALUATE: _ClassVar[UploadPurpose]
 
 class UpdateEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -138,6 +139,7 @@ HEAD_TRAINING_ALIGNMENT: HeadTraining
 UPLOAD_PURPOSE_UNSPECIFIED: UploadPurpose
 UPLOAD_PURPOSE_TRAIN: UploadPurpose
 UPLOAD_PURPOSE_PROBE: UploadPurpose
+UPLOAD_PURPOSE_EVALUATE: UploadPurpose
 UPDATE_ENCODING_UNSPECIFIED: UpdateEncoding
 UPDATE_ENCODING_DENSE: UpdateEncoding
 UPDATE_ENCODING_LOG: UpdateEncoding
@@ -301,7 +303,7 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: _Optional[bool] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base")
+    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_SEED_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +313,8 @@ class JoinResponse(_message.Message):
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_BATCHES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session: str
     run_seed: int
@@ -320,7 +324,9 @@ class JoinResponse(_message.Message):
     heartbeat_seconds: float
     num_rounds: int
     base: Blob
-    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+    held_out: float
+    evaluation_batches: int
+    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ..., held_out: _Optional[float] = ..., evaluation_batches: _Optional[int] = ...) -> None: ...
 
 class FetchBlobRequest(_message.Message):
     __slots__ = ("session", "sha256", "offset_bytes")

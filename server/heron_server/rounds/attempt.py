@@ -10,7 +10,6 @@ import numpy as np
 from heron_common.assignment import (
     Assignment,
     BlobReference,
-    LocalStatistics,
     ModelSpec,
     UploadKey,
     UploadPurpose,
@@ -22,36 +21,10 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.plan import ServerSchedule, UpdateEncoding
 from heron_common.tensors import Float32Array, TensorSpec, check_specs, total_bytes
+from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
+from heron_server.rounds.held_out import HeldOutUploads
 from heron_server.storage.spool import SpoolEntry
 from heron_server.training.schedule import TrainingOrder, UploadSlot
-
-
-@dataclass
-class AcceptedUpload:
-    """An upload that was acknowledged; `probe_losses` is set once it was judged, `cut_gradient` once lambda is there.
-
-    lambda stays on disk until the client's next upload or update says that it has arrived.
-    """
-
-    key: UploadKey
-    sha256: str
-    entry: SpoolEntry
-    accepted_at: float
-    probe_losses: tuple[float, ...] | None = None
-    cut_gradient: SpoolEntry | None = None
-    server_version: int = 0
-    trained: bool = False
-
-
-@dataclass(frozen=True)
-class AcceptedUpdate:
-    """A client's accepted update of the round: `entry` holds its resulting weights, sent or replayed from `log`, and then its running statistics, if any."""
-
-    client_id: str
-    sha256: str
-    entry: SpoolEntry | None
-    statistics: LocalStatistics
-    log: bytes | None = None
 
 
 @dataclass
@@ -66,17 +39,20 @@ class Attempt:
     """The trained weights, flat, that every client of the round starts from."""
     heads: dict[str, BlobReference] = field(default_factory=dict)
     """Each client's own head, where it has one."""
+    evaluation_batches: int = 0
+    """Most batches of held-out samples that a client may send."""
     uploads: dict[UploadKey, AcceptedUpload] = field(default_factory=dict)
     updates: dict[str, AcceptedUpdate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
         self.upload_specs = upload_specs(self.assignment.plan, self.model)
+        self.held_out = HeldOutUploads(self.assignment.plan, self.model, self.cohort, self.schedule, self.evaluation_batches)
         self.cut_gradient_specs = cut_gradient_specs(self.assignment.plan, self.model)
 
     @property
     def purpose(self) -> UploadPurpose:
-        """The purpose that every upload of this attempt has."""
+        """The purpose of every upload that is trained on."""
         return UploadPurpose.PROBE if self.assignment.plan.num_probes else UploadPurpose.TRAIN
 
     def assignment_for(self, client_id: str) -> Assignment:
@@ -84,14 +60,20 @@ class Attempt:
         head = self.heads.get(client_id)
         return self.assignment if head is None else dataclasses.replace(self.assignment, auxiliary_head=head)
 
-    def check_upload(self, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int) -> None:
-        """Check an upload's header against what this round expects, before anything is read or allocated.
+    def check_upload(
+        self, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int
+    ) -> tuple[TensorSpec, ...]:
+        """Check an upload's header against what this round expects, before anything is read or allocated; return its tensors.
 
         Raises:
             RefusedError: ROUND_OVER, UNEXPECTED_UPLOAD, INVALID_TENSOR, OVERSIZED or TOO_FAR_AHEAD.
 
         """
         self.check_round(key)
+        if key.purpose is UploadPurpose.EVALUATE:
+            specs = self.held_out.check(key, num_probes, tensors)
+            _check_size(specs, announced_bytes)
+            return specs
         plan = self.assignment.plan
         if key.purpose is not self.purpose or num_probes != plan.num_probes or key.local_step not in plan.sending_steps:
             raise RefusedError(
@@ -105,9 +87,12 @@ class Attempt:
             raise RefusedError(
                 ErrorCode.TOO_FAR_AHEAD, f"step {key.local_step} is too far ahead of the other clients: send it again later", 0.1
             )
+        return self.upload_specs
 
     def is_in_turn(self, key: UploadKey) -> bool:
         """Whether this upload may come now: the same one again always may."""
+        if key.purpose is UploadPurpose.EVALUATE:
+            return True
         return key in self.uploads or self.order.admits(UploadSlot(key.client_id, key.local_step))
 
     def check_round(self, key: UploadKey) -> None:
@@ -121,20 +106,37 @@ class Attempt:
 
     def is_needed_next(self, key: UploadKey) -> bool:
         """Whether training waits for this very upload, so that it must be admitted whatever the spool holds."""
+        if self.held_out.holds_training:
+            return self.held_out.awaits(key.client_id)
+        if key.purpose is UploadPurpose.EVALUATE:
+            return False
         return self.order.needed_next() == UploadSlot(key.client_id, key.local_step)
 
     def known_digest(self, key: UploadKey) -> str | None:
         """Return the digest with which this upload was accepted before, or None."""
+        if key.purpose is UploadPurpose.EVALUATE:
+            return self.held_out.known_digest(key)
         upload = self.uploads.get(key)
         return upload.sha256 if upload else None
 
     def accept_upload(self, upload: AcceptedUpload) -> None:
-        """Acknowledge an upload: it will be trained on in its turn."""
+        """Acknowledge an upload: it will be trained on in its turn or, of held-out samples, scored."""
+        if upload.key.purpose is UploadPurpose.EVALUATE:
+            self.held_out.accept(upload)
+            return
         self.uploads[upload.key] = upload
         self.order.arrived(UploadSlot(upload.key.client_id, upload.key.local_step))
+        self.held_out.ended(upload.key.client_id)
+
+    def ended(self, client_id: str) -> None:
+        """No upload of any kind comes from this client any more."""
+        self.order.ended(client_id)
+        self.held_out.ended(client_id)
 
     def take_uploads(self) -> tuple[AcceptedUpload, ...]:
         """Return the uploads to train on next, several only where the schedule mixes them; none if they have not come."""
+        if self.held_out.holds_training:
+            return ()
         slots = self.order.take()
         return tuple(self.uploads[UploadKey(self.assignment.round, s.client_id, self.purpose, s.local_step)] for s in slots)
 
@@ -182,6 +184,7 @@ class Attempt:
         """Return every spool entry that this attempt still holds."""
         held = [upload.entry for upload in self.uploads.values() if not upload.trained]
         held += [upload.cut_gradient for upload in self.uploads.values() if upload.cut_gradient]
+        held += self.held_out.entries()
         return held + [update.entry for update in self.updates.values() if update.entry]
 
 

@@ -45,6 +45,10 @@ class RunFacts:
     programs: tuple[ProgramReference, ...]
     algorithm: Algorithm
     base: BlobReference | None = None
+    held_out: float = 0.0
+    """Share of its own samples that each client keeps from training."""
+    evaluation_batches: int = 0
+    """Most batches of them that a client sends in a round; 0 where nothing is held out."""
 
     @cached_property
     def blob_kinds(self) -> dict[str, str]:
@@ -194,7 +198,13 @@ class Coordinator:
         )
         start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
         self.attempt = Attempt(
-            assignment, self.facts.model, effect.cohort, self.facts.algorithm.schedule, start, dict(zip(own, heads, strict=True))
+            assignment,
+            self.facts.model,
+            effect.cohort,
+            self.facts.algorithm.schedule,
+            start,
+            dict(zip(own, heads, strict=True)),
+            self.facts.evaluation_batches,
         )
         self.metrics.cohort_size.set(len(effect.cohort))
         log.info(
@@ -206,13 +216,13 @@ class Coordinator:
         self.metrics.dropped_clients.labels(reason=effect.reason.replace(" ", "_")).inc()
         self.orphan_stream(self.registry.by_name[effect.client_id])
         if self.attempt is not None:
-            self.attempt.order.ended(effect.client_id)
+            self.attempt.ended(effect.client_id)
 
     def _close(self, effect: CloseRound) -> None:
         if self.attempt is None:
             raise RuntimeError("a round cannot close that is not open")
         for name in self.attempt.cohort:
-            self.attempt.order.ended(name)
+            self.attempt.ended(name)
         for name in effect.submitted:
             self.registry.by_name[name].rounds_completed += 1
         self.closing = CloseJob(

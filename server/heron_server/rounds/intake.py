@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey
+from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, SpoolFullError, StorageError
 from heron_common.ids import RoundReference, new_token
 from heron_common.plan import UpdateEncoding
 from heron_common.tensors import TensorSpec, total_bytes
-from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload, Attempt
+from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
+from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.replay import replay_update
@@ -77,13 +78,13 @@ class Intake:
             if self._hold_seconds:
                 run.changed.wait_for(lambda: self._is_in_turn(key), self._hold_seconds)
             attempt = self._open_attempt(record, run_id, key.round)
-            attempt.check_upload(key, num_probes, tensors, announced_bytes)
+            specs = attempt.check_upload(key, num_probes, tensors, announced_bytes)
             self._refuse_second_stream(record)
             writer = None
             if attempt.known_digest(key) is None:
-                writer = self._writer(total_bytes(attempt.upload_specs), attempt.is_needed_next(key))
+                writer = self._writer(total_bytes(specs), attempt.is_needed_next(key))
             token = self._occupy(record, cancel)
-            return UploadTicket(record, key, attempt.upload_specs, writer, run.clock.now(), token)
+            return UploadTicket(record, key, specs, writer, run.clock.now(), token)
 
     def accept_upload(self, ticket: UploadTicket, sha256: str) -> None:
         """Acknowledge an upload that arrived whole.
@@ -100,12 +101,13 @@ class Intake:
                 run.apply(run.machine.drop(ticket.client.name, run.clock.now(), "sent other bytes for the same upload"))
                 raise RefusedError(
                     ErrorCode.CONFLICTING_UPLOAD,
-                    f"the upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out",
+                    f"the {ticket.key.purpose.value} upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out",
                 )
             now = run.clock.now()
             if known is None and ticket.writer is not None:
                 attempt.accept_upload(AcceptedUpload(ticket.key, sha256, _commit(ticket.writer), now))
-                self._release_all(attempt.acknowledged(ticket.client.name, ticket.key.local_step))
+                if ticket.key.purpose is not UploadPurpose.EVALUATE:
+                    self._release_all(attempt.acknowledged(ticket.client.name, ticket.key.local_step))
             run.metrics.uploads.labels(outcome="accepted" if known is None else "repeated").inc()
             run.metrics.upload_seconds.observe(now - ticket.started_at)
             run.changed.notify_all()
@@ -121,6 +123,8 @@ class Intake:
         with run.changed:
             while True:
                 attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
+                if ticket.key.purpose is UploadPurpose.EVALUATE:
+                    return UploadAnswer(0, (), ticket.client.losses_after(losses_seen)), None
                 upload = attempt.uploads[ticket.key]
                 if upload.trained or not attempt.assignment.plan.waits_for_answers:
                     version = upload.server_version if upload.probe_losses else 0
@@ -182,7 +186,7 @@ class Intake:
                 return
             attempt.updates[record.name] = AcceptedUpdate(record.name, sha256, entry, statistics, log_bytes)
             self._release_all(attempt.acknowledged(record.name))
-            attempt.order.ended(record.name)
+            attempt.ended(record.name)
             record.note_memory(statistics.peak_memory_bytes)
             run.apply(run.machine.submitted(record.name, run.clock.now()))
 

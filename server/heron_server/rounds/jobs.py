@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from heron_common.ids import RoundReference
 from heron_common.plan import Plan
 from heron_common.tensors import Float32Array
-from heron_server.rounds.attempt import AcceptedUpdate, AcceptedUpload
+from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class ScoreJob:
+    """Score an upload of held-out samples with the back as it stands; train on nothing."""
+
+    upload: AcceptedUpload
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class CloseJob:
     """Average these updates, evaluate, checkpoint. `rows[i]` is what the server counted for `updates[i]`."""
 
@@ -60,4 +68,4 @@ class AbandonJob:
     reason: str
 
 
-Job = TrainJob | CloseJob | AbandonJob
+Job = TrainJob | ScoreJob | CloseJob | AbandonJob

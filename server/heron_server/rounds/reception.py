@@ -77,6 +77,8 @@ class Reception:
             heartbeat,
             rules.num_rounds,
             facts.base,
+            facts.held_out,
+            facts.evaluation_batches,
         )
 
     def client(self, session: str) -> ClientRecord:

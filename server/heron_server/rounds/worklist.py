@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from heron_common.assignment import UploadLoss
-from heron_server.rounds.attempt import AcceptedUpload
+from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.coordinator import Coordinator
-from heron_server.rounds.jobs import AbandonJob, Job, RoundInputs, TrainJob
+from heron_server.rounds.jobs import AbandonJob, Job, RoundInputs, ScoreJob, TrainJob
 from heron_server.rounds.state import Phase
 
 
@@ -53,6 +53,15 @@ class Worklist:
             run.metrics.uploads.labels(outcome="trained").inc()
             run.changed.notify_all()
 
+    def upload_scored(self, upload: AcceptedUpload) -> None:
+        """An upload of held-out samples was scored."""
+        run = self._run
+        with run.changed:
+            upload.trained = True
+            run.spool.release(upload.entry)
+            run.metrics.uploads.labels(outcome="scored").inc()
+            run.changed.notify_all()
+
     def round_done(self, inputs: RoundInputs) -> None:
         """A CloseJob or AbandonJob was carried out; `inputs` are what the next round starts from."""
         self._run.next_round(inputs)
@@ -62,6 +71,9 @@ class Worklist:
         if isinstance(run.closing, AbandonJob):
             return run.closing
         if run.attempt is not None and not (run.draining and run.closing is None):
+            held_out = run.attempt.held_out.take()
+            if held_out is not None:
+                return ScoreJob(held_out, run.attempt.assignment.plan)
             uploads = run.attempt.take_uploads()
             if uploads:
                 return TrainJob(uploads, run.attempt.assignment.plan)

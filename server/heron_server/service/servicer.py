@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from heron_common.assignment import DataSpecification, UploadKey
+from heron_common.assignment import EVALUATION_KIND, DataSpecification, UploadKey, UploadPurpose
 from heron_common.chunks import MAX_CHUNK_BYTES, StreamAccount
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
@@ -81,8 +81,9 @@ class Servicer(SplitTrainingServicer):
         key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
+        kind = EVALUATION_KIND if key.purpose is UploadPurpose.EVALUATE else None
         with self._receiving(ticket):
-            digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, self._on_chunk(ticket, header.session))
+            digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, self._on_chunk(ticket, header.session, kind))
             self._intake.accept_upload(ticket, digest)
         answer, cut_gradient = self._intake.answer(ticket, header.losses_seen)
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))

@@ -61,6 +61,13 @@ class Score:
         if self._model.task is Task.CLASSIFICATION:
             self._correct += int((outputs.argmax(1) == labels).sum())
 
+    def include(self, other: Score) -> None:
+        """Account for what another score accounts for."""
+        self._correct += other._correct
+        self._loss += other._loss
+        self._units += other._units
+        self._examples += other._examples
+
     def result(self) -> Evaluation:
         """Return the figures of all batches."""
         units = max(1, self._units)

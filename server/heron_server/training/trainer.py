@@ -24,6 +24,7 @@ from heron_server.models.split_model import (
     predict,
     trained_parameters,
 )
+from heron_server.training.evaluation import Score
 from heron_server.training.replicas import BackReplicas, load_moments
 from heron_server.training.uploads import DecodedUpload
 
@@ -112,6 +113,12 @@ class Trainer:
             ]
         judged: Float32Array = torch.stack(losses).float().cpu().numpy()
         return judged
+
+    def score(self, upload: DecodedUpload, score: Score) -> None:
+        """Score held-out samples by the present back, in eval mode; of several replicas by their average. Changes nothing."""
+        self.model.back.eval()
+        with torch.no_grad():
+            score.add(predict(self.model.back, self._tensor(upload.activations), self._mask(upload)), self._tensor(upload.labels))
 
     def train(self, upload: DecodedUpload, client_id: str = "", wants_cut_gradient: bool = False) -> StepOutcome:
         """Take one first-order step of the back, and of the head if the server trains it, on one batch; a non-finite loss moves nothing.

@@ -13,9 +13,9 @@ from heron_common.assignment import ModelSpec, upload_specs
 from heron_common.data.partition import permutation
 from heron_common.directions import PerturbationSeed
 from heron_common.plan import Plan
-from heron_common.tensors import Float32Array, Int64Array, Uint8Array, decode
-from heron_common.wire_dtypes import decode_rows
-from heron_server.rounds.attempt import AcceptedUpload
+from heron_common.tensors import Float32Array, Int64Array, TensorSpec, Uint8Array, decode
+from heron_common.wire_dtypes import WireDtype, decode_rows
+from heron_server.rounds.accepted import AcceptedUpload
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,14 @@ class MixedBatch:
 
 def decode_upload(upload: AcceptedUpload, plan: Plan, model: ModelSpec) -> DecodedUpload:
     """Read an upload from the spool."""
-    activations, *beside = upload_specs(plan, model)
+    return decode_tensors(upload, upload_specs(plan, model), plan.wire_dtype)
+
+
+def decode_tensors(upload: AcceptedUpload, specs: tuple[TensorSpec, ...], wire_dtype: WireDtype) -> DecodedUpload:
+    """Read an upload of these tensors from the spool."""
+    activations, *beside = specs
     data = memoryview(upload.entry.read())
-    rows = decode_rows(data[: activations.size_bytes], plan.wire_dtype, activations.shape)
+    rows = decode_rows(data[: activations.size_bytes], wire_dtype, activations.shape)
     tensors, start = [], activations.size_bytes
     for spec in beside:
         tensors.append(decode(data[start : start + spec.size_bytes], spec))

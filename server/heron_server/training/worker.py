@@ -16,12 +16,13 @@ from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import merge_running
 from heron_server.programs.publish import scales_of
 from heron_server.rounds.aggregation import aggregation_weights
-from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, TrainJob
+from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, ScoreJob, TrainJob
 from heron_server.rounds.worklist import Worklist
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows
 from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
+from heron_server.training.held_out import HeldOutScore
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 
@@ -43,6 +44,7 @@ class TrainWorker:
         self.checkpoint_failed = False
         self.failure: BaseException | None = None
         self._stepper = Stepper(parts)
+        self._held_out = HeldOutScore(parts)
         self._thread: threading.Thread | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -149,6 +151,8 @@ class TrainWorker:
         while (job := worklist.next_job()) is not None:
             if isinstance(job, TrainJob):
                 self._stepper.run(job, worklist)
+            elif isinstance(job, ScoreJob):
+                self._held_out.run(job, worklist)
             elif isinstance(job, CloseJob):
                 self._close(job)
                 worklist.round_done(self.inputs())
@@ -182,9 +186,11 @@ class TrainWorker:
             client_forward_passes=sum(s.forward_passes for s in statistics),
             client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
             seconds=round(self._parts.clock.now() - job.opened_at, 3),
+            **self._held_out.figures(job.round.round_index),
         )
         self.rounds.append(record)
         self._stepper.server_losses.clear()
+        self._held_out.forget()
         self._report(job, record)
         self.save()
 
@@ -208,6 +214,7 @@ class TrainWorker:
 
     def _go_back(self) -> None:
         self._stepper.server_losses.clear()
+        self._held_out.forget()
         try:
             checkpoint = self._parts.checkpoints.read_newest()
         except (CheckpointError, StorageError) as exc:
@@ -230,6 +237,12 @@ class TrainWorker:
             metrics.evaluation_loss.set(record.test_loss)
         if record.test_perplexity is not None:
             metrics.evaluation_perplexity.set(record.test_perplexity)
+        if record.federated_accuracy is not None:
+            metrics.federated_accuracy.set(record.federated_accuracy)
+        if record.federated_loss is not None:
+            metrics.federated_loss.set(record.federated_loss)
+        if record.federated_perplexity is not None:
+            metrics.federated_perplexity.set(record.federated_perplexity)
         if record.local_loss is not None:
             metrics.local_loss.set(record.local_loss)
             metrics.difference_mean.set(float(np.mean([s.difference_mean for s in statistics])))
@@ -241,6 +254,9 @@ class TrainWorker:
             "test_loss": record.test_loss,
             "test_perplexity": record.test_perplexity,
             "server_loss": record.server_loss,
+            "federated_accuracy": record.federated_accuracy,
+            "federated_loss": record.federated_loss,
+            "federated_perplexity": record.federated_perplexity,
         }
         log.info(
             "round closed",
