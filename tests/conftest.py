@@ -17,6 +17,8 @@ from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read the
 _LONGEST_FIRST = (
     "test_learning",
     "test_export",
+    "test_examples",
+    "test_transformers",
     "test_first_order_programs",
     "test_simulation",
     "test_algorithms_reference",
@@ -28,6 +30,9 @@ _LONGEST_FIRST = (
     "test_lockstep",
     "test_bad_input",
     "test_audit",
+    "test_resnet",
+    "test_held_out",
+    "test_batch_norm",
 )
 
 

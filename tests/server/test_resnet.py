@@ -86,7 +86,7 @@ EXACT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", [ProgramKind.LOSS, ProgramKind.GRADIENT])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("34") else name for name in EXACT])
 def test_programs_equal_the_network(name: str, kind: ProgramKind, program_cache: ProgramCache) -> None:
     options, cut = EXACT[name]
     model = build_model("resnet", {"width": 4, "groups": 2, **options}, DataSpecification("small", (3, 16, 16), 5), 0, cut)
