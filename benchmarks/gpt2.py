@@ -46,14 +46,19 @@ SHAPES = (
         "The paper's Table III (GPT-2-medium, its batch and length): HERON-SFL 4.03 GB and 5.26 TFLOP a step, CSE-FSL 9.09 GB and 9.48 TFLOP.",
     ),
 )
-CASES = (
-    ("heron", "float32"),
-    ("heron", "bfloat16"),
-    ("heron", "int8"),
-    ("heron-paper", "float32"),
-    ("cse-fsl", "float32"),
-    ("cse-fsl", "int8"),
-)
+CASES = {
+    "GPT-2-small": (
+        ("heron", "float32"),
+        ("heron", "bfloat16"),
+        ("heron", "int8"),
+        ("heron-paper", "float32"),
+        ("cse-fsl", "float32"),
+        ("cse-fsl", "int8"),
+    ),
+    "GPT-2-medium": (("heron", "float32"), ("heron", "int8"), ("cse-fsl", "float32")),
+}
+"""Preset and storage of the frozen weights."""
+
 TORCH = ("inference", "zeroth-order", "backprop")
 
 
