@@ -16,6 +16,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from heron_common.assignment import BlobReference, DataSpecification
+from heron_common.base_layout import base_layout
 from heron_common.clock import Clock
 from heron_common.data.check import check_source
 from heron_common.data.reading import SampleReader
@@ -218,7 +219,13 @@ def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Pu
         "algorithm": dataclasses.asdict(published.algorithm),
         "configuration": config.model_dump(mode="json"),
         "num_rounds": config.run.rounds,
-        "model": {"client_model_weights": num_parameters(spec.client_model), "cut": list(spec.cut.shape)},
+        "model": {
+            "client_model_weights": num_parameters(spec.client_model),
+            "cut": list(spec.cut.shape),
+            "base_bytes": base_layout(spec.base).total_bytes,
+            "base_storage": published.model.base_storage.value,
+            "base_error": published.model.base_error,
+        },
         "parity": dataclasses.asdict(published.parity),
         "versions": versions(),
     }

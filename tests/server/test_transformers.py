@@ -123,6 +123,11 @@ def test_a_narrow_base_is_what_the_server_computes_with_too(tmp_path: Path) -> N
         # Half a step of the row's scale is the most that rounding may move a weight.
         assert bool(((a.value - b.value).abs() <= scales[:, None] * 0.5001).all())
     assert all(b.spec.dtype is DType.FLOAT32 for b in narrow.frozen if b.value.dim() < 2)
+    # What rounding does to activations is said: nothing for float32, something below a few per cent for int8.
+    x = sequences(wide, 2)
+    with torch.no_grad():
+        assert 0 < float((wide.front(x) - narrow.front(x)).abs().max()) < 0.1 * float(wide.front(x).abs().max())
+    assert wide.base_error == 0.0 and 0 < narrow.base_error < 0.1
 
 
 def test_a_transformers_spec_says_what_travels(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class SplitModel:
         tokenizer: the JSON of the tokenizer that text becomes tokens with.
         whole: the model before it was split; where there is none, front and back in a row are the whole. It shares the tensors of front and back, but
             the back of a user's module has copies (`whole_state` brings them home).
+        base_error: how far rounding the frozen weights to `base_storage` moved the activations at the cut, relative to the largest.
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
         batch_statistics: whether batch normalisations of front and head that are not frozen normalise by the whole batch on devices. Here the front
             stays in evaluation mode all the same: only clients train it, and evaluation takes the running statistics that they come to.
@@ -62,6 +63,7 @@ class SplitModel:
     base_storage: BaseStorage = BaseStorage.FLOAT32
     tokenizer: bytes | None = None
     whole: nn.Module | None = None
+    base_error: float = 0.0
     batch_statistics: bool = False
 
     def to_spec(self) -> ModelSpec:

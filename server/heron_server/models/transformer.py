@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -30,6 +31,8 @@ from heron_server.models.transformer_families import (
     longest_sequence,
     part,
 )
+
+log = logging.getLogger(__name__)
 
 CUT_TOLERANCE = 1e-4
 """Of the whole model's outputs, relative to the largest: the same operations in the same order differ by rounding at most."""
@@ -174,7 +177,7 @@ def _split(loaded: Pretrained, family: Family, chosen: TransformerOptions, data:
     )
     head = Tail(copied, copy.deepcopy(norm), head_last)
     _freeze(front, head, back, chosen)
-    round_to_storage((front, head), chosen.base)
+    rounding = _round(front, head, chosen.base, data.input_shape[0])
     name = f"{model}:{json.dumps(chosen.model_dump(mode='json'), sort_keys=True)}:{cut}:{data.task.value}:{list(data.input_shape)}:{data.num_classes}"
     return SplitModel(
         # Programs hold no weights, but their shapes are the configuration's.
@@ -189,7 +192,21 @@ def _split(loaded: Pretrained, family: Family, chosen: TransformerOptions, data:
         True,
         chosen.base,
         loaded.tokenizer,
+        base_error=rounding,
     )
+
+
+def _round(front: Front, head: Tail, storage: BaseStorage, length: int) -> float:
+    """Round the frozen weights to what devices store and return how far that moves activations at the cut, relative to the largest; told in log and summary."""
+    tokens = np.random.Generator(np.random.Philox(key=0)).integers(0, front.num_tokens, (2, length))
+    x = torch.from_numpy(tokens)
+    with torch.no_grad():
+        before = front(x)
+        round_to_storage((front, head), storage)
+        error = float((front(x) - before).abs().max() / before.abs().max())
+    if storage is not BaseStorage.FLOAT32:
+        log.info("frozen weights rounded", extra={"storage": storage.value, "activation_error": error})
+    return error
 
 
 def _freeze(front: Front, head: Tail, back: Tail, chosen: TransformerOptions) -> None:
