@@ -18,11 +18,11 @@ import torch  # noqa: E402
 
 from heron_common.data.sources import SPECIFICATIONS  # noqa: E402
 from heron_common.presets import preset  # noqa: E402
-from heron_server.assembly import default_program_cache  # noqa: E402
 from heron_server.models.registry import build_model, parse_model_options  # noqa: E402
 from heron_server.programs.export import ProgramCache  # noqa: E402
 from heron_server.programs.parity import DIFFERENCE_TOLERANCE, difference_error  # noqa: E402
 from heron_server.programs.publish import JUDGED, complete_algorithm, fit_smoothing_radius, scales_of  # noqa: E402
+from heron_server.publication import default_program_cache  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RADII = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from prometheus_client import CollectorRegistry
 
-from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.base_layout import base_layout
 from heron_common.clock import Clock
-from heron_common.data.check import check_source
-from heron_common.data.reading import SampleReader
-from heron_common.data.sources import open_source
-from heron_common.data.specification import parse_specification
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import StorageError
 from heron_common.plan import Algorithm, HeadTraining
-from heron_common.presets import preset
 from heron_common.tensors import num_parameters
-from heron_server.config import MAY_CHANGE_ON_RESUME, PlanSection, ServerConfig, TrainingConfig
+from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
-from heron_server.models.base import write_base
-from heron_server.models.registry import build_model
-from heron_server.models.split_model import SplitModel
-from heron_server.programs.cost import ClientCost
-from heron_server.programs.export import ProgramCache
-from heron_server.programs.parity import ParityReport
-from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
+from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.coordinator import Coordinator, RunFacts
 from heron_server.rounds.intake import Intake
@@ -79,19 +63,6 @@ class ServerAssembly(Assembly):
     network: NetworkServer
 
 
-@dataclass(frozen=True)
-class _Published:
-    """What is trained and scored, and the proof that its programs are right."""
-
-    eval_source: SampleReader | None
-    data: DataSpecification
-    model: SplitModel
-    algorithm: Algorithm
-    cost: ClientCost
-    programs: list[PublishedProgram]
-    parity: ParityReport
-
-
 def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> ServerAssembly:
     """Build everything; nothing is started, the port is bound.
 
@@ -116,7 +87,7 @@ def assemble_run(
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
-    published = _publish(config)
+    published = publish_run(config)
     algorithm, data = published.algorithm, published.data
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
@@ -125,7 +96,7 @@ def assemble_run(
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
-    base = _write_base(published.model, directory)
+    base = write_frozen_weights(published.model, directory.blobs)
     held_out = config.run.held_out
     batches = config.run.evaluation_batches if held_out > 0 else 0
     facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base, held_out, batches)
@@ -151,7 +122,7 @@ def assemble_run(
 
 def _run_parts(
     trainer: Trainer,
-    published: _Published,
+    published: Published,
     facts: RunFacts,
     directory: RunDirectory,
     checkpoints: CheckpointStore,
@@ -178,39 +149,7 @@ def _run_parts(
     )
 
 
-def _publish(config: TrainingConfig) -> _Published:
-    # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
-    eval_source = None if data.tokens else _eval_source(config, data)
-    chosen = configured_algorithm(config.run.preset, config.plan)
-    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
-    data = model.completed(data)
-    # Text is read by the model's tokenizer.
-    eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
-    algorithm, cost = complete_algorithm(chosen, model)
-    cache = ProgramCache(config.storage.program_cache or default_program_cache())
-    if config.plan.smoothing_radius is None:
-        algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
-    programs, parity = publish(algorithm, model, cache, config.run.seed)
-    return _Published(eval_source, data, model, algorithm, cost, programs, parity)
-
-
-def _write_base(model: SplitModel, directory: RunDirectory) -> BlobReference | None:
-    """Write the frozen weights to where clients fetch them from.
-
-    Raises:
-        StorageError: the disk refuses.
-
-    """
-    if not model.frozen:
-        return None
-    try:
-        return write_base(model.frozen, directory.blobs)
-    except OSError as exc:
-        raise StorageError(f"cannot write the frozen weights to {directory.blobs} ({exc.strerror or exc}): free some space") from exc
-
-
-def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Published) -> dict[str, Any]:
+def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: Published) -> dict[str, Any]:
     spec = published.model.to_spec()
     return {
         "summary_version": SUMMARY_VERSION,
@@ -229,44 +168,6 @@ def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: _Pu
         "parity": dataclasses.asdict(published.parity),
         "versions": versions(),
     }
-
-
-def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
-    """Return a preset with the options that were given in its place.
-
-    Raises:
-        ConfigurationError: there is no such preset.
-
-    """
-    algorithm = preset(name)
-    changes = {key: value for key, value in section.model_dump().items() if value is not None}
-    renamed = {
-        "client_learning_rate": "learning_rate",
-        "client_optimiser": "optimiser",
-        "client_momentum": "momentum",
-        "client_weight_decay": "weight_decay",
-        "server_schedule": "schedule",
-    }
-    changes = {renamed.get(key, key): value for key, value in changes.items()}
-    prefix = "alignment_"
-    alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
-    outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
-    around = {key: changes.pop(key) for key in outside if key in changes}
-    if "learning_rate" in changes:
-        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
-    plan = dataclasses.replace(algorithm.plan, **changes)
-    return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
-
-
-def default_program_cache() -> Path:
-    """Return the directory for compiled programs by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
-
-
-def _eval_source(config: TrainingConfig, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
-    if config.run.eval_data is None:
-        return None
-    return check_source(open_source(config.run.eval_data), data, tokenizer)
 
 
 def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
@@ -288,7 +189,7 @@ def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRe
 def _coordinator(
     config: TrainingConfig,
     facts: RunFacts,
-    published: _Published,
+    published: Published,
     clients: ClientRegistry,
     spool: Spool,
     metrics: ServerMetrics,

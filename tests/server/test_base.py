@@ -17,12 +17,13 @@ from heron_client.runtime import Program
 from heron_client.state_directory import has_digest
 from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
 from heron_common.base_layout import ALIGNMENT, base_layout
-from heron_common.errors import ProgramError
+from heron_common.errors import ConfigurationError, ProgramError
 from heron_common.tensors import DType, TensorSpec
 from heron_server.models.base import BaseStorage, frozen_tensors, round_to_storage, widened, write_base
 from heron_server.models.split_model import flat_parameters, predict
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
+from heron_server.publication import write_frozen_weights
 from tests.harness.transformers import build, next_token
 
 
@@ -96,3 +97,14 @@ def test_a_clients_program_over_a_mapped_base_equals_the_model(base: str, tmp_pa
         losses = model.sample_losses(predict(model.auxiliary_head, z, model.mask(torch.from_numpy(x))), torch.from_numpy(y))
     np.testing.assert_allclose(program.activations, z.numpy(), atol=1e-5)
     np.testing.assert_allclose(program.losses, losses.numpy(), rtol=1e-5)
+
+
+def test_a_run_goes_on_only_with_the_frozen_weights_that_it_began_with(tmp_path: Path) -> None:
+    data = next_token(6)
+    model, blobs = build(tmp_path, "gpt2", data), tmp_path / "blobs"
+    first = write_frozen_weights(model, blobs)
+    assert first is not None and write_frozen_weights(build(tmp_path, "gpt2", data), blobs) == first
+    other = build(tmp_path, "gpt2", data, base="int8")
+    with pytest.raises(ConfigurationError, match="not those that this run began with: give the same model folder"):
+        write_frozen_weights(other, blobs)
+    assert [path.name for path in blobs.iterdir()] == [first.sha256]

@@ -1,0 +1,123 @@
+"""From a configuration to what is trained: data specification, model, algorithm, and programs that are proved to be the model's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from heron_common.assignment import BlobReference, DataSpecification
+from heron_common.data.check import check_source
+from heron_common.data.reading import SampleReader
+from heron_common.data.sources import open_source
+from heron_common.data.specification import parse_specification
+from heron_common.errors import ConfigurationError, StorageError
+from heron_common.plan import Algorithm
+from heron_common.presets import preset
+from heron_server.config import PlanSection, TrainingConfig
+from heron_server.models.base import write_base
+from heron_server.models.registry import build_model
+from heron_server.models.split_model import SplitModel
+from heron_server.programs.cost import ClientCost
+from heron_server.programs.export import ProgramCache
+from heron_server.programs.parity import ParityReport
+from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is trained and scored, and the proof that its programs are right."""
+
+    eval_source: SampleReader | None
+    data: DataSpecification
+    model: SplitModel
+    algorithm: Algorithm
+    cost: ClientCost
+    programs: list[PublishedProgram]
+    parity: ParityReport
+
+
+def publish_run(config: TrainingConfig) -> Published:
+    """Build the model, complete the algorithm, compile and prove the programs.
+
+    Raises:
+        ConfigurationError, DataError, ProgramError, ParityError: something does not fit or is not equal; nothing was written but the program cache.
+
+    """
+    # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
+    data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
+    eval_source = None if data.tokens else _eval_source(config, data)
+    chosen = configured_algorithm(config.run.preset, config.plan)
+    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
+    data = model.completed(data)
+    # Text is read by the model's tokenizer.
+    eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
+    algorithm, cost = complete_algorithm(chosen, model)
+    cache = ProgramCache(config.storage.program_cache or default_program_cache())
+    if config.plan.smoothing_radius is None:
+        algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
+    programs, parity = publish(algorithm, model, cache, config.run.seed)
+    return Published(eval_source, data, model, algorithm, cost, programs, parity)
+
+
+def write_frozen_weights(model: SplitModel, blobs: Path) -> BlobReference | None:
+    """Write the frozen weights to where clients fetch them from; None if there are none.
+
+    Raises:
+        ConfigurationError: this run began with others: its checkpoints hold only what is trained.
+        StorageError: the disk refuses.
+
+    """
+    if not model.frozen:
+        return None
+    try:
+        before = {path.name for path in blobs.iterdir() if len(path.name) == 64} if blobs.is_dir() else set()
+        reference = write_base(model.frozen, blobs)
+        if before and reference.sha256 not in before:
+            (blobs / reference.sha256).unlink()
+            raise ConfigurationError(
+                "the frozen weights are not those that this run began with: give the same model folder again, or start a new run with another --run-dir"
+            )
+    except OSError as exc:
+        raise StorageError(f"cannot write the frozen weights to {blobs} ({exc.strerror or exc}): free some space") from exc
+    return reference
+
+
+def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
+    """Return a preset with the options that were given in its place.
+
+    Raises:
+        ConfigurationError: there is no such preset.
+
+    """
+    algorithm = preset(name)
+    changes = {key: value for key, value in section.model_dump().items() if value is not None}
+    renamed = {
+        "client_learning_rate": "learning_rate",
+        "client_optimiser": "optimiser",
+        "client_momentum": "momentum",
+        "client_weight_decay": "weight_decay",
+        "server_schedule": "schedule",
+    }
+    changes = {renamed.get(key, key): value for key, value in changes.items()}
+    prefix = "alignment_"
+    alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
+    outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
+    around = {key: changes.pop(key) for key in outside if key in changes}
+    if "learning_rate" in changes:
+        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
+    plan = dataclasses.replace(algorithm.plan, **changes)
+    return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
+
+
+def default_program_cache() -> Path:
+    """Return the directory for compiled programs by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
+
+
+def _eval_source(config: TrainingConfig, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
+    if config.run.eval_data is None:
+        return None
+    return check_source(open_source(config.run.eval_data), data, tokenizer)
