@@ -183,6 +183,8 @@ class Session:
         heartbeat = Heartbeat(self._transport, assignment.round, self._heartbeat_seconds, round_over, self._note_losses)
         try:
             self._supplies.load_weights(context.parameters, assignment)
+            # What came over the wire was copied into buffers; a step needs the room.
+            self._give_memory_back()
             waited = self._uploader.totals.wait_seconds
             local_round = LocalRound(context, assignment, sender, self._metrics.step_done)
             send_held_out(context, assignment, sender)
