@@ -30,6 +30,8 @@ def channel_options() -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 10_000),
+        # What a connection holds for its next read grows with what it read before, up to 4 MiB: too much on a device after a large download.
+        ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),
     ]
 
 
