@@ -110,11 +110,14 @@ class Supplies:
         if membership.base is None:
             return None
         path = self._state.large_blob_path(membership.base)
-        if not path.exists():
-            log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
-            self._fetch_file(membership.base, "base", "the frozen weights", path)
-        elif not has_digest(path, membership.base):
-            raise ProgramError(f"{path} is damaged: its digest is not the one that its name says; delete it and start again")
+        if path.exists() and has_digest(path, membership.base):
+            return path
+        if path.exists():
+            # A device that lost power while it wrote has nobody beside it who would delete a file.
+            log.warning("the frozen weights kept here are damaged, fetching them again", extra={"path": str(path)})
+            path.unlink()
+        log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
+        self._fetch_file(membership.base, "base", "the frozen weights", path)
         return path
 
     def _program(

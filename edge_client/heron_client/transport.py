@@ -153,12 +153,13 @@ class Transport:
         try:
             with partial.open("ab") as file, self._mapped():
                 request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256, offset_bytes=file.tell())
-                # So large a blob may take longer than any stream of a round; a connection that is dead is found by keepalive.
-                for part in self._tracked(self._stub.FetchBlob(request)):
+                # A blob that takes longer than the deadline takes another call, which goes on where this one ended.
+                for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
+                    if file.tell() + len(part.data) > blob.size_bytes:
+                        file.truncate(0)
+                        break
                     file.write(part.data)
                     self._count("down", kind, len(part.data))
-                    if file.tell() > blob.size_bytes:
-                        break
             if not has_digest(partial, blob):
                 partial.unlink()
                 raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from heron_client.transport import Transport
-from heron_common.assignment import UploadLoss
-from heron_common.errors import TransportError
+from heron_common.assignment import BlobReference, UploadLoss
+from heron_common.errors import ProgramError, TransportError
 from heron_common.ids import RoundReference
+from heron_proto.v1 import split_training_pb2 as pb
 from tests.harness.cluster import free_port
 
 
@@ -64,3 +70,75 @@ def test_a_call_that_waits_on_a_silent_server_ends_when_it_is_cancelled() -> Non
         with pytest.raises(TransportError):
             transport.next_step(None)
         transport.close()
+
+
+class LostConnection(grpc.RpcError):
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "lost"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+class BlobStub:
+    """Serves a blob in pieces of 10 bytes, and loses the connection after some of them."""
+
+    def __init__(self, content: bytes, *pieces_until_loss: int) -> None:
+        self.content = content
+        self.losses = list(pieces_until_loss)
+        self.offsets: list[int] = []
+
+    def FetchBlob(self, request: pb.FetchBlobRequest, timeout: float) -> Any:
+        assert timeout > 0
+        self.offsets.append(request.offset_bytes)
+        return BlobCall(self.content[request.offset_bytes :], self.losses.pop(0) if self.losses else None)
+
+
+class BlobCall:
+    def __init__(self, rest: bytes, pieces: int | None) -> None:
+        self.rest, self.pieces = rest, pieces
+
+    def __iter__(self) -> Iterator[pb.FetchBlobResponse]:
+        for place, start in enumerate(range(0, len(self.rest), 10)):
+            if place == self.pieces:
+                raise LostConnection
+            yield pb.FetchBlobResponse(data=self.rest[start : start + 10])
+
+    def cancel(self) -> None:
+        pass
+
+
+CONTENT = bytes(range(95))
+BLOB = BlobReference(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+
+
+def _fetching(stub: BlobStub) -> tuple[Transport, list[int]]:
+    counted: list[int] = []
+    return Transport("nowhere", lambda _d, _k, size: counted.append(size), lambda _: None, connect=lambda: (stub, lambda: None)), counted
+
+
+def test_a_file_whose_fetch_was_interrupted_goes_on_where_it_ended(tmp_path: Path) -> None:
+    stub = BlobStub(CONTENT, 3, 0, 2)
+    transport, counted = _fetching(stub)
+    for _ in range(3):
+        with pytest.raises(TransportError):
+            transport.fetch_file(BLOB, "base", tmp_path / "blob")
+        assert not (tmp_path / "blob").exists()
+    transport.fetch_file(BLOB, "base", tmp_path / "blob")
+    assert stub.offsets == [0, 30, 30, 50] and sum(counted) == len(CONTENT)
+    assert (tmp_path / "blob").read_bytes() == CONTENT and [path.name for path in tmp_path.iterdir()] == ["blob"]
+
+
+@pytest.mark.parametrize("wrong", [CONTENT[:-1] + b"!", CONTENT + b"more than was announced", b"short"])
+def test_a_file_that_is_not_what_its_digest_names_is_not_kept(wrong: bytes, tmp_path: Path) -> None:
+    stub = BlobStub(wrong)
+    transport, _ = _fetching(stub)
+    with pytest.raises(ProgramError, match="does not match its digest"):
+        transport.fetch_file(BLOB, "base", tmp_path / "blob")
+    assert list(tmp_path.iterdir()) == []
+    stub.content = CONTENT
+    transport.fetch_file(BLOB, "base", tmp_path / "blob")
+    assert stub.offsets == [0, 0] and (tmp_path / "blob").read_bytes() == CONTENT

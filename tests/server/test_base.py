@@ -1,4 +1,4 @@
-"""Frozen weights: written as a blob, mapped by the client, read by programs in place; resumed downloads; damage is found."""
+"""Frozen weights: written as a blob, mapped by the client, read by programs in place; damage is found and mended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from heron_client.base import MappedBase
 from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program
 from heron_client.state_directory import has_digest
-from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
+from heron_client.supplies import Supplies
+from heron_common.assignment import BlobReference, Membership, ProgramKind, ProgramReference
 from heron_common.base_layout import ALIGNMENT, base_layout
 from heron_common.errors import ConfigurationError, ProgramError
 from heron_common.tensors import DType, TensorSpec
@@ -108,3 +109,31 @@ def test_a_run_goes_on_only_with_the_frozen_weights_that_it_began_with(tmp_path:
     with pytest.raises(ConfigurationError, match="not those that this run began with: give the same model folder"):
         write_frozen_weights(other, blobs)
     assert [path.name for path in blobs.iterdir()] == [first.sha256]
+
+
+class KeptBlobs:
+    """A client's state as far as large blobs go."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def large_blob_path(self, blob: BlobReference) -> Path:
+        return self._path
+
+
+def test_frozen_weights_that_were_damaged_on_the_device_are_fetched_again(tmp_path: Path) -> None:
+    content, path = b"frozen weights", tmp_path / "kept"
+    blob = BlobReference(hashlib.sha256(content).hexdigest(), len(content))
+    fetched: list[str] = []
+
+    def fetch_file(_blob: BlobReference, kind: str, _what: str, target: Path) -> None:
+        fetched.append(kind)
+        target.write_bytes(content)
+
+    supplies = Supplies(None, fetch_file, KeptBlobs(path), None, lambda: None)  # type: ignore[arg-type]
+    membership = Membership("run", "session", 0, next_token(6), None, (), 1.0, 1, base=blob)  # type: ignore[arg-type]
+    for before, fetches in ((None, 1), (content, 1), (content[:-1] + b"?", 2), (b"", 3)):
+        if before is not None:
+            path.write_bytes(before)
+        assert supplies._base_file(membership) == path
+        assert path.read_bytes() == content and len(fetched) == fetches

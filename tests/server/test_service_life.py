@@ -143,6 +143,25 @@ def test_every_chunk_is_a_sign_of_life(serve: Serve) -> None:
     assert server.sample("dropped_clients_total", reason="went_silent") == 0
 
 
+def test_every_piece_of_a_long_download_is_a_sign_of_life(serve: Serve) -> None:
+    server = serve(trains=False)
+    (client,) = joined(server, "a")
+    coordinator = server.parts.coordinator
+    # Far more than the transport reads ahead, so that pieces leave the server while the clock moves.
+    reference = coordinator.blobs.put(bytes(64 << 20))
+    coordinator.facts.blob_kinds[reference.sha256] = "base"
+    sent = coordinator.registry.by_name["a"].bytes_down
+    parts = iter(client.stub.FetchBlob(pb.FetchBlobRequest(session=client.session, sha256=reference.sha256), timeout=60))
+    for _ in range(3):
+        server.advance(server.config.rounds.liveness_seconds * 0.9)
+        before = sent.get("base", 0)
+        for _ in range(16):
+            next(parts)
+        eventually(lambda b=before: sent.get("base", 0) > b, what="a piece that leaves after the clock moved")
+    server.advance(0.0)
+    assert server.sample("dropped_clients_total", reason="went_silent") == 0
+
+
 def test_an_abandoned_attempt_goes_back_to_the_round_boundary_and_frees_its_uploads(serve: Serve) -> None:
     server = serve(clients=2, min_updates=2)
     a, b = joined(server, "a", "b")

@@ -18,7 +18,12 @@ MEMORY_CEILING_MB = 100
 
 def _demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "heron_cli", "demo", "--run-dir", str(directory), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A shell that starts the suite in the background leaves Ctrl-C ignored, and children inherit that.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _children(pid: int) -> dict[int, str]:

@@ -64,6 +64,8 @@ class Servicer(SplitTrainingServicer):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
         for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):
             piece = bytes(data[start : start + MAX_CHUNK_BYTES])
+            # As with uploads: a device behind a slow link fetches for minutes and must not look like a departed one.
+            self._reception.client(request.session)
             self._count(record, "down", kind, len(piece))
             yield pb.FetchBlobResponse(data=piece)
 
