@@ -96,7 +96,7 @@ def assemble_run(
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
-    base = write_frozen_weights(published.model, directory.blobs)
+    base = write_frozen_weights(published.model, directory.blobs, config.run.resume)
     held_out = config.run.held_out
     batches = config.run.evaluation_batches if held_out > 0 else 0
     facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base, held_out, batches)

@@ -62,11 +62,11 @@ def publish_run(config: TrainingConfig) -> Published:
     return Published(eval_source, data, model, algorithm, cost, programs, parity)
 
 
-def write_frozen_weights(model: SplitModel, blobs: Path) -> BlobReference | None:
-    """Write the frozen weights to where clients fetch them from; None if there are none.
+def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:
+    """Write the frozen weights to where clients fetch them from; None if there are none. What an earlier start that came to nothing left there is removed.
 
     Raises:
-        ConfigurationError: this run began with others: its checkpoints hold only what is trained.
+        ConfigurationError: the run that is resumed began with others: its checkpoints hold only what is trained.
         StorageError: the disk refuses.
 
     """
@@ -75,11 +75,13 @@ def write_frozen_weights(model: SplitModel, blobs: Path) -> BlobReference | None
     try:
         before = {path.name for path in blobs.iterdir() if len(path.name) == 64} if blobs.is_dir() else set()
         reference = write_base(model.frozen, blobs)
-        if before and reference.sha256 not in before:
+        if resumes and reference.sha256 not in before:
             (blobs / reference.sha256).unlink()
             raise ConfigurationError(
                 "the frozen weights are not those that this run began with: give the same model folder again, or start a new run with another --run-dir"
             )
+        for name in before - {reference.sha256}:
+            (blobs / name).unlink()
     except OSError as exc:
         raise StorageError(f"cannot write the frozen weights to {blobs} ({exc.strerror or exc}): free some space") from exc
     return reference

@@ -102,13 +102,16 @@ def test_a_clients_program_over_a_mapped_base_equals_the_model(base: str, tmp_pa
 
 def test_a_run_goes_on_only_with_the_frozen_weights_that_it_began_with(tmp_path: Path) -> None:
     data = next_token(6)
-    model, blobs = build(tmp_path, "gpt2", data), tmp_path / "blobs"
-    first = write_frozen_weights(model, blobs)
-    assert first is not None and write_frozen_weights(build(tmp_path, "gpt2", data), blobs) == first
+    blobs = tmp_path / "blobs"
+    first = write_frozen_weights(build(tmp_path, "gpt2", data), blobs, resumes=False)
+    assert first is not None and write_frozen_weights(build(tmp_path, "gpt2", data), blobs, resumes=True) == first
     other = build(tmp_path, "gpt2", data, base="int8")
     with pytest.raises(ConfigurationError, match="not those that this run began with: give the same model folder"):
-        write_frozen_weights(other, blobs)
+        write_frozen_weights(other, blobs, resumes=True)
     assert [path.name for path in blobs.iterdir()] == [first.sha256]
+    # A start that failed before its run began must not stand in the way of the next one.
+    second = write_frozen_weights(other, blobs, resumes=False)
+    assert second is not None and [path.name for path in blobs.iterdir()] == [second.sha256]
 
 
 class KeptBlobs:
