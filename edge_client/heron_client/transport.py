@@ -1,4 +1,4 @@
-"""All gRPC of the client: domain values in, domain values out; `grpc.RpcError` never leaves this file."""
+"""Every call of the client: domain values in, domain values out; `grpc.RpcError` never leaves this file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import onnxruntime
 
+from heron_client.channel import open_channel, translate
 from heron_client.state_directory import has_digest
 from heron_client.uploader import Chunk, UploadRequest
 from heron_common.assignment import (
@@ -28,9 +29,9 @@ from heron_common.assignment import (
     UploadPurpose,
 )
 from heron_common.chunks import StreamAccount, split_rows
-from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
-from heron_common.errors import HeronError, ProgramError, RefusedError, StorageError, TransportError
-from heron_common.grpc_options import CALL_DEADLINE_SECONDS, channel_options
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import ProgramError, RefusedError, StorageError, TransportError
+from heron_common.grpc_options import CALL_DEADLINE_SECONDS
 from heron_common.ids import RoundReference
 from heron_common.tensors import TensorSpec, raw_bytes, total_bytes
 from heron_common.version import PROTOCOL_VERSION, VERSION
@@ -46,7 +47,6 @@ from heron_common.wire import (
     tensor_spec_to_proto,
 )
 from heron_proto.v1 import split_training_pb2 as pb
-from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 
 CountBytes = Callable[[str, str, int], None]
 """(direction "up" or "down", kind, bytes)."""
@@ -56,8 +56,6 @@ Connect = Callable[[], tuple[Any, Callable[[], None]]]
 
 LEAVE_DEADLINE_SECONDS = 5.0
 """A goodbye is a courtesy: the server notices a silent client by itself."""
-
-_FATAL_TRANSPORT = {grpc.StatusCode.UNIMPLEMENTED}
 
 
 class Transport:
@@ -79,7 +77,7 @@ class Transport:
         self._count = count_bytes
         self._count_refusal = count_refusal
         self._stream_deadline = stream_deadline_seconds
-        self._stub, self._close = connect() if connect is not None else _open_channel(target)
+        self._stub, self._close = connect() if connect is not None else open_channel(target)
         self._control = threading.Lock()
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
@@ -318,26 +316,7 @@ class Transport:
         except grpc.FutureCancelledError as exc:
             raise TransportError(f"the call to {self._target} was cancelled") from exc
         except grpc.RpcError as exc:
-            error = _translate(exc, self._target)
+            error = translate(exc, self._target)
             if isinstance(error, RefusedError):
                 self._count_refusal(error.code)
             raise error from exc
-
-
-def _open_channel(target: str) -> tuple[Any, Callable[[], None]]:
-    channel = grpc.insecure_channel(target, options=channel_options())
-    return SplitTrainingStub(channel), channel.close  # type: ignore[no-untyped-call]
-
-
-def _translate(error: Any, target: str) -> HeronError:
-    """Turn a gRPC failure into ours: the catalog's code if the server sent one, else a transport failure."""
-    metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
-    code = metadata.get(ERROR_CODE_METADATA)
-    if code in set(ErrorCode):
-        pushback = metadata.get(RETRY_PUSHBACK_METADATA)
-        return RefusedError(ErrorCode(code), error.details(), float(pushback) / 1000.0 if pushback else None)
-    status = error.code()
-    if status in _FATAL_TRANSPORT:
-        return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
-    details = (error.details() or "no details").rpartition(": ")[2]
-    return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]})")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,18 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-import heron_server.programs.convolution_gradient as convolution_gradient
 from heron_common.assignment import DataSpecification, ProgramKind
-from heron_common.errors import ProgramError
 from heron_server.models.registry import build_model
-from heron_server.models.split_model import SplitModel, cross_entropy
+from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import ProgramCache, export
-from heron_server.programs.gradient import with_backward_rules
-from heron_server.programs.parity import check_outputs, load_runner
+from heron_server.programs.parity import check_outputs
+from tests.server.first_order import assert_equal, autograd, run, samples, split
 
 Conv = nn.Conv2d
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class Residual(nn.Module):
@@ -46,59 +41,6 @@ class Tokens(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.embedding(x.long().abs() % 3)
-
-
-def split(front: nn.Module, shape: tuple[int, ...], classes: int = 3) -> SplitModel:
-    """A model with a linear head behind `front`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for parameter in front.parameters():
-            if parameter.dim() == 1:
-                nn.init.normal_(parameter)
-        width = front(torch.zeros(2, *shape)).flatten(1).shape[1]
-        head = nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
-    return SplitModel("test", front, head, nn.Identity(), cross_entropy, shape, classes)
-
-
-def samples(model: SplitModel, rows: int, tokens: bool = False) -> Arrays:
-    generator = np.random.default_rng(5)
-    x = generator.integers(0, 3, (rows, *model.input_shape)) if tokens else generator.standard_normal((rows, *model.input_shape))
-    cut_gradient = generator.standard_normal((rows, *model.to_spec().cut.shape)).astype(np.float32)
-    return {"x": x.astype(np.float32), "y": generator.integers(0, model.num_classes, rows), "cut_gradient": cut_gradient}
-
-
-def run(program: bytes, model: SplitModel, data: Arrays) -> Arrays:
-    graph = onnx.load_from_string(program).graph
-    weights = {
-        f"{name}.{i}": p.detach().numpy()
-        for name, part in (("client_model", model.front), ("auxiliary_head", model.auxiliary_head))
-        for i, p in enumerate(part.parameters())
-    }
-    everything = {**data, **weights}
-    found = load_runner(program)({value.name: everything[value.name] for value in graph.input})
-    return dict(zip((value.name for value in graph.output), found, strict=True))
-
-
-def autograd(model: SplitModel, kind: ProgramKind, data: Arrays) -> Arrays:
-    """Every output of a first-order program, in float64, by autograd over the model itself."""
-    front, head = copy.deepcopy(model.front).double(), copy.deepcopy(model.auxiliary_head).double()
-    z = front(torch.from_numpy(data["x"]).double())
-    losses = model.sample_losses(head(z), torch.from_numpy(data["y"]))
-    products = (z * torch.from_numpy(data["cut_gradient"]).double()).flatten(1).sum(1)
-    parts = {"client_model": front, "auxiliary_head": head} if kind is ProgramKind.GRADIENT else {"client_model": front}
-    leaves = {f"gradients.{name}.{i}": p for name, part in parts.items() for i, p in enumerate(part.parameters())}
-    total = (losses if kind is ProgramKind.GRADIENT else products).sum()
-    values = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
-    if kind is ProgramKind.GRADIENT:
-        values = {"activations": z, "losses": losses, **values}
-    return {name: value.detach().numpy() for name, value in values.items()}
-
-
-def assert_equal(found: Arrays, wanted: Arrays, tolerance: float = 1e-5) -> None:
-    assert list(found) == list(wanted)
-    for name, want in wanted.items():
-        assert found[name].shape == want.shape and found[name].dtype == np.float32
-        assert np.abs(found[name] - want).max() <= tolerance * max(np.abs(want).max(), 1e-3), name
 
 
 FRONTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -171,59 +113,6 @@ def test_gradients_equal_autograds(name: str) -> None:
     tolerance = 1e-4 if name.startswith("layer norms") else 1e-5
     assert_equal(run(program, model, data), autograd(model, ProgramKind.GRADIENT, data), tolerance)
     assert tuple(value.name for value in onnx.load_from_string(program).graph.input) == function.input_names
-
-
-def differentiate(front: nn.Module, shape: tuple[int, ...], rows: int) -> None:
-    """Compare the rules with autograd without exporting."""
-    model = split(front, shape)
-    function = compile_function(model, ProgramKind.PULLBACK, rows)
-    data = samples(model, rows)
-    traced = with_backward_rules(function.module, function.arguments)
-    weights = [p.detach() for p in model.front.parameters()]
-    found = [g.numpy() for g in traced(torch.from_numpy(data["x"]), torch.from_numpy(data["cut_gradient"]), weights, [])]
-    assert_equal(dict(zip(function.output_names, found, strict=True)), autograd(model, ProgramKind.PULLBACK, data))
-
-
-@pytest.mark.parametrize(("gathered", "rows"), [(0, 3), (1 << 15, 1)])
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize(
-    ("stride", "padding", "dilation"), [(1, 0, 1), (1, 3, 1), (1, 1, 2), (2, 1, 1), ((1, 2), (0, 2), (2, 1)), (3, 0, 1)]
-)
-def test_convolution_rules_equal_autograds(
-    monkeypatch: pytest.MonkeyPatch, gathered: int, rows: int, groups: int, stride: Any, padding: Any, dilation: Any
-) -> None:
-    monkeypatch.setattr(convolution_gradient, "_GATHERED", gathered)
-    inner = Conv(4, 8, (3, 2), stride=stride, padding=padding, dilation=dilation, groups=groups)
-    differentiate(nn.Sequential(Conv(2, 4, 1), inner), (2, 8, 9), rows)
-
-
-@pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize("include", [False, True])
-def test_pooling_rules_equal_autograds(ceil_mode: bool, include: bool) -> None:
-    differentiate(nn.Sequential(Conv(2, 3, 1), nn.AvgPool2d((3, 2), (2, 3), 1, ceil_mode, include)), (2, 8, 7), 2)
-    differentiate(nn.Sequential(Conv(2, 3, 1), nn.MaxPool2d((3, 2), (2, 3), 1, ceil_mode=ceil_mode)), (2, 8, 7), 2)
-
-
-def test_padding_of_any_kind() -> None:
-    padded = nn.Sequential(
-        Conv(2, 3, 3, padding="same"), nn.Tanh(), nn.ZeroPad2d((1, 0, 0, 2)), Conv(3, 2, 5, padding=2), Conv(2, 2, 2, padding=2)
-    )
-    differentiate(padded, (2, 1, 3), 2)
-
-
-def test_rules_hold_in_one_and_three_dimensions() -> None:
-    differentiate(nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv1d(3, 2, 3, stride=2)), (2, 10), 2)
-    differentiate(nn.Sequential(nn.Conv3d(2, 2, 1), nn.Conv3d(2, 3, (2, 1, 3), padding=1)), (2, 3, 4, 3), 2)
-
-
-def test_adaptive_averages_over_windows_of_unequal_size() -> None:
-    differentiate(nn.Sequential(Conv(2, 3, 1), nn.AdaptiveAvgPool2d((4, 3)), nn.AdaptiveAvgPool2d(2)), (2, 9, 8), 2)
-
-
-def test_frozen_batch_statistics_are_constants() -> None:
-    norm = nn.BatchNorm2d(3).eval()
-    norm.running_var = torch.tensor([0.5, 1.0, 2.0])
-    differentiate(nn.Sequential(Conv(2, 3, 3), norm), (2, 6, 5), 2)
 
 
 def test_a_rounds_gradient_is_the_sum_over_its_micro_batches(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
@@ -305,42 +194,3 @@ def test_a_gradient_that_is_zero_in_theory_passes_the_gate(program_cache: Progra
     model = build_model("cnn", {"front_widths": [1], "front_strides": [2]}, DataSpecification("test", (1, 8, 8), 3), seed=0)
     program = program_cache.program(model, ProgramKind.GRADIENT, 2)
     assert check_outputs(model, ProgramKind.GRADIENT, program, 2, seed=1) <= 1e-5
-
-
-class FunctionalBatchNorm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.batch_norm(x, None, None, self.weight, training=True)
-
-
-@pytest.mark.parametrize(
-    "front",
-    [
-        lambda: nn.Sequential(Conv(2, 2, 3), nn.BatchNorm2d(2)),
-        lambda: nn.Sequential(Conv(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False).eval()),
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(50, 2), nn.BatchNorm1d(2)),
-        FunctionalBatchNorm,
-        lambda: nn.Sequential(Conv(2, 2, 3), nn.Dropout(0.5)),
-    ],
-)
-@pytest.mark.parametrize("kind", ProgramKind)
-def test_samples_that_depend_on_their_batch_are_refused(front: Callable[[], nn.Module], kind: ProgramKind) -> None:
-    model = split(front(), (2, 5, 5))
-    with pytest.raises(ProgramError, match="rest of its batch or on chance: use GroupNorm"):
-        compile_function(model, kind, 1)
-
-
-@pytest.mark.parametrize(
-    ("module", "named"),
-    [
-        (nn.ConvTranspose2d(2, 2, 3), "transposed convolution"),
-        (nn.Sequential(Conv(2, 2, 1), nn.AvgPool2d(2, divisor_override=3)), "divisor"),
-        (nn.Sequential(Conv(2, 2, 1), nn.Upsample(scale_factor=2)), "upsample"),
-    ],
-)
-def test_an_operation_without_a_rule_is_named(module: nn.Module, named: str) -> None:
-    with pytest.raises(ProgramError, match=named):
-        export(compile_function(split(module, (2, 4, 4)), ProgramKind.PULLBACK, 1))

@@ -12,16 +12,17 @@ import onnx
 import pytest
 import torch
 
+import heron_server.programs.difference_gate as difference_gate_module
 import heron_server.programs.export as export_module
-import heron_server.programs.parity as parity_module
 from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import HeronError, ParityError
 from heron_common.plan import Algorithm
 from heron_common.presets import preset
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
+from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, check_difference, difference_error
 from heron_server.programs.export import ProgramCache
-from heron_server.programs.parity import DIFFERENCE_TOLERANCE, TOLERANCE, check_difference, check_outputs, difference_error
+from heron_server.programs.parity import TOLERANCE, check_outputs
 from heron_server.programs.publish import needed_programs, publish, scales_of
 
 MICRO_BATCH = 2
@@ -94,8 +95,8 @@ def test_a_small_radius_passes_and_a_large_one_is_refused_naming_one_that_passes
 def test_where_forwards_are_costly_the_gate_still_tells_a_small_radius_from_a_large_one(
     tiny_model: SplitModel, program_cache: ProgramCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity_module, "COSTLY_FLOPS", 0)
-    monkeypatch.setattr(parity_module, "GRADIENT_ROWS", 3)
+    monkeypatch.setattr(difference_gate_module, "COSTLY_FLOPS", 0)
+    monkeypatch.setattr(difference_gate_module, "GRADIENT_ROWS", 3)
     a = algorithm("heron-paper")
     program = program_cache.program(tiny_model, ProgramKind.LOSS, MICRO_BATCH)
     scales = scales_of(tiny_model, a)

@@ -19,8 +19,9 @@ from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import global_scales, tensor_scales
 from heron_server.models.split_model import SplitModel, flat_parameters
 from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
+from heron_server.programs.difference_gate import check_difference, fitting_radius
 from heron_server.programs.export import ProgramCache
-from heron_server.programs.parity import ParityReport, check_difference, check_outputs, fitting_radius
+from heron_server.programs.parity import ParityReport, check_outputs
 
 log = logging.getLogger(__name__)
 

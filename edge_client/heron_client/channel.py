@@ -1,0 +1,35 @@
+"""How a client reaches a server: opens the channel, and turns what gRPC reports into errors of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
+from heron_common.errors import HeronError, RefusedError, TransportError
+from heron_common.grpc_options import channel_options
+from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
+
+_FATAL_TRANSPORT = {grpc.StatusCode.UNIMPLEMENTED}
+
+
+def open_channel(target: str) -> tuple[Any, Callable[[], None]]:
+    """Return the service's stub at host:port, and what closes its channel."""
+    channel = grpc.insecure_channel(target, options=channel_options())
+    return SplitTrainingStub(channel), channel.close  # type: ignore[no-untyped-call]
+
+
+def translate(error: Any, target: str) -> HeronError:
+    """Turn a gRPC failure into ours: the catalog's code if the server sent one, else a transport failure."""
+    metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
+    code = metadata.get(ERROR_CODE_METADATA)
+    if code in set(ErrorCode):
+        pushback = metadata.get(RETRY_PUSHBACK_METADATA)
+        return RefusedError(ErrorCode(code), error.details(), float(pushback) / 1000.0 if pushback else None)
+    status = error.code()
+    if status in _FATAL_TRANSPORT:
+        return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
+    details = (error.details() or "no details").rpartition(": ")[2]
+    return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]})")
