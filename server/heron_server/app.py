@@ -73,8 +73,8 @@ def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory,
     }
     directory.write_address(address)
     log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
-    if not config.network.is_loopback:
-        log.warning("listening beyond loopback without TLS: activations and labels travel in clear")
+    if not config.network.is_loopback and config.network.tls_dir is None:
+        log.warning("listening beyond loopback without TLS (--insecure): activations and labels travel in clear, and anybody may join")
 
 
 def _serve(parts: ServerAssembly, stop: threading.Event) -> None:

@@ -38,10 +38,20 @@ def test_the_defaults_are_a_valid_configuration() -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", "192.168.1.2:50051", "[::]:1", "example.org:1", "[2001:db8::1]:9"])
-def test_listening_beyond_loopback_needs_insecure(listen: str) -> None:
+def test_listening_beyond_loopback_needs_tls_or_insecure(listen: str) -> None:
     message = refusal(listen=listen)
-    assert listen in message and "--insecure" in message
+    assert listen in message and "--insecure" in message and "--tls-dir" in message
     assert read(listen=listen, insecure=True).network.listen == listen
+    assert read(listen=listen, tls_dir="authority/server").network.listen == listen
+
+
+def test_tls_and_its_absence_exclude_each_other() -> None:
+    assert "--tls-dir and --insecure contradict" in refusal(tls_dir="authority/server", insecure=True)
+
+
+def test_metrics_are_for_this_machine_unless_told_otherwise() -> None:
+    assert read().network.metrics_host == "127.0.0.1"
+    assert read(metrics_host="0.0.0.0").network.metrics_host == "0.0.0.0"
 
 
 @pytest.mark.parametrize(
