@@ -52,7 +52,7 @@ class Cluster:
             "state_dir": self.directory / "state" / str(index),
             **options,
         }
-        return self._group.start(f"client-{given['name']}", "heron_client", words_of(given))
+        return self._group.start(f"client-{given['name'] or index}", "heron_client", words_of(given))
 
     def clients(self, count: int, address: str | None = None, **options: Any) -> list[LoggedProcess]:
         """Start `count` clients with a shard each."""
