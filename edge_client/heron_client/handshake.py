@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 
 from heron_common.addresses import split_host_port
-from heron_common.tls_directory import CA_FILE, Credentials
+from heron_common.tls_directory import CA_FILE, Credentials, date_of
 
 TIMEOUT_SECONDS = 5.0
 """Of every step of the probe; what answers later than this has another problem than TLS."""
@@ -25,14 +26,16 @@ _ALERTS = {
 
 def diagnose(server: str, credentials: Credentials | None) -> str | None:
     """Return one sentence on what is wrong with TLS between this client and host:port, or None if it is not TLS."""
+    if credentials is not None and time.time() > credentials.not_after:
+        return f"this device's certificate expired on {date_of(credentials.not_after)}: ask for a new one (`heron certs issue`) and start again"
     host, port = split_host_port(server)
     try:
         with socket.create_connection((host, port), TIMEOUT_SECONDS) as connection:
             if credentials is None:
                 return _without_certificate(connection, server)
             return _with_certificate(connection, server, host, credentials)
-    except OSError:
-        # Nobody answers, or the connection broke: gRPC's own words say so.
+    except (OSError, ValueError):
+        # No such host, nobody answers, or the connection broke: gRPC's own words say so.
         return None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,7 @@ from heron_common.clock import ManualClock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, TransportError
 from heron_common.retry import BackoffPolicy
-from heron_common.tls_directory import TlsRole
+from heron_common.tls_directory import TlsRole, date_of
 from heron_server.certificates.authority import Authority
 from heron_server.service.tls import open_tls
 from tests.harness.certificates import DAY, at, issued, unchecked
@@ -49,7 +51,8 @@ def test_nothing_is_found_where_tls_works_or_nobody_listens(authority: Authority
     assert diagnose(secured, device) is None
     nobody = f"127.0.0.1:{free_port()}"
     assert diagnose(nobody, device) is None and diagnose(nobody, None) is None
-    assert diagnose("no-such-host.invalid:1", device) is None
+    for address in ("no-such-host.invalid:1", f"{'x' * 70}.invalid:1"):
+        assert diagnose(address, device) is None
     with grpc_server(None) as plain:
         assert diagnose(plain, None) is None
 
@@ -71,6 +74,11 @@ def test_the_server_refuses_this_device(authority: Authority, secured: str, tmp_
     ):
         message = str(diagnose(secured, device))
         assert "this device's certificate may be refused" in message and "`heron certs issue`" in message
+
+
+def test_a_certificate_that_expired_while_this_client_ran_is_told_without_asking(authority: Authority, secured: str) -> None:
+    device = dataclasses.replace(unchecked(issued(authority, "bed-1")), not_after=time.time() - DAY)
+    assert f"this device's certificate expired on {date_of(device.not_after)}: ask for a new one" in str(diagnose(secured, device))
 
 
 def test_the_server_is_not_the_one_that_was_meant(authority: Authority, secured: str, tmp_path: Path) -> None:

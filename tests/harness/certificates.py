@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def mixed(target: Path, of: Path, **files: Path) -> Path:
 def unchecked(folder: Path, role: TlsRole = TlsRole.DEVICE, ca: Path | None = None) -> Credentials:
     """Return what a folder holds without a look at it, as a client that wants in by any means would."""
     pem = ((ca or folder / CA_FILE).read_bytes(), (folder / role.certificate_file).read_bytes(), (folder / role.key_file).read_bytes())
-    return Credentials(folder, role, (), 0.0, (), *pem)
+    return Credentials(folder, role, (), math.inf, (), *pem)
 
 
 def secure_channel(target: str, credentials: Credentials | None, ca_pem: bytes = b"") -> grpc.Channel:
