@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
 from heron_common.tls_directory import REVOCATION_FILE, date_of
+from heron_server.certificates.record import DEFAULT_DAYS, serial_text
 
 if TYPE_CHECKING:
     from heron_server.certificates.authority import Authority
-
-DAYS = 365.0
-"""A device that nobody visits for longer than a year is better forgotten."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -31,7 +29,9 @@ def add_parser(verbs: Any) -> None:
     issue = _action(actions, "issue", run_issue, "make the folder for a device: its key, and a certificate with its name")
     issue.add_argument("name", metavar="NAME", help="the device's name in every run")
     for made in (init, server, issue):
-        made.add_argument("--days", type=float, default=DAYS, metavar="X", help=f"how long the certificate is valid (default: {DAYS:g})")
+        made.add_argument(
+            "--days", type=float, default=DEFAULT_DAYS, metavar="X", help=f"days until it expires (default: {DEFAULT_DAYS:g})"
+        )
     revoke = _action(actions, "revoke", run_revoke, "refuse every certificate of a device from now on")
     revoke.add_argument("name", metavar="NAME", help="the device's name")
     _action(actions, "list", run_list, "show every certificate with its serial, expiry and state")
@@ -103,7 +103,7 @@ def run_list(options: argparse.Namespace) -> int:
     authority = _authority_type()(options.dir)
     now = time.time()
     rows = [("NAME", "FOR", "EXPIRES", "STATE", "SERIAL")]
-    rows += [(c.name, c.role.value, date_of(c.not_after), c.state(now), f"{c.serial:x}") for c in authority.record.certificates]
+    rows += [(c.name, c.role.value, date_of(c.not_after), c.state(now), serial_text(c.serial)) for c in authority.record.certificates]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     _say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
     return ExitCode.OK

@@ -9,6 +9,7 @@ import pytest
 from heron_client.config import default_name, default_state_dir, parse_config
 from heron_client.runtime import check_reference
 from heron_client.state_directory import StateDirectory
+from heron_client.tls import warn_of_transport
 from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.data.partition import Partition, PartitionKind, Shard
 from heron_common.errors import ConfigurationError, ProgramError
@@ -69,6 +70,26 @@ def test_a_server_beyond_loopback_needs_tls_or_insecure(server: str) -> None:
 def test_a_server_on_this_machine_needs_no_consent(server: str) -> None:
     config = parse_config(["--server", server, "--data", "digits:train"], {})
     assert config.credentials is None and not config.insecure
+
+
+def test_the_way_to_the_server_is_worth_a_warning_in_clear_or_with_a_certificate_near_its_end(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ["--server", "trainer.local:1", "--data", "digits:train"]
+    authority.issue("bed-1", days=300)
+    folder = authority.device_directory("bed-1")
+    for quiet in (GOOD, [*GOOD, "--insecure"], [*given, "--tls-dir", str(folder)]):
+        warn_of_transport(parse_config(quiet, {}))
+    assert caplog.records == []
+    authority.issue("bed-1", days=20)
+    for loud, sentence in (([*given, "--insecure"], "travel in clear"), ([*given, "--tls-dir", str(folder)], "expires on")):
+        caplog.clear()
+        warn_of_transport(parse_config(loud, {}))
+        assert sentence in caplog.text and len(caplog.records) == 1
+
+
+def test_metrics_are_for_this_machine_unless_told_otherwise() -> None:
+    assert parse_config(GOOD, {}).metrics_host == "127.0.0.1"
 
 
 def test_the_name_comes_from_the_certificate_alone(authority: Authority) -> None:

@@ -28,12 +28,9 @@ from heron_server.certificates.making import (
     make_revocation_list,
     new_key,
 )
-from heron_server.certificates.record import AuthorityRecord, IssuedCertificate, read_record, write_record
+from heron_server.certificates.record import DEFAULT_DAYS, AuthorityRecord, IssuedCertificate, read_record, write_record
 
 RECORD_FILE = "issued.json"
-
-DEFAULT_DAYS = 365.0
-"""A year: a device that nobody visits for longer is better forgotten."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 """Always among a server's names: who holds its key may be called so on its own machine."""

@@ -11,6 +11,9 @@ from heron_common.atomic import write_json_atomically
 from heron_common.errors import StorageError
 from heron_common.tls_directory import TlsRole
 
+DEFAULT_DAYS = 365.0
+"""A year: a device that nobody visits for longer is better forgotten."""
+
 
 @dataclass(frozen=True)
 class IssuedCertificate:
