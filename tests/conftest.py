@@ -12,6 +12,7 @@ from heron_common.quiet_libraries import quiet_libraries
 
 quiet_libraries()
 
+from heron_server.certificates.authority import Authority  # noqa: E402 - the libraries read their environment when they are imported
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
 _LONGEST_FIRST = (
@@ -55,6 +56,12 @@ def private_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """A private CA with a certificate for a server on loopback."""
+    return Authority.create(tmp_path / "authority", ["127.0.0.1"])
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write bytes: temporary file beside it, fsync, rename, fsync of the directory. Raises OSError; the old file then stands."""
-    replace_atomically(path, lambda file: file.write(data))
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write bytes: temporary file beside it, fsync, rename, fsync of the directory. Raises OSError; the old file then stands.
+
+    `mode` is the file's from its first byte on; the process's default otherwise.
+    """
+    replace_atomically(path, lambda file: file.write(data), mode)
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
@@ -29,12 +32,14 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def replace_atomically(path: Path, write: Callable[[BinaryIO], object], mode: int | None = None) -> None:
     """Let `write` fill a temporary file, then put it in place; returns when it is durable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,9 @@ class ErrorCode(StrEnum):
     INVALID_NAME = "invalid_name"
     TOO_MANY_CLIENTS = "too_many_clients"
     SESSION_UNKNOWN = "session_unknown"
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    IDENTITY_MISMATCH = "identity_mismatch"
     DRAINING = "draining"
     BLOB_UNKNOWN = "blob_unknown"
     ROUND_OVER = "round_over"
@@ -53,6 +56,9 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.INVALID_NAME: CatalogEntry("INVALID_ARGUMENT", False, "the client's name or identity key cannot be used"),
     ErrorCode.TOO_MANY_CLIENTS: CatalogEntry("RESOURCE_EXHAUSTED", True, "the server serves as many clients as it may"),
     ErrorCode.SESSION_UNKNOWN: CatalogEntry("UNAUTHENTICATED", False, "the session is over or was never opened; join again"),
+    ErrorCode.CERTIFICATE_REVOKED: CatalogEntry("UNAUTHENTICATED", False, "the authority has revoked the client's certificate"),
+    ErrorCode.CERTIFICATE_EXPIRED: CatalogEntry("UNAUTHENTICATED", False, "the client's certificate has expired since it connected"),
+    ErrorCode.IDENTITY_MISMATCH: CatalogEntry("PERMISSION_DENIED", False, "the client speaks for another than its certificate names"),
     ErrorCode.DRAINING: CatalogEntry("UNAVAILABLE", True, "the server is shutting down"),
     ErrorCode.BLOB_UNKNOWN: CatalogEntry("NOT_FOUND", False, "the blob was not named in this client's join or assignment"),
     ErrorCode.ROUND_OVER: CatalogEntry("ABORTED", False, "the round or attempt is over"),

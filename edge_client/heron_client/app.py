@@ -9,11 +9,13 @@ from random import SystemRandom
 
 from prometheus_client import CollectorRegistry
 
+from heron_client.channel import open_channel
 from heron_client.config import ClientConfig
 from heron_client.metrics import ClientMetrics
 from heron_client.runtime import self_test
 from heron_client.session import Session, SessionSettings
 from heron_client.state_directory import StateDirectory
+from heron_client.tls import diagnose_tls, warn_of_transport
 from heron_client.transport import Transport
 from heron_common.addresses import join_host_port
 from heron_common.clock import MonotonicClock
@@ -33,6 +35,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
 
     """
     self_test()
+    warn_of_transport(config)
     source = open_source(config.data).shard(config.partition, config.shard)
     registry = CollectorRegistry()
     metrics = ClientMetrics(registry)
@@ -43,10 +46,15 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
             endpoint = MetricsServer(registry, config.metrics_host, config.metrics_port)
             stack.callback(endpoint.stop)
             log.info("serving metrics", extra={"address": f"http://{join_host_port(config.metrics_host, endpoint.port)}/metrics"})
-        transport = Transport(config.server, metrics.count_bytes, lambda code: metrics.rejections.labels(reason=code.value).inc())
+        transport = Transport(
+            config.server,
+            metrics.count_bytes,
+            lambda code: metrics.rejections.labels(reason=code.value).inc(),
+            connect=lambda: open_channel(config.server, config.credentials),
+        )
         stack.callback(transport.close)
         settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)
-        session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop)
+        session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop, lambda: diagnose_tls(config))
         watcher = threading.Thread(target=_cancel_when_stopped, args=(stop, transport), name="stop", daemon=True)
         watcher.start()
         log.info(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -12,12 +12,19 @@ from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.grpc_options import channel_options
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 
+if TYPE_CHECKING:
+    from heron_common.tls_directory import Credentials
+
 _FATAL_TRANSPORT = {grpc.StatusCode.UNIMPLEMENTED}
 
 
-def open_channel(target: str) -> tuple[Any, Callable[[], None]]:
-    """Return the service's stub at host:port, and what closes its channel."""
-    channel = grpc.insecure_channel(target, options=channel_options())
+def open_channel(target: str, credentials: Credentials | None = None) -> tuple[Any, Callable[[], None]]:
+    """Return the service's stub at host:port, and what closes its channel; in clear without `credentials`."""
+    if credentials is None:
+        channel = grpc.insecure_channel(target, options=channel_options())
+    else:
+        own = grpc.ssl_channel_credentials(credentials.ca_pem, credentials.key_pem, credentials.certificate_pem)
+        channel = grpc.secure_channel(target, own, options=channel_options())
     return SplitTrainingStub(channel), channel.close  # type: ignore[no-untyped-call]
 
 
@@ -31,5 +38,6 @@ def translate(error: Any, target: str) -> HeronError:
     status = error.code()
     if status in _FATAL_TRANSPORT:
         return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
-    details = (error.details() or "no details").rpartition(": ")[2]
+    # A failed handshake ends in ": OK", which it is not.
+    details = (error.details() or "no details").removesuffix(": OK").rpartition(": ")[2]
     return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]})")

@@ -7,15 +7,20 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from heron_common.addresses import is_loopback, split_host_port
 from heron_common.data.partition import Partition, Shard, parse_partition, parse_shard
 from heron_common.data.sources import source_names
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import exit_codes_help
 from heron_common.ids import checked_client_name
 from heron_common.version import VERSION
+
+if TYPE_CHECKING:
+    from heron_common.tls_directory import Credentials
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class ClientConfig:
     partition: Partition
     """How the source is divided into parts; all clients of a run are told the same. IID by default."""
     name: str
-    """Unique in the run; host and shard by default, so that devices need no configuration."""
+    """Unique in the run; the name on the certificate with TLS, otherwise host and shard by default, so that devices need no configuration."""
     state_dir: Path
     """Identity and program cache; a client keeps its name after a crash because of it."""
     threads: int
@@ -48,16 +53,24 @@ class ClientConfig:
     """debug, info, warning or error."""
     check_data: bool = False
     """Only compare the data with the run, print a page and end."""
+    credentials: Credentials | None = field(default=None, repr=False)
+    """Contents of `--tls-dir`, proved; without them everything travels in clear."""
+    insecure: bool = False
+    """Whether that was allowed beyond loopback."""
 
 
-_FLAGS = {"check-data"}
+_FLAGS = {"check-data", "insecure"}
+
+_SERVER = re.compile(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}")
 
 _HELP = {
     "server": "host:port of heron-server",
     "data": f"data source: {'; '.join(source_names())}",
     "shard": "INDEX/COUNT, this client's part of the source (default: 0/1, all of it)",
     "partition": "how parts are made: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA, the same for every client (default: iid)",
-    "name": "unique name of this client (default: host and shard)",
+    "name": "unique name of this client (default: the certificate's with --tls-dir, host and shard otherwise)",
+    "tls-dir": "mutual TLS with the certificate in this directory, the folder that `heron certs issue NAME` writes (default: no TLS)",
+    "insecure": "allow a server beyond loopback without TLS: activations and labels then travel in clear",
     "state-dir": "directory for identity and program cache (default: below the user's state directory, by name)",
     "threads": "threads of the runtime (default: 1)",
     "window-bytes": "bytes of activations between compute and upload (default: 4194304)",
@@ -107,10 +120,13 @@ class _Reader:
 
     def read(self) -> ClientConfig:
         server, data = self._required("server"), self._required("data")
-        if server and not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}", server):
+        if server and not _SERVER.fullmatch(server):
             self._mistakes.append(f"--server is host:port like 10.0.0.5:50051, not {server!r}")
         shard = self._shard()
-        name = self._name(shard)
+        certified, credentials = self._device()
+        name = certified or self._name(shard)
+        insecure = self._flag("insecure")
+        self._refuse_clear_text(server, insecure)
         state_dir = self._text["state-dir"]
         config = ClientConfig(
             server=server,
@@ -126,6 +142,8 @@ class _Reader:
             metrics_port=int(self._number("metrics-port", 0, 0, 65535)) if self._text["metrics-port"] is not None else None,
             log_level=self._log_level(),
             check_data=self._flag("check-data"),
+            credentials=credentials,
+            insecure=insecure,
         )
         if self._mistakes:
             raise ConfigurationError("; ".join(self._mistakes))
@@ -163,6 +181,35 @@ class _Reader:
         except ConfigurationError as exc:
             self._mistakes.append(f"--name: {exc}")
             return "invalid"
+
+    def _device(self) -> tuple[str, Credentials | None]:
+        """Return what `--tls-dir` holds: the certificate's name, which no other may contradict, and the certificate."""
+        directory = self._text["tls-dir"]
+        if not directory:
+            return "", None
+        # Only clients with TLS pay for its modules.
+        from heron_client.tls import read_device
+
+        try:
+            certified, credentials = read_device(Path(directory))
+        except ConfigurationError as exc:
+            self._mistakes.append(f"--tls-dir: {exc}")
+            return "", None
+        if (name := self._text["name"]) and name != certified:
+            self._mistakes.append(
+                f"--name is {name!r}, but the certificate in {directory} is for {certified!r}, and the server goes by the certificate: leave --name out"
+            )
+        return certified, credentials
+
+    def _refuse_clear_text(self, server: str, insecure: bool) -> None:
+        tls = bool(self._text["tls-dir"])
+        if tls and insecure:
+            self._mistakes.append("--tls-dir and --insecure contradict each other: give one of them")
+        if server and not tls and not insecure and _SERVER.fullmatch(server) and not is_loopback(split_host_port(server)[0]):
+            self._mistakes.append(
+                f"--server {server} is beyond loopback, and without TLS everybody on the way could read the data: give --tls-dir "
+                "(the folder that `heron certs issue NAME` writes), or --insecure to allow it"
+            )
 
     def _number(self, option: str, default: float, least: float, most: float = 1e15) -> float:
         text = self._text[option]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from heron_client.channel import open_channel
 from heron_client.config import ClientConfig
 from heron_client.supplies import check_tokenizer
+from heron_client.tls import diagnose_tls, warn_of_transport
 from heron_client.transport import Transport
+from heron_common.assignment import Membership
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.sources import open_source
 from heron_common.errors import DataError, RefusedError, TransportError
@@ -25,10 +28,10 @@ def check_data(config: ClientConfig) -> None:
 
     """
     source = open_source(config.data).shard(config.partition, config.shard)
-    transport = Transport(config.server, _ignore, _ignore)
+    warn_of_transport(config)
+    transport = Transport(config.server, _ignore, _ignore, connect=lambda: open_channel(config.server, config.credentials))
     try:
-        # A key of its own: the client that trains here may be running, and its state directory is locked.
-        specification = transport.join(config.name, new_token(), source.num_examples, only_checks=True).data_specification
+        specification = _join(transport, config, source.num_examples).data_specification
         tokenizer = None
         if specification.tokenizer is not None:
             check_tokenizer(specification.tokenizer)
@@ -40,6 +43,16 @@ def check_data(config: ClientConfig) -> None:
     print(page(found, specification.input_shape[0] if specification.tokens else 0))
     if found.differences:
         raise DataError(f"{config.data} does not fit the run: see what was printed and mend the data or the server's --data-spec")
+
+
+def _join(transport: Transport, config: ClientConfig, num_examples: int) -> Membership:
+    try:
+        # A key of its own: the client that trains here may be running, and its state directory is locked.
+        return transport.join(config.name, new_token(), num_examples, only_checks=True)
+    except TransportError as exc:
+        if (found := diagnose_tls(config)) is None:
+            raise
+        raise TransportError(f"{exc}; {found}") from exc
 
 
 def _leave(transport: Transport) -> None:

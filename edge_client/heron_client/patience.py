@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from random import Random
 
 from heron_common.clock import Clock
 from heron_common.error_catalog import CATALOG, ErrorCode
-from heron_common.errors import HeronError, Interrupted, RefusedError
+from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.retry import BackoffPolicy
 
 log = logging.getLogger(__name__)
@@ -17,18 +18,36 @@ _PACING = {ErrorCode.TOO_FAR_AHEAD, ErrorCode.SPOOL_FULL, ErrorCode.STREAM_BUSY}
 """Refusals that only mean "later" are the normal course of things and are not logged."""
 
 
+Diagnose = Callable[[], str | None]
+"""Finds out why the server cannot be reached, in one sentence, or cannot tell."""
+
+DIAGNOSE_AFTER_FAILURES = 3
+"""A server that restarts is back by then, or refuses connections, which gRPC's own words say."""
+
+
+def _no_diagnosis() -> None:
+    return None
+
+
 class Patience:
     """Backs off on transport failures and retryable refusals until asked to stop, or until the server was out of reach for too long."""
 
     def __init__(
-        self, stop: threading.Event, clock: Clock, random: Random, give_up_after_seconds: float, backoff: BackoffPolicy | None = None
+        self,
+        stop: threading.Event,
+        clock: Clock,
+        random: Random,
+        give_up_after_seconds: float,
+        backoff: BackoffPolicy | None = None,
+        diagnose: Diagnose | None = None,
     ) -> None:
-        """`give_up_after_seconds` of 0 means never."""
+        """`give_up_after_seconds` of 0 means never; `diagnose` is asked after repeated failures in a row."""
         self._stop = stop
         self._clock = clock
         self._random = random
         self._give_up_after = give_up_after_seconds
         self._backoff = backoff or BackoffPolicy()
+        self._diagnose = diagnose or _no_diagnosis
 
     def begin(self, what: str) -> Attempts:
         """Start counting for one call; `what` completes "could not ..." in the log."""
@@ -48,6 +67,8 @@ class Attempts:
         self._what = what
         self._delays = patience._backoff.delays(patience._random)
         self._started = patience._clock.now()
+        self._unreachable = 0
+        self._diagnose_at = DIAGNOSE_AFTER_FAILURES
 
     def wait(self, error: HeronError) -> None:
         """Wait until the next attempt makes sense.
@@ -65,7 +86,18 @@ class Attempts:
                 raise error
             delay = error.retry_after_seconds or delay
         elif 0 < patience._give_up_after <= patience._clock.now() - self._started:
-            raise error
+            found = patience._diagnose()
+            raise TransportError(f"{error}; {found}") if found else error
+        else:
+            self._look_into_it()
         if not (isinstance(error, RefusedError) and error.code in _PACING):
             log.warning(f"could not {self._what}, trying again", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
         patience.pause(delay)
+
+    def _look_into_it(self) -> None:
+        """Say what is wrong, if that can be known, at the third failure in a row and then ever more seldom."""
+        self._unreachable += 1
+        if self._unreachable >= self._diagnose_at:
+            self._diagnose_at *= 4
+            if found := self._patience._diagnose():
+                log.error(found)

@@ -16,7 +16,7 @@ from heron_client.held_out import send_held_out
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.memory import return_freed_memory
 from heron_client.metrics import ClientMetrics
-from heron_client.patience import Patience
+from heron_client.patience import Diagnose, Patience
 from heron_client.renewal import Renewal, RunChanged
 from heron_client.sending import RoundStopped, StepSender
 from heron_client.state_directory import ClientState
@@ -93,6 +93,7 @@ class Session:
         clock: Clock,
         random: Random,
         stop: threading.Event,
+        diagnose: Diagnose | None = None,
     ) -> None:
         self._settings = settings
         self._transport = transport
@@ -101,7 +102,7 @@ class Session:
         self._metrics = metrics
         self._clock = clock
         self._stop = stop
-        self._patience = Patience(stop, clock, random, settings.give_up_after_seconds)
+        self._patience = Patience(stop, clock, random, settings.give_up_after_seconds, diagnose=diagnose)
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
         self._training: Assignment | None = None

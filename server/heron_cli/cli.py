@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from heron_cli import audit, cuts, demo, evaluate, export, simulate
+from heron_cli import audit, certs, cuts, demo, evaluate, export, simulate
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.quiet_libraries import quiet_libraries
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo.add_parser(verbs)
     audit.add_parser(verbs)
+    certs.add_parser(verbs)
     cuts.add_parser(verbs)
     evaluate.add_parser(verbs)
     export.add_parser(verbs)

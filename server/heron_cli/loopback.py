@@ -49,6 +49,10 @@ class LoopbackContext:
         """Whether somebody still waits for the answer."""
         return not self._cancelled
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """Return what is known of the client: nothing, there is no connection."""
+        return {}
+
     def cancel(self) -> bool:
         """End the call, from either side and any thread: it notices with its next message."""
         self._cancelled = True

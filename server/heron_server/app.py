@@ -15,7 +15,7 @@ from heron_common.console import LiveConsole, is_terminal
 from heron_common.errors import CheckpointError, HeronError
 from heron_common.metrics_server import MetricsServer
 from heron_server.assembly import ServerAssembly, assemble
-from heron_server.config import ServerConfig
+from heron_server.config import NetworkSection, ServerConfig
 from heron_server.console import console_rows
 from heron_server.rounds.state import Phase
 from heron_server.storage.run_directory import RunDirectory
@@ -74,8 +74,13 @@ def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory,
     }
     directory.write_address(address)
     log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
-    if not config.network.is_loopback:
-        log.warning("listening beyond loopback without TLS: activations and labels travel in clear")
+    warn_of_clear_text(config.network)
+
+
+def warn_of_clear_text(network: NetworkSection) -> None:
+    """Say at start what `--insecure` allows, where it does."""
+    if not network.is_loopback and network.tls_dir is None:
+        log.warning("listening beyond loopback without TLS (--insecure): activations and labels travel in clear, and anybody may join")
 
 
 def _serve(parts: ServerAssembly, stop: threading.Event) -> None:

@@ -7,7 +7,8 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -41,6 +42,9 @@ from heron_server.training.open_round import OpenRound
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import TrainWorker
+
+if TYPE_CHECKING:
+    from heron_server.service.tls import ServerTls
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +87,22 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         HeronError: see `run_server`.
 
     """
+    # First: what stands in the way of TLS is known before minutes of compiling.
+    tls = _tls(config.network.tls_dir)
     parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
     network = NetworkServer(
-        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync
+        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync, tls
     )
     return ServerAssembly(**vars(parts), network=network)
+
+
+def _tls(directory: Path | None) -> ServerTls | None:
+    if directory is None:
+        return None
+    # Only servers with --tls-dir load `cryptography`.
+    from heron_server.service.tls import open_tls
+
+    return open_tls(directory)
 
 
 def assemble_run(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from heron_common.addresses import is_loopback
 from heron_common.aggregation_rule import AggregationRule
 from heron_common.data.specification import SPECIFICATION_FORMS
 from heron_common.directions import DirectionDistribution
@@ -193,6 +193,10 @@ class NetworkSection(Section):
     """Where the server listens and whom it lets in."""
 
     listen: str = Field("127.0.0.1:50051", description="HOST:PORT; loopback by default, port 0 takes a free one")
+    tls_dir: Path | None = Field(
+        None,
+        description="mutual TLS with the certificates in this directory, the `server` folder that `heron certs init` writes; no TLS by default",
+    )
     insecure: bool = Field(False, description="allow listening beyond loopback without TLS: activations and labels then travel in clear")
     max_clients: int = Field(64, ge=1, description="most clients at a time; sizes the thread pool")
     metrics_host: str = Field("127.0.0.1", description="interface of the metrics endpoint")
@@ -221,16 +225,16 @@ class NetworkSection(Section):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     @model_validator(mode="after")
     def _refuse_clear_text(self) -> NetworkSection:
-        if not self.is_loopback and not self.insecure:
+        if self.tls_dir is not None and self.insecure:
+            raise ValueError("--tls-dir and --insecure contradict each other: give one of them")
+        if not self.is_loopback and self.tls_dir is None and not self.insecure:
             raise ValueError(
-                f"--listen {self.listen} is beyond loopback, and without TLS everybody on the way could read the data: listen on 127.0.0.1, or give --insecure"
+                f"--listen {self.listen} is beyond loopback, and without TLS everybody on the way could read the data: "
+                "give --tls-dir (`heron certs init` makes one), or --insecure to allow it"
             )
         return self
 
@@ -293,7 +297,7 @@ class ServerConfig(TrainingConfig):
 
 
 PROCESS_OPTIONS = frozenset(
-    {"resume", "run_dir", "listen", "insecure", "max_clients", "metrics_host", "metrics_port", "grace_seconds", "log_level"}
+    {"resume", "run_dir", "listen", "tls_dir", "insecure", "max_clients", "metrics_host", "metrics_port", "grace_seconds", "log_level"}
     | {"spool_bytes", "keep_checkpoints", "program_cache", "device", "server_threads"}
 )
 """Options that say how this process runs, not what is trained: they may differ after --resume."""

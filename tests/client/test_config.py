@@ -9,9 +9,11 @@ import pytest
 from heron_client.config import default_name, default_state_dir, parse_config
 from heron_client.runtime import check_reference
 from heron_client.state_directory import StateDirectory
+from heron_client.tls import warn_of_transport
 from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.data.partition import Partition, PartitionKind, Shard
 from heron_common.errors import ConfigurationError, ProgramError
+from heron_server.certificates.authority import Authority
 
 GOOD = ["--server", "127.0.0.1:50051", "--data", "digits:train"]
 
@@ -51,6 +53,61 @@ def test_every_mistake_comes_in_one_message() -> None:
         "--threads",
         "--log-level",
     ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("server", ["10.0.0.5:50051", "trainer.local:50051", "[2001:db8::1]:9", "0.0.0.0:1"])
+def test_a_server_beyond_loopback_needs_tls_or_insecure(server: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--tls-dir .* or --insecure") as caught:
+        parse_config(["--server", server, "--data", "digits:train"], {})
+    assert server in str(caught.value)
+    given = ["--server", server, "--data", "digits:train"]
+    assert parse_config([*given, "--insecure"], {}).insecure
+    assert parse_config(given, {"HERON_CLIENT_INSECURE": "yes"}).insecure
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1"])
+def test_a_server_on_this_machine_needs_no_consent(server: str) -> None:
+    config = parse_config(["--server", server, "--data", "digits:train"], {})
+    assert config.credentials is None and not config.insecure
+
+
+def test_the_way_to_the_server_is_worth_a_warning_in_clear_or_with_a_certificate_near_its_end(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ["--server", "trainer.local:1", "--data", "digits:train"]
+    authority.issue("bed-1", days=300)
+    folder = authority.device_directory("bed-1")
+    for quiet in (GOOD, [*GOOD, "--insecure"], [*given, "--tls-dir", str(folder)]):
+        warn_of_transport(parse_config(quiet, {}))
+    assert caplog.records == []
+    authority.issue("bed-1", days=20)
+    for loud, sentence in (([*given, "--insecure"], "travel in clear"), ([*given, "--tls-dir", str(folder)], "expires on")):
+        caplog.clear()
+        warn_of_transport(parse_config(loud, {}))
+        assert sentence in caplog.text and len(caplog.records) == 1
+
+
+def test_metrics_are_for_this_machine_unless_told_otherwise() -> None:
+    assert parse_config(GOOD, {}).metrics_host == "127.0.0.1"
+
+
+def test_the_name_comes_from_the_certificate_alone(authority: Authority) -> None:
+    authority.issue("bed-1")
+    given = ["--server", "trainer.local:1", "--data", "digits:train", "--tls-dir", str(authority.device_directory("bed-1"))]
+    config = parse_config([*given, "--shard", "2/4"], {})
+    assert config.name == config.state_dir.name == "bed-1" and config.credentials is not None
+    assert "BEGIN" not in repr(config)
+    assert parse_config([*given, "--name", "bed-1"], {}).name == "bed-1"
+    for arguments, environment in (([*given, "--name", "bed-2"], {}), (given, {"HERON_CLIENT_NAME": "bed-2"})):
+        with pytest.raises(ConfigurationError, match=r"--name is 'bed-2', but the certificate .* is for 'bed-1'"):
+            parse_config(arguments, environment)
+
+
+def test_what_is_wrong_with_tls_comes_with_the_other_mistakes(authority: Authority, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_config(["--server", "trainer.local:1", "--tls-dir", str(tmp_path / "none"), "--insecure"], {})
+    for part in ("--data is missing", "ca.pem is missing: copy the folder", "--tls-dir and --insecure contradict"):
         assert part in str(caught.value)
 
 

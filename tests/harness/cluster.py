@@ -55,7 +55,7 @@ class Cluster:
             "state_dir": self.directory / "state" / str(index),
             **options,
         }
-        return self._group.start(f"client-{given['name']}", "heron_client", words_of(given), environment)
+        return self._group.start(f"client-{given['name'] or index}", "heron_client", words_of(given), environment)
 
     def clients(self, count: int, address: str | None = None, **options: Any) -> list[LoggedProcess]:
         """Start `count` clients with a shard each."""
@@ -106,7 +106,10 @@ def words_of(options: dict[str, Any]) -> list[str]:
 
 def wait_for_exit(process: LoggedProcess, deadline_seconds: float = 120.0) -> int:
     """Return a process's exit code once it has ended; fail with its log if it does not end."""
-    eventually(lambda: process.exit_code is not None, deadline_seconds, f"the end of {process.name}:\n{process.log.read_text()[-3000:]}")
+    try:
+        eventually(lambda: process.exit_code is not None, deadline_seconds, f"the end of {process.name}")
+    except AssertionError as exc:
+        raise AssertionError(f"{exc}; its log ends:\n{process.log.read_text()[-3000:]}") from None
     assert process.exit_code is not None
     return process.exit_code
 

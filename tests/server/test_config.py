@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from heron_common.errors import ConfigurationError
+from heron_server.app import warn_of_clear_text
 from heron_server.config import MAY_CHANGE_ON_RESUME, PROCESS_OPTIONS, ServerConfig
 from heron_server.options import flag_of, read_options, sections_of
 from tests.server.running_server import SOURCE
@@ -38,10 +39,28 @@ def test_the_defaults_are_a_valid_configuration() -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", "192.168.1.2:50051", "[::]:1", "example.org:1", "[2001:db8::1]:9"])
-def test_listening_beyond_loopback_needs_insecure(listen: str) -> None:
+def test_listening_beyond_loopback_needs_tls_or_insecure(listen: str) -> None:
     message = refusal(listen=listen)
-    assert listen in message and "--insecure" in message
+    assert listen in message and "--insecure" in message and "--tls-dir" in message
     assert read(listen=listen, insecure=True).network.listen == listen
+    assert read(listen=listen, tls_dir="authority/server").network.listen == listen
+
+
+def test_tls_and_its_absence_exclude_each_other() -> None:
+    assert "--tls-dir and --insecure contradict" in refusal(tls_dir="authority/server", insecure=True)
+
+
+def test_clear_text_beyond_loopback_is_a_warning_at_start(caplog: pytest.LogCaptureFixture) -> None:
+    for options in ({}, {"listen": "0.0.0.0:1", "tls_dir": "authority/server"}, {"insecure": True}):
+        warn_of_clear_text(read(**options).network)
+    assert caplog.records == []
+    warn_of_clear_text(read(listen="0.0.0.0:1", insecure=True).network)
+    assert "travel in clear" in caplog.text
+
+
+def test_metrics_are_for_this_machine_unless_told_otherwise() -> None:
+    assert read().network.metrics_host == "127.0.0.1"
+    assert read(metrics_host="0.0.0.0").network.metrics_host == "0.0.0.0"
 
 
 @pytest.mark.parametrize(

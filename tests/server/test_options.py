@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "precision": ("bf16", "fp32", "bf16"),
     "overlong": ("refuse", "truncate", "refuse"),
     "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+    "tls_dir": ("one", "two", "three"),
     "metrics_host": ("::1", "127.0.0.2", "127.0.0.3"),
     "log_level": ("debug", "warning", "error"),
     "server_momentum": ("0.1", "0.2", "0.3"),

@@ -26,10 +26,10 @@ DEADLINE = 20.0
 class WireClient:
     """One client: joins, asks, uploads, submits. Close it, or use it as a context."""
 
-    def __init__(self, target: str, name: str = "a", identity_key: str | None = None) -> None:
+    def __init__(self, target: str, name: str = "a", identity_key: str | None = None, channel: grpc.Channel | None = None) -> None:
         self.name = name
         self.identity_key = identity_key or name * 16
-        self.channel = grpc.insecure_channel(target, options=channel_options())
+        self.channel = channel or grpc.insecure_channel(target, options=channel_options())
         self.stub = SplitTrainingStub(self.channel)
         self.session = ""
         self.run_id = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from heron_common.assignment import UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.ids import checked_client_name, new_token
+
+log = logging.getLogger(__name__)
 
 MAX_VISITS = 64
 """Sessions that are open at a time of clients that only check their data; the oldest is forgotten for a new one."""
@@ -24,6 +27,8 @@ class ClientRecord:
     name: str
     identity_sha256: str
     """Digest of the random key that tells it from another with its name; empty while it is not known."""
+    speaker: str = ""
+    """The name on the certificate that opened the session, the only one that may use it; nothing without TLS."""
     session: str = ""
     live: bool = False
     uploading: str = ""
@@ -71,13 +76,19 @@ class ClientRegistry:
         self._by_session: dict[str, ClientRecord] = {}
         self._visits: OrderedDict[str, ClientRecord] = OrderedDict()
 
-    def join(self, name: str, identity_key: str) -> ClientRecord:
-        """Open a session for a client; one that comes back with its own identity key replaces its old session.
+    def join(self, name: str, identity_key: str, speaker: str = "") -> ClientRecord:
+        """Open a session for a client; one that comes back with its own identity key, or its certificate, replaces its old session.
 
         Raises:
-            RefusedError: INVALID_NAME; NAME_IN_USE by a live client with another key; TOO_MANY_CLIENTS.
+            RefusedError: IDENTITY_MISMATCH with its certificate; INVALID_NAME; NAME_IN_USE by a live client with another key; TOO_MANY_CLIENTS.
 
         """
+        if speaker and name != speaker:
+            log.warning("refused a client that calls itself by another's name", extra={"certificate": speaker, "claimed": name[:120]})
+            raise RefusedError(
+                ErrorCode.IDENTITY_MISMATCH,
+                f"this certificate is for {speaker!r}, and a client goes by the name on its certificate: leave --name out",
+            )
         try:
             checked_client_name(name)
         except ConfigurationError as exc:
@@ -89,16 +100,19 @@ class ClientRegistry:
         digest = hashlib.sha256(identity_key.encode()).hexdigest()
         record = self.by_name.get(name)
         if record is not None and record.live and not hmac.compare_digest(record.identity_sha256, digest):
-            raise RefusedError(
-                ErrorCode.NAME_IN_USE, f"a live client is called {name!r} already: choose another --name, or stop the other client first"
-            )
+            if not speaker:
+                raise RefusedError(
+                    ErrorCode.NAME_IN_USE,
+                    f"a live client is called {name!r} already: choose another --name, or stop the other client first",
+                )
+            log.warning("a device joined beside itself: it lost its state, or two devices share one certificate", extra={"client": name})
         if (record is None or not record.live) and sum(r.live for r in self.by_name.values()) >= self._max_clients:
             raise RefusedError(
                 ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0
             )
         if record is None:
             record = self.by_name[name] = ClientRecord(name, digest)
-        record.identity_sha256 = digest
+        record.identity_sha256, record.speaker = digest, speaker
         self._by_session.pop(record.session, None)
         record.open_session(new_token())
         self._by_session[record.session] = record
@@ -109,9 +123,9 @@ class ClientRegistry:
         record = self.by_name.setdefault(name, ClientRecord(name, identity_sha256))
         record.identity_sha256, record.live = identity_sha256, True
 
-    def visit(self) -> ClientRecord:
+    def visit(self, speaker: str = "") -> ClientRecord:
         """Open a session for a client that only checks its data: it is among no clients, and has no name that one of them could have."""
-        record = ClientRecord(name="", identity_sha256="")
+        record = ClientRecord(name="", identity_sha256="", speaker=speaker)
         record.open_session(new_token())
         self._visits[record.session] = record
         if len(self._visits) > MAX_VISITS:
@@ -137,6 +151,20 @@ class ClientRegistry:
         if record is None:
             raise RefusedError(ErrorCode.SESSION_UNKNOWN, "this session is over or was never opened on this server: join again")
         return record
+
+    def check_speaker(self, record: ClientRecord, speaker: str) -> None:
+        """Refuse whoever uses a session that another opened.
+
+        Raises:
+            RefusedError: IDENTITY_MISMATCH.
+
+        """
+        if record.speaker != speaker:
+            log.warning("refused a device that uses another's session", extra={"certificate": speaker, "session_of": record.speaker})
+            raise RefusedError(
+                ErrorCode.IDENTITY_MISMATCH,
+                "this session was opened with another certificate, and no device speaks for another: join first",
+            )
 
     def depart(self, name: str, forget_session: bool) -> None:
         """Mark a client as not live; a silent one keeps its session, so that a late message revives it."""

@@ -45,24 +45,24 @@ class Reception:
         self._run = coordinator
         self.pace = pace or Pace()
 
-    def join(self, name: str, identity_key: str, num_examples: int, version: str) -> Membership:
-        """Open a session for a client; see `ClientRegistry.join` for refusals."""
+    def join(self, name: str, identity_key: str, num_examples: int, version: str, speaker: str = "") -> Membership:
+        """Open a session for a client that proved to be `speaker`, or proved nothing; see `ClientRegistry.join` for refusals."""
         run = self._run
         with run.changed:
             run.refuse_if_draining()
-            record = run.registry.join(name, identity_key)
+            record = run.registry.join(name, identity_key, speaker)
             run.orphan_stream(record)
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
             run.apply(run.machine.seen(name, run.clock.now()))
             return self._membership(record)
 
-    def visit(self) -> Membership:
+    def visit(self, speaker: str = "") -> Membership:
         """Open a session for a client that only checks its data: no round waits for it or takes it in."""
         run = self._run
         with run.changed:
             run.refuse_if_draining()
-            return self._membership(run.registry.visit())
+            return self._membership(run.registry.visit(speaker))
 
     def _membership(self, record: ClientRecord) -> Membership:
         facts, rules = self._run.facts, self._run.machine.rules
@@ -81,13 +81,15 @@ class Reception:
             facts.evaluation_batches,
         )
 
-    def client(self, session: str) -> ClientRecord:
-        """Return the client of a session and count the message as a sign of life; refuses unknown sessions."""
+    def client(self, session: str, speaker: str = "") -> ClientRecord:
+        """Return the client of a session and count the message as a sign of life; refuses unknown sessions, and those that another speaker opened."""
         run = self._run
         with run.changed:
-            if (visitor := run.registry.visitor(session)) is not None:
+            visitor = run.registry.visitor(session)
+            record = visitor or run.registry.of_session(session)
+            run.registry.check_speaker(record, speaker)
+            if visitor is not None:
                 return visitor
-            record = run.registry.of_session(session)
             record.live = True
             run.apply(run.machine.seen(record.name, run.clock.now()))
             return record

@@ -17,6 +17,19 @@ from heron_common.errors import RefusedError, StorageError
 log = logging.getLogger(__name__)
 
 
+Unary = Callable[[Any, Any], Any]
+Stream = Callable[[Any, Any], Iterator[Any]]
+"""Behaviours that answer with one message, or with many."""
+
+
+def rewrapped(handler: Any, wrap_unary: Callable[[Unary], Unary], wrap_stream: Callable[[Stream], Stream]) -> Any:
+    """Return a handler whose behaviour, whatever its kind, is wrapped; the rest is the handler's."""
+    name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+    behaviour = getattr(handler, name)
+    wrapped = wrap_stream(behaviour) if handler.response_streaming else wrap_unary(behaviour)
+    return getattr(grpc, f"{name}_rpc_method_handler")(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
 class ErrorInterceptor(grpc.ServerInterceptor):
     """Wraps every handler; `on_refusal` is told each refusal's code.
 
@@ -30,19 +43,9 @@ class ErrorInterceptor(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        for streams_in in (False, True):
-            for streams_out in (False, True):
-                name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
-                behaviour = getattr(handler, name)
-                if behaviour is not None:
-                    wrapped = self._wrap_stream(behaviour) if streams_out else self._wrap_unary(behaviour)
-                    make = getattr(grpc, f"{name}_rpc_method_handler")
-                    return make(wrapped, handler.request_deserializer, handler.response_serializer)
-        return handler
+        return None if handler is None else rewrapped(handler, self._wrap_unary, self._wrap_stream)
 
-    def _wrap_unary(self, behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def _wrap_unary(self, behaviour: Unary) -> Unary:
         def call(request: Any, context: Any) -> Any:
             try:
                 response = behaviour(request, context)
@@ -53,7 +56,7 @@ class ErrorInterceptor(grpc.ServerInterceptor):
 
         return call
 
-    def _wrap_stream(self, behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
+    def _wrap_stream(self, behaviour: Stream) -> Stream:
         def call(request: Any, context: Any) -> Iterator[Any]:
             try:
                 responses = behaviour(request, context)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,6 +19,9 @@ from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
 from heron_server.service.interceptors import ErrorInterceptor
 from heron_server.service.servicer import Servicer
+
+if TYPE_CHECKING:
+    from heron_server.service.tls import ServerTls
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +43,11 @@ class NetworkServer:
         max_clients: int,
         on_refusal: Callable[[ErrorCode], None],
         before_answer: Callable[[], None],
+        tls: ServerTls | None = None,
     ) -> None:
-        """Bind to host:port, without accepting calls yet; port 0 takes a free one. `before_answer` returns when what was decided is on disk.
+        """Bind to host:port, without accepting calls yet; port 0 takes a free one. Without `tls` everything travels in clear.
+
+        `before_answer` returns when what was decided is on disk.
 
         Raises:
             ConfigurationError: the address cannot be bound.
@@ -48,18 +55,17 @@ class NetworkServer:
         """
         threads = THREADS_PER_CLIENT * max_clients + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
-        self._server = grpc.server(
-            self._pool,
-            interceptors=[ErrorInterceptor(on_refusal, before_answer)],
-            options=server_options(),
-            maximum_concurrent_rpcs=threads,
-        )
+        errors = ErrorInterceptor(on_refusal, before_answer)
+        interceptors: list[grpc.ServerInterceptor] = [errors, *([tls.guard] if tls is not None else ())]
+        self._server = grpc.server(self._pool, interceptors=interceptors, options=server_options(), maximum_concurrent_rpcs=threads)
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         address = join_host_port(host, port)
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = (
+                self._server.add_secure_port(address, tls.credentials) if tls is not None else self._server.add_insecure_port(address)
+            )
         except RuntimeError as exc:
             raise ConfigurationError(f"cannot listen on {address}: free the port or choose another --listen") from exc
         self.num_threads = threads

@@ -29,6 +29,7 @@ from heron_server.metrics import ServerMetrics
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.intake import Intake, UpdateTicket, UploadTicket
 from heron_server.rounds.reception import Reception
+from heron_server.service.identity import certified_name
 from heron_server.service.streams import receive_header, receive_payload
 from heron_server.storage.spool import SpoolEntry
 
@@ -49,18 +50,20 @@ class Servicer(SplitTrainingServicer):
                 ErrorCode.PROTOCOL_VERSION,
                 f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
             )
+        speaker, version = certified_name(context), request.capabilities.client_version
         membership = (
-            self._reception.visit()
+            self._reception.visit(speaker)
             if request.only_checks
-            else self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
+            else self._reception.join(request.client_name, request.identity_key, request.num_examples, version, speaker)
         )
         response = membership_to_proto(membership)
-        self._count_control(self._reception.client(membership.session), request, response)
+        self._count_control(self._reception.client(membership.session, speaker), request, response)
         crash_point(CrashPoint.JOIN_ANSWERED)
         return response
 
     def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
-        record = self._reception.client(request.session)
+        speaker = certified_name(context)
+        record = self._reception.client(request.session, speaker)
         data = memoryview(self._reception.blob(record, request.sha256))
         kind = self._reception.blob_kind(request.sha256)
         if request.offset_bytes > len(data):
@@ -69,12 +72,12 @@ class Servicer(SplitTrainingServicer):
         for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):
             piece = bytes(data[start : start + MAX_CHUNK_BYTES])
             # As with uploads: a device behind a slow link fetches for minutes and must not look like a departed one.
-            self._reception.client(request.session)
+            self._reception.client(request.session, speaker)
             self._count(record, "down", kind, len(piece))
             yield pb.FetchBlobResponse(data=piece)
 
     def NextAssignment(self, request: pb.NextAssignmentRequest, context: Any) -> pb.NextAssignmentResponse:  # noqa: N802
-        record = self._reception.client(request.session)
+        record = self._reception.client(request.session, certified_name(context))
         crash_point(CrashPoint.ASSIGNMENT_ASKED)
         training = round_from_proto(request.training) if request.HasField("training") else None
         step = self._reception.next_step(record, training)
@@ -84,7 +87,7 @@ class Servicer(SplitTrainingServicer):
 
     def TrainBatch(self, messages: Iterator[pb.TrainBatchRequest], context: Any) -> Iterator[pb.TrainBatchResponse]:  # noqa: N802
         header: pb.UploadHeader = receive_header(messages)
-        record = self._reception.client(header.session)
+        record = self._reception.client(header.session, certified_name(context))
         key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
@@ -113,7 +116,7 @@ class Servicer(SplitTrainingServicer):
 
     def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
         header: pb.UpdateHeader = receive_header(messages)
-        record = self._reception.client(header.session)
+        record = self._reception.client(header.session, certified_name(context))
         encoding = encoding_from_proto(header.encoding)
         reference = round_from_proto(header.round)
         specs = tensor_specs_from_proto(header.tensors)
@@ -132,7 +135,7 @@ class Servicer(SplitTrainingServicer):
         return response
 
     def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
-        record = self._reception.client(request.session)
+        record = self._reception.client(request.session, certified_name(context))
         self._count(record, "up", "control", request.ByteSize())
         crash_point(CrashPoint.LEAVE_RECEIVED)
         self._reception.leave(record, request.reason, request.peak_memory_bytes)
@@ -150,7 +153,7 @@ class Servicer(SplitTrainingServicer):
     def _on_chunk(self, ticket: UploadTicket | UpdateTicket, session: str, kind: str | None = None) -> Callable[[str, int], None]:
         def note(tensor: str, size: int) -> None:
             # Every chunk is a sign of life: a slow uplink must not look like a departed client.
-            self._reception.client(session)
+            self._reception.client(session, ticket.client.speaker)
             crash_point(CrashPoint.UPLOAD_CHUNK)
             self._count(ticket.client, "up", kind or tensor, size)
             self._intake.check_open(ticket)
