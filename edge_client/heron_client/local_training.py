@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_client.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
-from heron_client.parameters import LocalParameters
+from heron_client.parameters import LocalParameters, SentFront
 from heron_client.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
 from heron_client.round_meter import RoundMeter
 from heron_client.runtime import Program
@@ -86,6 +86,7 @@ class LocalRound:
         plan = assignment.plan
         self._context, self._plan, self._assignment = context, plan, assignment
         self._sender = sender
+        self._sent = SentFront(context.parameters)
         self._on_step = on_step
         self._order = SampleOrder(context.run_seed, context.client_id, assignment.round, context.num_examples, plan.batch_size)
         self._layout = context.parameters.trained_layout(plan.trains_head)
@@ -135,8 +136,12 @@ class LocalRound:
     def _base_pass(self, local_step: int, batch: Batch) -> SendOutcome | None:
         """Run the unperturbed weights where the plan needs them: for the upload, or as one side of the difference, or for the gradient."""
         if self._plan.sends_at(local_step):
-            front = self._context.parameters.front.copy()
-            return self._sender.send(self._request(local_step), lambda upload: self._stream(upload, local_step, front, batch))
+            # The upload before may have to be computed again, from its own front.
+            self._sender.settle()
+            self._sent.begin()
+            return self._sender.send(self._request(local_step), lambda upload: self._stream(upload, local_step, batch))
+        if not self._sender.answered:
+            self._sent.before_passes()
         exact = self._plan.estimator is Estimator.FIRST_ORDER
         forward = self._plan.perturbs and self._plan.difference is FiniteDifference.FORWARD
         if not exact and not forward:
@@ -174,11 +179,10 @@ class LocalRound:
         specs = upload_specs(plan, model)
         return UploadRequest(self._assignment.round, purpose, local_step, plan.num_probes, specs, cut_gradient_specs(plan, model))
 
-    def _stream(self, upload: Upload, local_step: int, front: Float32Array, batch: Batch) -> Float32Array:
-        """Compute and write one upload from a snapshot of the step's front; the same call makes the same bytes again for a retry."""
+    def _stream(self, upload: Upload, local_step: int, batch: Batch) -> Float32Array:
+        """Compute and write one upload from the front that its step found; the same call makes the same bytes again for a retry."""
         context = self._context
-        context.parameters.show_base()
-        context.parameters.show_front(front)
+        self._sent.show()
         noise = derive_seed(context.run_seed, context.client_id, self._assignment.round, "quantise", local_step)
         stream = UploadStream(upload, noise)
         gradient = None if upload.repeats else self._cleared_gradient()
@@ -188,8 +192,9 @@ class LocalRound:
             self._move_statistics(program)
         if self._plan.num_probes:
             directions = self._directions(local_step)
+            # Whoever sends probes waits for their answer before theta moves.
             for first, sign in self._perturbations():
-                self._passes.perturbed(program, batch, directions, first, sign, front, stream)
+                self._passes.perturbed(program, batch, directions, first, sign, context.parameters.front, stream)
         upload.write(LABELS, raw_bytes(batch.y))
         if context.model.context:
             upload.write(MASK, raw_bytes((batch.x >= 0).astype(np.uint8)))
@@ -233,6 +238,7 @@ class LocalRound:
         if not (largest <= EXPLODED and reach <= LONGEST_STEP):
             self.meter.diverged = True
         if self._exact is not None and not self.meter.diverged:
+            self._sent.before_move()
             self._exact.step(self._trained, self._gradient)
 
     def _step_by_differences(self, local_step: int, batch: Batch, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
@@ -255,6 +261,7 @@ class LocalRound:
             self.meter.diverged = True
         self.meter.add_differences(guarded)
         if self._inexact is not None and not self.meter.diverged:
+            self._sent.before_move()
             self._coefficients.append(self._inexact.step(self._trained, guarded, directions, self._scales))
 
     def _judged(self, outcome: SendOutcome | None) -> tuple[Float32Array | None, list[Float32Array]]:

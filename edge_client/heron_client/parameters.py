@@ -50,5 +50,41 @@ class LocalParameters:
         np.copyto(self.working, self.theta)
 
     def show_front(self, front: Float32Array) -> None:
-        """Let programs see another front, such as a snapshot of an earlier step."""
+        """Let programs see another front, such as that of an earlier step."""
         np.copyto(self.working[: self._num_front], front)
+
+
+class SentFront:
+    """The front that the upload under way was computed from, for a retry that computes it again, at the least memory that this takes.
+
+    It is theta until a step moves that; from then on it rests in the working buffer, which nothing needs before the next pass; and where passes go on
+    beside the same upload it is copied. The optimiser says when it moves theta, whoever runs passes says so before.
+    """
+
+    def __init__(self, parameters: LocalParameters) -> None:
+        self._parameters = parameters
+        self._in_working = False
+        self._copy: Float32Array | None = None
+
+    def begin(self) -> None:
+        """An upload of theta as it is begins; no other is under way."""
+        self._in_working, self._copy = False, None
+
+    def before_move(self) -> None:
+        """Theta is about to move."""
+        if self._copy is None and not self._in_working:
+            self._parameters.show_base()
+            self._in_working = True
+
+    def before_passes(self) -> None:
+        """Passes of another step are about to write to the working buffer."""
+        if self._in_working:
+            self._copy = self._parameters.working[: self._parameters.front.size].copy()
+            self._in_working = False
+
+    def show(self) -> None:
+        """Let programs see it."""
+        if not self._in_working:
+            self._parameters.show_base()
+        if self._copy is not None:
+            self._parameters.show_front(self._copy)

@@ -53,8 +53,9 @@ class Program:
         specification: DataSpecification,
         threads: int,
         base: MappedBase | None = None,
+        arena: bool = True,
     ) -> None:
-        """Load the program after checking its digest, its inputs and its outputs.
+        """Load the program after checking its digest, its inputs and its outputs. With an `arena` it keeps the memory of its temporaries between runs.
 
         Raises:
             ProgramError: wrong digest or size, not loadable, or its inputs are not the model's.
@@ -63,7 +64,7 @@ class Program:
         self.kind = reference.kind
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
-        self._session = _load(data, threads)
+        self._session = _load(data, threads, arena)
         rows, cut = reference.micro_batch, model.cut.shape
         self._x: npt.NDArray[Any] = np.zeros((rows, *specification.input_shape), np.int64 if specification.tokens else np.float32)
         self._y: npt.NDArray[Any] = np.zeros((rows, *model.labels.shape), NUMPY_DTYPES[model.labels.dtype])
@@ -168,12 +169,14 @@ def _check_digest(reference: ProgramReference, data: bytes) -> None:
         raise ProgramError(f"the {reference.kind.value} program is not the one that its digest names: it is refused")
 
 
-def _load(data: bytes, threads: int) -> Any:
+def _load(data: bytes, threads: int, arena: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Arena and memory pattern trade resident memory for allocation speed; a device wants the memory.
-    options.enable_cpu_mem_arena = False
+    # Reuse keeps a buffer for the next output of its size until the last of them, so that a transformer's block holds one of every size at once, three times
+    # what lives. Without reuse buffers come and go all the time; the arena keeps them close together, the C heap would not.
+    options.enable_mem_reuse = not arena
+    options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,4 +1,4 @@
-"""Exactly one answer for every upload: settle the one before, stream this one, and recompute it from its snapshot when the network fails."""
+"""Exactly one answer for every upload: settle the one before, stream this one, and recompute it when the network fails."""
 
 from __future__ import annotations
 
@@ -90,6 +90,11 @@ class StepSender:
                 self._pending = None
                 self._on_answer(answer)
                 return answer
+
+    @property
+    def answered(self) -> bool:
+        """Whether nothing that was sent can have to be computed again."""
+        return self._pending is None or self._pending.upload.answered
 
     def check(self) -> None:
         """Raise Interrupted or RoundStopped if it is time to."""

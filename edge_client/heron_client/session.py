@@ -108,7 +108,7 @@ class Session:
         self._training: Assignment | None = None
         self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
-        self._supplies = Supplies(self._fetch, self._fetch_file, state, clock, self._give_memory_back)
+        self._supplies = Supplies(self._fetch, self._fetch_into, self._fetch_file, state, clock, self._give_memory_back)
         self._heartbeat_seconds = 10.0
         self._reader: SampleReader | None = None
         self._warned_of_truncation = False
@@ -174,7 +174,8 @@ class Session:
         specification = membership.data_specification
         self._reader = check_source(self._source, specification, self._supplies.tokenizer(specification))
         self._state_directory.remember_run(membership.run_id)
-        context = self._supplies.context(settings.client_name, membership, self._reader, settings.threads)
+        # Where hundreds of clients share a process, one computes at a time and the others would only hold their arenas.
+        context = self._supplies.context(settings.client_name, membership, self._reader, settings.threads, arenas=settings.owns_process)
         self._enter(SessionState.JOINED)
         log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": self._reader.num_examples})
         self._heartbeat_seconds = membership.heartbeat_seconds
@@ -319,6 +320,9 @@ class Session:
 
     def _fetch(self, blob: BlobReference, kind: str, what: str) -> bytes:
         return self._retry(lambda: self._transport.fetch(blob, kind), f"fetch {what}")
+
+    def _fetch_into(self, blob: BlobReference, kind: str, what: str, target: memoryview) -> None:
+        self._retry(lambda: self._transport.fetch_into(blob, kind, target), f"fetch {what}")
 
     def _fetch_file(self, blob: BlobReference, kind: str, what: str, path: Path) -> None:
         self._retry(lambda: self._transport.fetch_file(blob, kind, path), f"fetch {what}")

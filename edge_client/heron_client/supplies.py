@@ -21,12 +21,15 @@ from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import DataError, ProgramError
-from heron_common.tensors import Int64Array
+from heron_common.tensors import Int64Array, raw_bytes
 
 log = logging.getLogger(__name__)
 
 Fetch = Callable[[BlobReference, str, str], bytes]
 """(blob, its kind for the byte count, its name for the log) -> bytes that match the digest; tries as long as patience lasts."""
+
+FetchInto = Callable[[BlobReference, str, str, memoryview], None]
+"""The same into memory of the blob's size."""
 
 FetchFile = Callable[[BlobReference, str, str, Path], None]
 """The same into a file, which appears when it is whole; what came before an interruption is not fetched again."""
@@ -35,15 +38,24 @@ FetchFile = Callable[[BlobReference, str, str, Path], None]
 class Supplies:
     """Turns a membership into a context that can train, and an assignment into weights in its buffers."""
 
-    def __init__(self, fetch: Fetch, fetch_file: FetchFile, state: ClientState, clock: Clock, give_memory_back: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        fetch_into: FetchInto,
+        fetch_file: FetchFile,
+        state: ClientState,
+        clock: Clock,
+        give_memory_back: Callable[[], None],
+    ) -> None:
         self._fetch = fetch
+        self._fetch_into = fetch_into
         self._fetch_file = fetch_file
         self._state = state
         self._clock = clock
         self._give_memory_back = give_memory_back
 
-    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int) -> LocalContext:
-        """Load every program of the run over fresh buffers.
+    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
+        """Load every program of the run over fresh buffers; with `arenas` each keeps the memory of its temporaries.
 
         Raises:
             ProgramError: a program is not what its reference says, or cannot be loaded on this device.
@@ -51,7 +63,7 @@ class Supplies:
         """
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        programs = {p.kind: self._program(membership, parameters, base, p, threads) for p in membership.programs}
+        programs = {p.kind: self._program(membership, parameters, base, p, threads, arenas) for p in membership.programs}
         split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
         held_out = HeldOutSamples(_reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches)
         return LocalContext(
@@ -104,7 +116,7 @@ class Supplies:
                 raise ProgramError(
                     f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server"
                 )
-            np.copyto(target, np.frombuffer(self._fetch(blob, "weights", what), "<f4"))
+            self._fetch_into(blob, "weights", what, raw_bytes(target))
 
     def _base_file(self, membership: Membership) -> Path | None:
         if membership.base is None:
@@ -121,7 +133,7 @@ class Supplies:
         return path
 
     def _program(
-        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int
+        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int, arena: bool
     ) -> Program:
         check_reference(reference)
         data = self._state.cached_program(reference.blob)
@@ -130,7 +142,7 @@ class Supplies:
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base)
+        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, arena)
         self._give_memory_back()
         return program
 

@@ -28,7 +28,7 @@ from heron_common.assignment import (
     UploadLoss,
     UploadPurpose,
 )
-from heron_common.chunks import StreamAccount, split_rows
+from heron_common.chunks import StreamAccount, split_rows, usual_chunk_bytes
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, StorageError, TransportError
@@ -128,17 +128,24 @@ class Transport:
             ProgramError: the bytes are not the ones that the digest names.
 
         """
-        data = bytearray()
+        data = bytearray(blob.size_bytes)
+        self.fetch_into(blob, kind, memoryview(data))
+        return bytes(data)
+
+    def fetch_into(self, blob: BlobReference, kind: str, target: memoryview) -> None:
+        """The same into memory of the blob's size, without a copy beside it; what stands there after an error is neither the blob nor what was there."""
+        digest, filled = hashlib.sha256(), 0
         request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256)
         with self._mapped():
             for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
-                data += part.data
                 self._count("down", kind, len(part.data))
-                if len(data) > blob.size_bytes:
-                    raise ProgramError(f"blob {blob.sha256[:12]} was announced with {blob.size_bytes} bytes, but more came: it is refused")
-        if hashlib.sha256(data).hexdigest() != blob.sha256:
+                if filled + len(part.data) > len(target):
+                    raise ProgramError(f"blob {blob.sha256[:12]} was announced with {len(target)} bytes, but more came: it is refused")
+                target[filled : filled + len(part.data)] = part.data
+                digest.update(part.data)
+                filled += len(part.data)
+        if filled != len(target) or digest.hexdigest() != blob.sha256:
             raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
-        return bytes(data)
 
     def fetch_file(self, blob: BlobReference, kind: str, path: Path) -> None:
         """Fetch a blob into a file, which appears when size and digest are right. A repeated call goes on where the one before was interrupted.
@@ -230,7 +237,7 @@ class Transport:
         chunks = (
             (index, bytes(piece))
             for index, (spec, array) in enumerate(zip(specs, submission.arrays, strict=True))
-            for piece in split_rows(raw_bytes(np.ascontiguousarray(array)), spec.row_bytes)
+            for piece in split_rows(raw_bytes(np.ascontiguousarray(array)), spec.row_bytes, usual_chunk_bytes(spec.row_bytes))
         )
         messages = self._stream(
             pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs), lambda: None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from heron_common.assignment import UploadAnswer, UploadPurpose
-from heron_common.chunks import MAX_CHUNK_BYTES, split_rows
+from heron_common.chunks import MAX_CHUNK_BYTES, split_rows, usual_chunk_bytes
 from heron_common.clock import Clock
 from heron_common.errors import HeronError, TransportError
 from heron_common.ids import RoundReference
@@ -16,9 +16,6 @@ from heron_common.tensors import TensorSpec, total_bytes
 
 DEFAULT_WINDOW_BYTES = 4 << 20
 """Enough to hide a round trip, little beside the client's fixed memory."""
-
-USUAL_CHUNK_BYTES = 256 << 10
-"""A chunk is copied five times on its way through protobuf and gRPC, and so small it stays in a core's cache and in the heap meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,11 @@ class Upload:
             raise TransportError("the upload ended without an answer")
         return self._answer
 
+    @property
+    def answered(self) -> bool:
+        """Whether the server has accepted it."""
+        return self._answer is not None
+
     def abort(self) -> None:
         """Give the upload up; returns at once, safe to repeat."""
         with self._condition:
@@ -187,7 +189,7 @@ class Upload:
 def _chunk_bytes(tensors: tuple[TensorSpec, ...]) -> int:
     """Return the size of chunks: the usual one, or a row if that is larger and fits, and never more than the upload has."""
     fitting = [spec.row_bytes for spec in tensors if spec.row_bytes <= MAX_CHUNK_BYTES]
-    return min(max(USUAL_CHUNK_BYTES, *fitting), total_bytes(tensors)) if fitting else MAX_CHUNK_BYTES
+    return min(usual_chunk_bytes(max(fitting)), total_bytes(tensors)) if fitting else MAX_CHUNK_BYTES
 
 
 class Uploader:

@@ -205,7 +205,11 @@ def test_statistics_that_are_not_finite_are_not_taken_over_and_end_the_training_
 def test_every_attempt_starts_from_the_statistics_that_its_assignment_names(tmp_path: Any) -> None:
     wanted = np.arange(12, dtype=np.float32)
     blobs = {"s": wanted.tobytes()}
-    supplies = Supplies(lambda blob, kind, what: blobs[blob.sha256], lambda *_: None, tmp_path, ManualClock(), lambda: None)
+
+    def fetch_into(blob: BlobReference, _kind: str, _what: str, target: memoryview) -> None:
+        target[:] = blobs[blob.sha256]
+
+    supplies = Supplies(lambda *_: b"", fetch_into, lambda *_: None, tmp_path, ManualClock(), lambda: None)
     parameters = LocalParameters(tiny().model.to_spec())
     parameters.statistics[:] = 7
     front = BlobReference("w", 4 * parameters.front.size)

@@ -11,9 +11,9 @@ import pytest
 
 from heron_client.patience import Patience
 from heron_client.sending import RoundStopped, StepSender
-from heron_client.uploader import USUAL_CHUNK_BYTES, Chunk, StreamEnded, Upload, Uploader, UploadRequest
+from heron_client.uploader import Chunk, StreamEnded, Upload, Uploader, UploadRequest
 from heron_common.assignment import UploadAnswer, UploadPurpose
-from heron_common.chunks import MAX_CHUNK_BYTES
+from heron_common.chunks import MAX_CHUNK_BYTES, USUAL_CHUNK_BYTES
 from heron_common.clock import MonotonicClock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError

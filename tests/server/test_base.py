@@ -133,7 +133,7 @@ def test_frozen_weights_that_were_damaged_on_the_device_are_fetched_again(tmp_pa
         fetched.append(kind)
         target.write_bytes(content)
 
-    supplies = Supplies(None, fetch_file, KeptBlobs(path), None, lambda: None)  # type: ignore[arg-type]
+    supplies = Supplies(None, None, fetch_file, KeptBlobs(path), None, lambda: None)  # type: ignore[arg-type]
     membership = Membership("run", "session", 0, next_token(6), None, (), 1.0, 1, base=blob)  # type: ignore[arg-type]
     for before, fetches in ((None, 1), (content, 1), (content[:-1] + b"?", 2), (b"", 3)):
         if before is not None:

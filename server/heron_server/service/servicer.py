@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from heron_common.assignment import EVALUATION_KIND, DataSpecification, UploadKey, UploadPurpose
-from heron_common.chunks import MAX_CHUNK_BYTES, StreamAccount
+from heron_common.chunks import USUAL_CHUNK_BYTES, StreamAccount
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
@@ -69,8 +69,8 @@ class Servicer(SplitTrainingServicer):
         if request.offset_bytes > len(data):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
         crash_point(CrashPoint.BLOB_BEGUN)
-        for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):
-            piece = bytes(data[start : start + MAX_CHUNK_BYTES])
+        for start in range(request.offset_bytes, len(data), USUAL_CHUNK_BYTES):
+            piece = bytes(data[start : start + USUAL_CHUNK_BYTES])
             # As with uploads: a device behind a slow link fetches for minutes and must not look like a departed one.
             self._reception.client(request.session, speaker)
             self._count(record, "down", kind, len(piece))
@@ -108,7 +108,7 @@ class Servicer(SplitTrainingServicer):
     def _send(self, record: ClientRecord, entry: SpoolEntry) -> Iterator[pb.TrainBatchResponse]:
         """Stream lambda from the spool: chunks of one tensor, then length and digest."""
         account = StreamAccount()
-        for piece in entry.pieces(MAX_CHUNK_BYTES):
+        for piece in entry.pieces(USUAL_CHUNK_BYTES):
             account.add(piece)
             self._count(record, "down", "cut_gradient", len(piece))
             yield pb.TrainBatchResponse(chunk=pb.TensorChunk(tensor_index=0, data=piece))
