@@ -26,6 +26,7 @@ from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
 from heron_server.training.held_out import HeldOutScore
 from heron_server.training.open_round import OpenRound, open_round_state, open_round_tensors, restore_open_round
+from heron_server.training.round_report import report_round
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 
@@ -234,7 +235,7 @@ class TrainWorker:
         self.rounds.append(record)
         self._stepper.server_losses.clear()
         self._held_out.forget()
-        self._report(job, record)
+        report_round(parts.metrics, job, record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
 
@@ -279,44 +280,3 @@ class TrainWorker:
             self._parts.checkpoints.drop_open()
         except OSError as exc:
             log.warning("the checkpoint inside the abandoned attempt could not be removed", extra={"reason": str(exc)})
-
-    def _report(self, job: CloseJob, record: RoundRecord) -> None:
-        metrics, statistics = self._parts.metrics, [update.statistics for update in job.updates]
-        metrics.rounds_completed.inc()
-        metrics.round_seconds.observe(record.seconds)
-        if record.test_accuracy is not None:
-            metrics.evaluation_accuracy.set(record.test_accuracy)
-        if record.test_loss is not None:
-            metrics.evaluation_loss.set(record.test_loss)
-        if record.test_perplexity is not None:
-            metrics.evaluation_perplexity.set(record.test_perplexity)
-        if record.federated_accuracy is not None:
-            metrics.federated_accuracy.set(record.federated_accuracy)
-        if record.federated_loss is not None:
-            metrics.federated_loss.set(record.federated_loss)
-        if record.federated_perplexity is not None:
-            metrics.federated_perplexity.set(record.federated_perplexity)
-        if record.local_loss is not None:
-            metrics.local_loss.set(record.local_loss)
-            metrics.difference_mean.set(float(np.mean([s.difference_mean for s in statistics])))
-            metrics.difference_variance.set(float(np.mean([s.difference_variance for s in statistics])))
-        metrics.differences_clipped.inc(sum(s.differences_clipped for s in statistics))
-        metrics.differences_non_finite.inc(sum(s.differences_non_finite for s in statistics))
-        figures = {
-            "test_accuracy": record.test_accuracy,
-            "test_loss": record.test_loss,
-            "test_perplexity": record.test_perplexity,
-            "server_loss": record.server_loss,
-            "federated_accuracy": record.federated_accuracy,
-            "federated_loss": record.federated_loss,
-            "federated_perplexity": record.federated_perplexity,
-        }
-        log.info(
-            "round closed",
-            extra={
-                "round_index": record.round_index,
-                "updates": record.updates,
-                **{k: v for k, v in figures.items() if v is not None},
-                "seconds": record.seconds,
-            },
-        )
