@@ -242,10 +242,9 @@ def test_activations_that_no_head_fits_ask_for_one() -> None:
     assert "head=python:MODULE:CALLABLE" in sentence and "2x2x4x4" in sentence
 
 
-def test_a_regression_is_cut_like_a_classification_and_tokens_are_sent_elsewhere() -> None:
+def test_a_regression_is_cut_like_a_classification() -> None:
     split = build("sequential", "2", dataclasses.replace(DATA, task=Task.REGRESSION))
     assert split.sample_losses(split.back(split.front(torch.zeros(3, 1, 8, 8))), torch.zeros(3, 10)).shape == (3,)
-    assert "use --model hf:" in refusal("sequential", "2", dataclasses.replace(DATA, tokens=True))
 
 
 def test_frozen_weights_stand_in_front_beside_trained_ones() -> None:

@@ -50,9 +50,7 @@ class Refusal:
 class Cutter:
     """A model's places to cut and the two sides of each."""
 
-    def __init__(
-        self, model: nn.Module, input_shape: tuple[int, ...], by_batch: bool = False, tokens: TokenInput | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], by_batch: bool = False, tokens: TokenInput | None = None) -> None:
         """Trace the model, which is in evaluation mode afterwards, and run two small batches through it to learn its shapes.
 
         `by_batch` says that devices normalise by whole batches, so that batch normalisation with moving statistics may stand in front; `tokens` how the
@@ -156,7 +154,10 @@ class Cutter:
             yield Refusal(Obstacle.EMPTY_BACK, "no weights would be left behind it for the server to train")
         shared = _shared(mine, theirs)
         if shared:
-            yield Refusal(Obstacle.SHARED, f"the weight {' and '.join(shared)} would be on both sides, and each side trains its own: untie or freeze it")
+            yield Refusal(
+                Obstacle.SHARED,
+                f"the weight {' and '.join(shared)} would be on both sides, and each side trains its own: untie or freeze it",
+            )
         narrow = [f"{name} is {str(p.dtype)[6:]}" for name, p in held.items() if p.dtype != torch.float32]
         if narrow:
             yield Refusal(Obstacle.NARROW, f"the weight {narrow[0]}, and clients compute in float32, so return the model after float()")

@@ -66,7 +66,8 @@ class Trace:
     @property
     def input(self) -> fx.Node:
         """The batch."""
-        return next(node for node in self.graph.nodes if node.op == "placeholder")
+        batch: fx.Node = next(node for node in self.graph.nodes if node.op == "placeholder")
+        return batch
 
     @property
     def mask(self) -> fx.Node | None:
