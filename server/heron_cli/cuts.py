@@ -149,6 +149,8 @@ def _footer(counted: list[CutCost], has_base: bool) -> list[str]:
         f"               {process // 10**6} MB for the process + {memory.WEIGHT_COPIES} x bytes of all trained weights of front and head",
         f"               + {copies:g} x bytes of the two largest neighbouring activations",
     ]
+    if any(cost.memory.beyond_bytes for cost in counted):
+        lines.append(f"               + {memory.BEYOND_COPIES} x bytes by which an operation such as attention exceeds the mean of these")
     if has_base:
         lines.append("               + the mapped file")
     if any(cost.memory.widened_bytes for cost in counted):

@@ -47,6 +47,7 @@ class SplitModel:
         batch_statistics: whether batch normalisations of front and head that are not frozen normalise by the whole batch on devices. Here the front
             stays in evaluation mode all the same: only clients train it, and evaluation takes the running statistics that they come to.
         token_input: how a user's own module takes tokens; None for all others.
+        code_digest: of what a user's own module computes, but for its weights: its operations, settings and constants; empty for all others.
 
     What requires a gradient is trained, the rest is frozen. Without `batch_statistics` no part on devices normalises across samples, so micro-batches
     and direction groups change nothing but rounding.
@@ -68,6 +69,7 @@ class SplitModel:
     base_error: float = 0.0
     batch_statistics: bool = False
     token_input: TokenInput | None = None
+    code_digest: str = ""
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""

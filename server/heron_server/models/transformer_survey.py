@@ -62,5 +62,6 @@ def _give_up_values(model: nn.Module) -> None:
         return made[id(value)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in held:
             tensors.update({name: remade(value) for name, value in tensors.items() if value is not None})

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,11 +91,24 @@ class UserModel:
         assert cut is not None
         model = self.client_side(cut, self.cutter.back(cut))
         self._check_equality(model, cut)
-        model = dataclasses.replace(model, name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}")
+        model = dataclasses.replace(
+            model,
+            name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}",
+            code_digest=self._code_digest(model),
+        )
         off = [name for name, layer in model.front.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
         if off:
             log.info("dropout in the front is off, devices draw nothing", extra={"layers": ",".join(off)})
         return model
+
+    def _code_digest(self, model: SplitModel) -> str:
+        """Return a digest of what front and back compute; comments do not count, but where a submodule stays whole the file's text does."""
+        digest = _fingerprint(model.front, model.back)
+        if not self.cutter.kept_whole:
+            return digest
+        source = inspect.getsourcefile(type(self.whole))
+        text = Path(source).read_bytes() if source is not None and Path(source).is_file() else b""
+        return hashlib.sha256(digest.encode() + text).hexdigest()
 
     def client_side(self, cut: str, back: nn.Module) -> SplitModel:
         """Return front and head of a place where a cut works, with any back."""
