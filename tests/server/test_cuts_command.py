@@ -95,7 +95,7 @@ def test_more_weights_and_larger_activations_need_more_memory() -> None:
 
 
 def test_every_number_of_blocks_of_a_transformer_is_counted_as_the_run_would_have_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_configuration("gpt2", tmp_path)
     data, options = parse_specification("text:8:next-token"), {"head_blocks": "1", "rank": "2", "base": "int8"}
@@ -109,7 +109,8 @@ def test_every_number_of_blocks_of_a_transformer_is_counted_as_the_run_would_hav
         assert cost.head_weights == sum(tensor.num_elements for tensor in spec.auxiliary_head)
         reference = write_base(model.frozen, tmp_path / "blobs")
         assert cost.memory.base_bytes == reference.size_bytes > cost.frozen_bytes > 0
-    text = "\n".join(lines(capsys, f"hf:{folder}", "head_blocks=2", "text:8:next-token"))
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(lines(capsys, f"hf:{folder.name}", "head_blocks=2", "text:8:next-token"))
     assert "2 places to cut" in text and "1  fewer blocks behind than head_blocks asks for, e.g. 2" in text and "mapped" in text
 
 
