@@ -161,7 +161,7 @@ def _footer(counted: list[CutCost], has_base: bool) -> list[str]:
 
 _BASE_LINES = (
     "front weights  those that are trained; where there are none, only preset frozen runs",
-    "frozen front   the front's frozen weights as devices store them (a transformer's by the option base)",
+    "frozen front   the front's frozen weights as devices store them (transformers: option base)",
     "mapped         the whole file of frozen weights that a device fetches once, the head's included",
 )
 
