@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,7 @@ from heron_common.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from heron_server.models.survey import Survey
-
-BASE_BYTES = 67_000_000
-"""Peak resident memory of a client process that trains next to nothing: Python, numpy, ONNX Runtime, gRPC and their imports."""
-
-WEIGHT_COPIES = 4.5
-"""A step holds the weights and their perturbation, 2 copies; a round's weights come in and go out as bytes beside them. Fitted, with BASE_BYTES and
-ACTIVATION_COPIES, to clients of `heron` with 0.08 to 2.9 million weights at micro-batch 1, which peaked at 70, 78, 78, 85 and 124 MB: within 4 MB of each."""
-
-ACTIVATION_COPIES = 2
-"""ONNX Runtime holds the two largest neighbouring activations of one sample, and scratch space of about as much for convolutions."""
+    from heron_server.programs.client_memory import ClientMemory
 
 NAME_WIDTH = 32
 
@@ -33,10 +25,11 @@ class CutCost:
 
     Attributes:
         activations: shape of one sample's activations at the cut.
-        front_weights, head_weights: numbers that the client holds.
+        front_weights, head_weights: numbers that the client trains.
+        frozen_bytes: frozen weights of the front as they are stored.
         forward_flops: of one sample through the front, a multiply-add as two.
-        activation_bytes: the two largest neighbouring activations of one sample in front and head.
-        by_batch: the model normalises by whole batches, so that a client holds those of every sample of a batch.
+        memory: what a client holds.
+        by_batch: the model normalises by whole batches, so that a client holds the activations of every sample of a batch.
 
     """
 
@@ -44,34 +37,35 @@ class CutCost:
     activations: tuple[int, ...]
     front_weights: int
     head_weights: int
+    frozen_bytes: int
     forward_flops: int
-    activation_bytes: int
+    memory: ClientMemory
     by_batch: bool = False
 
     @property
     def wire_bytes(self) -> int:
         """Bytes of one sample's activations as float32."""
-        bytes_ = 4
-        for size in self.activations:
-            bytes_ *= size
-        return bytes_
+        return 4 * math.prod(self.activations)
 
     @property
     def peak_bytes(self) -> int:
-        """An estimate of a zeroth-order client's peak memory with micro-batches of one sample: base process + weights + activations, see the constants.
-
-        Left out: data that the client keeps in memory, and kernels that keep more of a library's pages (the same client took 20 MB more on one machine).
-        """
-        weights = 4 * (self.front_weights + self.head_weights)
-        return BASE_BYTES + int(WEIGHT_COPIES * weights) + ACTIVATION_COPIES * self.activation_bytes
+        """An estimate of a zeroth-order client's peak memory with micro-batches of one sample, see `ClientMemory`."""
+        return self.memory.peak_bytes
 
 
 def add_parser(verbs: Any) -> None:
     """Declare the verb."""
     parser = verbs.add_parser("cuts", help="list the places where a model can be cut, with what each costs a client and the wire")
-    parser.add_argument("--model", default="resnet", metavar="TEXT", help="resnet, or python:MODULE:CALLABLE (default: resnet)")
+    parser.add_argument(
+        "--model", default="resnet", metavar="TEXT", help="resnet, python:MODULE:CALLABLE or hf:FOLDER_OR_NAME (default: resnet)"
+    )
     parser.add_argument("--model-options", default="", metavar="TEXT", help="options of the model, like 'depth=50 stem=imagenet'")
-    parser.add_argument("--data-spec", required=True, metavar="TEXT", help="what data look like, as heron-server takes it, like 3x32x32:10")
+    parser.add_argument(
+        "--data-spec",
+        required=True,
+        metavar="TEXT",
+        help="what data look like, as heron-server takes it, like 3x32x32:10 or text:128:next-token",
+    )
     parser.set_defaults(run=run_cuts)
 
 
@@ -97,6 +91,7 @@ def costs(found: Survey) -> list[CutCost]:
     from torch._subclasses import FakeTensorMode
 
     from heron_common.tensors import num_parameters
+    from heron_server.programs.client_memory import client_memory, frozen_front_bytes
     from heron_server.programs.cost import client_cost
 
     rows = []
@@ -104,12 +99,10 @@ def costs(found: Survey) -> list[CutCost]:
         for place in found.places:
             model = found.client_side(place)
             spec = model.to_spec()
-            front, both = client_cost(model, with_head=False), client_cost(model, with_head=True)
-            head_weights = num_parameters(spec.auxiliary_head)
-            by_batch = bool(spec.statistics)
-            rows.append(
-                CutCost(place, spec.cut.shape, front.num_parameters, head_weights, front.forward_flops, both.activation_bytes, by_batch)
-            )
+            front = client_cost(model, with_head=False)
+            head_weights, frozen = num_parameters(spec.auxiliary_head), frozen_front_bytes(model)
+            memory, by_batch = client_memory(model), bool(spec.statistics)
+            rows.append(CutCost(place, spec.cut.shape, front.num_parameters, head_weights, frozen, front.forward_flops, memory, by_batch))
     return rows
 
 
@@ -118,10 +111,18 @@ def report(model: str, data: str, found: Survey) -> list[str]:
     refused = sum(reason.count for reason in found.refused)
     lines = [f"{model} on {data}: {len(found.places)} place{'' if len(found.places) == 1 else 's'} to cut"]
     if found.places:
-        rows: list[tuple[str, ...]] = [("--cut", "activations", "bytes/sample", "front weights", "FLOPs/sample", "client peak")]
         counted = costs(found)
-        rows += [_row(cost) for cost in counted]
-        lines += ["", *_aligned(rows), "", *_FOOTER, *(_BY_BATCH if any(cost.by_batch for cost in counted) else ())]
+        has_base = any(cost.memory.base_bytes for cost in counted)
+        titles = (
+            "--cut",
+            "activations",
+            "bytes/sample",
+            "front weights",
+            *(_BASE_TITLES if has_base else ()),
+            "FLOPs/sample",
+            "client peak",
+        )
+        lines += ["", *_aligned([titles, *(_row(cost, has_base) for cost in counted)]), "", *_footer(counted, has_base)]
     if found.refused:
         lines += ["", f"Not at {refused} other submodules:"]
         width = max(len(str(reason.count)) for reason in found.refused)
@@ -131,25 +132,55 @@ def report(model: str, data: str, found: Survey) -> list[str]:
     return lines
 
 
-_FOOTER = (
-    "bytes/sample   activations that an upload carries, as float32; int8 takes a quarter",
-    "FLOPs/sample   one forward pass through the front; a zeroth-order step takes two or more",
-    "client peak    estimate for a zeroth-order client with micro-batches of 1, within about 10 %:",
-    f"               {BASE_BYTES // 10**6} MB for the process + {WEIGHT_COPIES} x bytes of all weights of front and head",
-    f"               + {ACTIVATION_COPIES} x bytes of the two largest neighbouring activations",
-)
+_BASE_TITLES = ("frozen front", "mapped")
 
+
+def _footer(counted: list[CutCost], has_base: bool) -> list[str]:
+    from heron_server.programs import client_memory as memory
+
+    tokens = counted[0].memory.tokens
+    process = memory.PROCESS_BYTES + (memory.TOKENS_BYTES if tokens else 0)
+    copies = memory.TOKENS_ACTIVATION_COPIES if tokens else memory.ACTIVATION_COPIES
+    lines = [
+        "bytes/sample   activations that an upload carries, as float32; int8 takes a quarter",
+        *(_BASE_LINES if has_base else ()),
+        "FLOPs/sample   one forward pass through the front; a zeroth-order step takes two or more",
+        f"client peak    estimate for a zeroth-order client with micro-batches of 1, within about {15 if has_base else 10} %:",
+        f"               {process // 10**6} MB for the process + {memory.WEIGHT_COPIES} x bytes of all trained weights of front and head",
+        f"               + {copies:g} x bytes of the two largest neighbouring activations",
+    ]
+    if any(cost.memory.beyond_bytes for cost in counted):
+        lines.append(f"               + {memory.BEYOND_COPIES} x bytes by which an operation such as attention exceeds the mean of these")
+    if has_base:
+        lines.append("               + the mapped file")
+    if any(cost.memory.widened_bytes for cost in counted):
+        widened = f"{memory.WIDENED_BYTES // 10**6} MB + {memory.WIDENED_COPIES} x bytes of the largest of its matrices as float32"
+        lines.append(f"               + {widened}")
+    return [*lines, *(_BY_BATCH if any(cost.by_batch for cost in counted) else ())]
+
+
+_BASE_LINES = (
+    "front weights  those that are trained; where there are none, only preset frozen runs",
+    "frozen front   the front's frozen weights as devices store them (transformers: option base)",
+    "mapped         the whole file of frozen weights that a device fetches once, the head's included",
+)
 
 _BY_BATCH = (
     "               normalised by whole batches, all samples of a batch are held at once:",
-    "               the last term times the batch size",
+    "               the term of activations times the batch size",
 )
 
 
-def _row(cost: CutCost) -> tuple[str, ...]:
+def _row(cost: CutCost, has_base: bool) -> tuple[str, ...]:
     name = cost.place if len(cost.place) <= NAME_WIDTH else "..." + cost.place[3 - NAME_WIDTH :]
     shape = "x".join(map(str, cost.activations))
-    return name, shape, f"{cost.wire_bytes:,}", f"{cost.front_weights:,}", _short(cost.forward_flops), f"{cost.peak_bytes / 1e6:,.0f} MB"
+    base = (_megabytes(cost.frozen_bytes), _megabytes(cost.memory.base_bytes)) if has_base else ()
+    flops, peak = _short(cost.forward_flops), f"{cost.peak_bytes / 1e6:,.0f} MB"
+    return name, shape, f"{cost.wire_bytes:,}", f"{cost.front_weights:,}", *base, flops, peak
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def _short(count: int) -> str:

@@ -124,6 +124,7 @@ def assemble_run(
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
     published = publish_run(config)
+    identity = _with_code(identity, published.model.code_digest, config.run.resume)
     algorithm, data = published.algorithm, published.data
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
@@ -163,6 +164,14 @@ def assemble_run(
     return Assembly(
         coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity, ledger, left.inside
     )
+
+
+def _with_code(identity: RunIdentity, model_code: str, resumes: bool) -> RunIdentity:
+    """Return the identity with the code that the run began with; a resumed run whose code is another one says so and goes on."""
+    difference = identity.code_difference(model_code)
+    if difference:
+        log.warning(difference)
+    return identity if resumes and identity.model_code else dataclasses.replace(identity, model_code="" if resumes else model_code)
 
 
 def _run_parts(

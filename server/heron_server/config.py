@@ -179,7 +179,9 @@ class TrainerSection(Section):
     """How the server steps its part of the model."""
 
     server_optimiser: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimiser of back and head: sgd, adam or adamw")
-    server_learning_rate: float = Field(2e-3, gt=0, description="eta_s; 2e-3 suits Adam on small backs")
+    server_learning_rate: float = Field(
+        2e-3, gt=0, description="eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself"
+    )
     server_weight_decay: float = Field(0.0, ge=0, description="weight decay of the server's optimiser")
     server_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")

@@ -14,6 +14,7 @@ from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_server.training.trained_model import load_trained
 from tests.harness.tokenizers import word_tokenizer
+from tests.server.token_models import SOURCE as TOKENS_SOURCE
 from tests.server.user_models import SOURCE
 
 WORDS = " ".join(f"w{number}" for number in range(1, 20))
@@ -34,6 +35,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "resnet": {"data": "digits", "model": "resnet", "model_options": "width=4 groups=2 blocks=1,1"},
     "user": {"data": "digits", "model": "python:zoo_of_exports:resnet", "cut": "layer1"},
     "gpt2": {"data": "text:{folder}/running.txt", "data_spec": "text:8:next-token", "model": "hf:{folder}/gpt2"},
+    "language": {
+        "data": "text:{folder}/running.txt",
+        "data_spec": "text:8:next-token",
+        "model": "python:zoo_of_tokens:language",
+        "model_options": "tokenizer={folder}/tokenizer.json",
+        "cut": "blocks.0",
+        "eval_data": "text:{folder}/running.txt",
+    },
     "bert": {"data": "csv:{folder}/rows.csv:text:label", "data_spec": "text:8:low,high", "model": "hf:{folder}/bert"},
 }
 """Rates are such that adapters move far enough in two rounds to be missed if they were lost."""
@@ -63,6 +72,8 @@ class TrainedRuns:
         self.folder = folder
         self._made: dict[str, TrainedRun] = {}
         (folder / "zoo_of_exports.py").write_text(SOURCE)
+        (folder / "zoo_of_tokens.py").write_text(TOKENS_SOURCE)
+        (folder / "tokenizer.json").write_bytes(word_tokenizer(WORDS, framed=True))
         generator = np.random.default_rng(0)
         (folder / "running.txt").write_text(" ".join(f"w{number}" for number in generator.integers(1, 20, 600)))
         texts = [" ".join(f"w{number}" for number in generator.integers(1, 20, generator.integers(2, 7))) for _ in range(40)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_flat_parameters
 from heron_server.models.user_module import UserModel, whole_state
 from heron_server.programs.compile import compile_function
+from heron_server.training.trained_model import load_trained
 from tests.server.user_models import SOURCE
 
 DATA = DataSpecification("test", (1, 8, 8), 10)
@@ -242,10 +244,9 @@ def test_activations_that_no_head_fits_ask_for_one() -> None:
     assert "head=python:MODULE:CALLABLE" in sentence and "2x2x4x4" in sentence
 
 
-def test_a_regression_is_cut_like_a_classification_and_tokens_are_sent_elsewhere() -> None:
+def test_a_regression_is_cut_like_a_classification() -> None:
     split = build("sequential", "2", dataclasses.replace(DATA, task=Task.REGRESSION))
     assert split.sample_losses(split.back(split.front(torch.zeros(3, 1, 8, 8))), torch.zeros(3, 10)).shape == (3,)
-    assert "use --model hf:" in refusal("sequential", "2", dataclasses.replace(DATA, tokens=True))
 
 
 def test_frozen_weights_stand_in_front_beside_trained_ones() -> None:
@@ -255,6 +256,43 @@ def test_frozen_weights_stand_in_front_beside_trained_ones() -> None:
 
 
 # --- a run
+
+
+def changed_code(zoo: Path, before: str, after: str) -> None:
+    """Write the module anew; what was imported of it is forgotten, as it is in a new process."""
+    (zoo / "zoo.py").write_text(SOURCE.replace(before, after))
+    sys.modules.pop("zoo", None)
+    importlib.invalidate_caches()
+
+
+def test_code_that_computes_something_else_by_now_is_named_where_a_run_is_taken_up_again(
+    zoo: Path, program_cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"model": "python:zoo:sequential", "cut": "3", "clients": 1, "local_steps": 1, "program_cache": program_cache_dir}
+
+    def run(**more: Any) -> None:
+        simulate(simulation_config(data="digits", run_dir=zoo / "run", **options, **more))
+
+    def sentences() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if "does not compute what it did" in record.getMessage()]
+        caplog.clear()
+        return found
+
+    run(rounds=1, preset="frozen")
+    load_trained(zoo / "run")
+    changed_code(zoo, "def sequential(", "# A comment changes nothing.\ndef sequential(")
+    load_trained(zoo / "run")
+    assert sentences() == []
+    before = "nn.GroupNorm(1, width), nn.ReLU()"
+    changed_code(zoo, before, "nn.GroupNorm(1, width), nn.LeakyReLU()")
+    load_trained(zoo / "run")
+    (sentence,) = sentences()
+    assert "python:zoo:sequential" in sentence and "bring back the code" in sentence
+    run(rounds=2, preset="frozen", resume=True)
+    assert len(sentences()) == 1
+    changed_code(zoo, before, before)
+    load_trained(zoo / "run")
+    assert sentences() == []
 
 
 def test_a_users_model_trains_and_its_checkpoint_has_its_names(tmp_path: Path, program_cache_dir: Path) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 from heron_cli.cli import main
 from heron_cli.cuts import costs, run_cuts
 from heron_common.assignment import DataSpecification
+from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError
+from heron_server.models.base import write_base
 from heron_server.models.registry import build_model
 from heron_server.models.survey import survey
 from heron_server.programs.cost import client_cost
+from tests.harness.transformers import write_configuration
+from tests.server.token_models import SOURCE as TOKENS_SOURCE
 from tests.server.user_models import SOURCE
 
 
@@ -87,10 +94,54 @@ def test_more_weights_and_larger_activations_need_more_memory() -> None:
     assert [round(peaks[i] / 1e6, -1) for i in (1, 4, 6)] == [80, 90, 120]
 
 
+def test_every_number_of_blocks_of_a_transformer_is_counted_as_the_run_would_have_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_configuration("gpt2", tmp_path)
+    data, options = parse_specification("text:8:next-token"), {"head_blocks": "1", "rank": "2", "base": "int8"}
+    found = survey(f"hf:{folder}", options, data)
+    counted = costs(found)
+    assert [cost.place for cost in counted] == ["0", "1", "2"]
+    for cost in counted:
+        model = build_model(f"hf:{folder}", {**options, "weights": "random"}, data, 0, cost.place)
+        spec, front = model.to_spec(), client_cost(model, with_head=False)
+        assert (cost.activations, cost.forward_flops, cost.front_weights) == (spec.cut.shape, front.forward_flops, front.num_parameters)
+        assert cost.head_weights == sum(tensor.num_elements for tensor in spec.auxiliary_head)
+        reference = write_base(model.frozen, tmp_path / "blobs")
+        assert cost.memory.base_bytes == reference.size_bytes > cost.frozen_bytes > 0
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(lines(capsys, f"hf:{folder.name}", "head_blocks=2", "text:8:next-token"))
+    assert "2 places to cut" in text and "1  fewer blocks behind than head_blocks asks for, e.g. 2" in text and "mapped" in text
+
+
+def test_the_estimate_is_what_whole_clients_of_gpt2_took(tmp_path: Path) -> None:
+    transformers.GPT2Config().save_pretrained(tmp_path)
+    measured = json.loads((Path(__file__).parents[2] / "docs/results/gpt2.json").read_text())["GPT-2-small"]["rows"]
+    for base in ("float32", "bfloat16", "int8"):
+        (row,) = [row for row in measured if row["runtime"] == f"heron-client, {base} base" and row["step"] == "heron"]
+        found = survey(f"hf:{tmp_path}", {"head_blocks": "1", "base": base}, parse_specification("text:128:next-token"))
+        cost = costs(dataclasses.replace(found, places=("3",)))[0]
+        assert cost.peak_bytes == pytest.approx(row["peak_memory_bytes"], rel=0.15), base
+        assert (cost.memory.base_bytes, cost.front_weights) == (row["base_bytes"], row["trained_weights"])
+
+
+def test_frozen_weights_and_tokens_of_a_users_model_count(zoo: str, tmp_path: Path) -> None:
+    (tmp_path / "zoo_of_token_cuts.py").write_text(TOKENS_SOURCE)
+    data, options = parse_specification("text:6:next-token"), {"vocabulary_size": "30000"}
+    trained, frozen = (
+        {cost.place: cost for cost in costs(survey(f"python:zoo_of_token_cuts:{name}", options, data))}["blocks.0"]
+        for name in ("language", "frozen_and_tied")
+    )
+    table = 30_000 * 8
+    assert trained.front_weights - frozen.front_weights == table and (trained.frozen_bytes, frozen.frozen_bytes) == (0, 4 * table)
+    # 4.5 copies of what is trained, one of what is mapped.
+    assert trained.peak_bytes - frozen.peak_bytes == pytest.approx(3.5 * 4 * table, rel=0.01)
+
+
 def test_a_family_without_names_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigurationError, match="no named places"):
         run_cuts(argparse.Namespace(model="cnn", model_options="", data_spec="digits"))
-    with pytest.raises(ConfigurationError, match="number of its blocks"):
+    with pytest.raises(ConfigurationError, match="reads text"):
         run_cuts(argparse.Namespace(model="hf:gpt2", model_options="", data_spec="digits"))
     with pytest.raises(SystemExit):
         main(["cuts", "--help"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heron_common.errors import ConfigurationError
-from heron_server.models.split_model import SplitModel
+from heron_server.models.split_model import SplitModel, cross_entropy
 from heron_server.training.trainer import Trainer, TrainerSettings, choose_device
 from heron_server.training.uploads import DecodedUpload
 
@@ -187,3 +187,21 @@ def test_a_device_that_is_not_here_is_refused_by_name(name: str) -> None:
 
 def test_auto_is_a_device_that_works() -> None:
     assert torch.ones(2, device=choose_device("auto")).sum() == 2
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_head_of_many_inputs_does_not_overshoot(name: str) -> None:
+    torch.manual_seed(0)
+    front, back = torch.nn.Identity(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32_768, 4))
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32_768, 4))
+    model = SplitModel("wide", front, head, back, cross_entropy, (8, 64, 64), 4)
+    trainer = Trainer(model, settings(name, learning_rate=2e-3, weight_decay=0.0), trains_head=True)
+    generator = np.random.default_rng(0)
+    losses = []
+    for _ in range(6):
+        z, y = np.abs(generator.standard_normal((8, 8, 64, 64))).astype(np.float32), generator.integers(0, 4, 8)
+        outcome = trainer.train(DecodedUpload(z, y))
+        losses.append((outcome.head, outcome.server))
+    heads, backs = zip(*losses, strict=True)
+    # The back is the same layer at the rate that was asked for.
+    assert max(heads) < 10 < max(backs)

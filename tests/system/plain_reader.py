@@ -38,9 +38,11 @@ def opened(kind: str, path: Path) -> Callable[..., Any]:
         from safetensors.torch import load_file
 
         _, module, attribute = kind.split(":")
-        model = getattr(importlib.import_module(module), attribute)((1, 8, 8), 10)
+        build = getattr(importlib.import_module(module), attribute)
+        model = build(22, (8,)) if attribute == "language" else build((1, 8, 8), 10)
         model.load_state_dict(load_file(path))
-        return model.eval()
+        model.eval()
+        return (lambda ids, mask: model(ids)) if attribute == "language" else model
     return from_hub(kind, path)
 
 

@@ -75,6 +75,17 @@ def test_text_is_read_without_heron_as_well_as_the_run_said(runs: TrainedRuns, c
     assert "differ by" in capfd.readouterr().out
 
 
+def test_a_users_model_of_tokens_is_read_without_heron_as_well_as_the_run_said(runs: TrainedRuns) -> None:
+    kinds = {"torch": "torch", "onnx": "onnx", "safetensors": "python:zoo_of_tokens:language"}
+    cases = [(reader, export(runs, "language", kind), runs["language"].samples) for kind, reader in kinds.items()]
+    for accuracy, loss, count in scored(cases, runs.folder)[0]:
+        assert (accuracy, loss) == pytest.approx(runs["language"].figures(), rel=1e-4) and count > 50
+    note = json.loads((runs.folder / "out/language.json").read_text())
+    assert note["inputs"] == {"input_ids": ["batch", 8], "attention_mask": ["batch", 8]} and note["num_outputs"] == 22
+    with pytest.raises(ConfigurationError, match="--format hf is for transformers"):
+        deliver(load_trained(runs["language"].directory), ExportFormat.HF, runs.folder / "out/never")
+
+
 def test_adapters_of_both_sides_moved_and_are_in_what_is_exported(runs: TrainedRuns) -> None:
     first, last = (load_trained(runs["gpt2"].directory, rounds).model for rounds in (1, 2))
     for part in ("front", "back"):

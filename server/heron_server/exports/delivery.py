@@ -84,7 +84,7 @@ def deliver(trained: TrainedModel, chosen: ExportFormat, output: Path, keeps_ada
 def check_format(trained: TrainedModel, chosen: ExportFormat, keeps_adapters: bool) -> None:
     """Refuse what does not fit the model; raises ConfigurationError."""
     name = trained.configuration["model"]
-    if chosen is ExportFormat.HF and not trained.model.tokens:
+    if chosen is ExportFormat.HF and not (trained.model.tokens and trained.model.token_input is None):
         others = ", ".join(kind for kind in ExportFormat if kind is not ExportFormat.HF)
         raise ConfigurationError(f"--format hf is for transformers, but the run's model is {name!r}: use one of {others}")
     if keeps_adapters and not has_adapters(trained.model):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from heron_common.errors import ProgramError
-from heron_server.exports.whole import Samples, Whole
+from heron_server.exports.whole import Samples, Whole, has_named_outputs
 
 LARGEST_PROTOBUF_BYTES = 2_000_000_000
 """Weights beyond stand in a file beside the ONNX file: protobuf ends at two gibibytes."""
@@ -105,8 +105,8 @@ def open_safetensors(whole: Whole, path: Path) -> Run:
         for value in whole.module.state_dict().values():
             value.zero_()
     whole.module.load_state_dict(load_file(path))
-    if whole.inputs == ("x",):
-        return lambda inputs: whole.module(*inputs)
+    if not has_named_outputs(whole):
+        return lambda inputs: whole.traceable(*inputs)
     return lambda inputs: whole.module(**dict(zip(whole.inputs, inputs, strict=True))).logits
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from heron_common.assignment import PADDING, Task
 from heron_common.errors import ConfigurationError, ParityError
 from heron_server.models.split_model import SplitModel, predict
+from heron_server.models.token_input import TokenInput
 from heron_server.models.transformer_families import longest_sequence
 from heron_server.models.user_module import whole_state
 
@@ -45,6 +46,19 @@ class TokensInTurn(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask = attention_mask > 0
         outputs: torch.Tensor = _dense(self.back(self.front(torch.where(mask, input_ids, PADDING)), mask))
+        return outputs
+
+
+class UsersOwn(nn.Module):
+    """input_ids and attention_mask [B, T] as `TokensInTurn` takes them, for a user's own module of tokens, whose tensors it shares."""
+
+    def __init__(self, module: nn.Module, token_input: TokenInput) -> None:
+        super().__init__()
+        self.module = module
+        self._token_input = token_input
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self._token_input.call(self.module, torch.where(attention_mask > 0, input_ids, PADDING))
         return outputs
 
 
@@ -84,6 +98,11 @@ def whole_of(split: SplitModel, merges_adapters: bool) -> Whole:
         ConfigurationError: adapters of this kind cannot be merged.
 
     """
+    if split.token_input is not None:
+        assert split.whole is not None
+        split.whole.load_state_dict(whole_state(split), strict=False)
+        own = UsersOwn(split.whole.eval(), split.token_input).eval()
+        return Whole(split.whole, own, ("input_ids", "attention_mask"), (split.input_shape, split.input_shape))
     if split.tokens:
         module: Any = split.whole
         if merges_adapters and has_adapters(split):
@@ -100,6 +119,11 @@ def whole_of(split: SplitModel, merges_adapters: bool) -> Whole:
     return Whole(module.eval(), module, ("x",), (split.input_shape,))
 
 
+def has_named_outputs(whole: Whole) -> bool:
+    """Whether the module gives an object that has logits, as those of transformers do."""
+    return isinstance(whole.traceable, TokensInTurn)
+
+
 def has_adapters(split: SplitModel) -> bool:
     """Whether the model is of transformers and wrapped by peft."""
     return split.tokens and hasattr(split.whole, "merge_and_unload")
@@ -110,7 +134,9 @@ def random_samples(split: SplitModel) -> Samples:
     x, _ = split.random_batch(_ROWS, np.random.Generator(np.random.Philox(key=1)))
     samples = torch.from_numpy(x)
     mask = split.mask(samples)
-    if mask is not None:
+    if split.token_input is not None:
+        pad_token: int | None = split.token_input.pad_token
+    elif mask is not None:
         pad_token = getattr(split.whole.config, "pad_token_id", None)  # type: ignore[union-attr]
         # A classifier of transformers looks for padding by its number, so none of the tokens may have it.
         samples = (

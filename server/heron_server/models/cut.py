@@ -18,6 +18,7 @@ from torch._subclasses import FakeTensorMode
 from heron_server.models.batch_norm import FrozenStatistics
 from heron_server.models.flow import Flow
 from heron_server.models.sides import back_module, front_module, layers_of, parameters_of
+from heron_server.models.token_input import TokenInput
 from heron_server.models.trace import TensorFacts, Trace, reason_of, trace
 
 
@@ -49,10 +50,11 @@ class Refusal:
 class Cutter:
     """A model's places to cut and the two sides of each."""
 
-    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], by_batch: bool = False) -> None:
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], by_batch: bool = False, tokens: TokenInput | None = None) -> None:
         """Trace the model, which is in evaluation mode afterwards, and run two small batches through it to learn its shapes.
 
-        `by_batch` says that devices normalise by whole batches, so that batch normalisation with moving statistics may stand in front.
+        `by_batch` says that devices normalise by whole batches, so that batch normalisation with moving statistics may stand in front; `tokens` how the
+        model takes tokens, if it does.
 
         Raises:
             ConfigurationError: its own forward cannot be traced.
@@ -61,8 +63,8 @@ class Cutter:
         self._by_batch = by_batch
         self._names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         self._state = set(model.state_dict())
-        self._trace: Trace = trace(model)
-        self._flow = Flow(self._trace, input_shape)
+        self._trace: Trace = trace(model, tokens)
+        self._flow = Flow(self._trace, tokens.example if tokens else lambda rows: torch.randn(rows, *input_shape))
         self._data_dependent: dict[fx.Node, str] = {}
 
     @cached_property
@@ -152,7 +154,10 @@ class Cutter:
             yield Refusal(Obstacle.EMPTY_BACK, "no weights would be left behind it for the server to train")
         shared = _shared(mine, theirs)
         if shared:
-            yield Refusal(Obstacle.SHARED, f"the weight {' and '.join(shared)} would be on both sides, and each side trains its own")
+            yield Refusal(
+                Obstacle.SHARED,
+                f"the weight {' and '.join(shared)} would be on both sides, and each side trains its own: untie or freeze it",
+            )
         narrow = [f"{name} is {str(p.dtype)[6:]}" for name, p in held.items() if p.dtype != torch.float32]
         if narrow:
             yield Refusal(Obstacle.NARROW, f"the weight {narrow[0]}, and clients compute in float32, so return the model after float()")

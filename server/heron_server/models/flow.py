@@ -16,11 +16,13 @@ _PROBES = (2, 3)
 class Flow:
     """The graph of a model by ancestry, and what its values looked like when two batches ran through it."""
 
-    def __init__(self, traced: Trace, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, traced: Trace, example: Callable[[int], torch.Tensor]) -> None:
+        """Run two batches through; `example` makes one of so many rows."""
         self.nodes = list(traced.graph.nodes)
-        self._input = next(n for n in self.nodes if n.op == "placeholder")
+        # The mask of tokens, where there is one, is no input here: it travels beside the activations, so that both sides know it.
+        self._input, self.mask = traced.input, traced.mask
         self._output = next(n for n in self.nodes if n.op == "output")
-        self._runs = [traced.run(torch.randn(rows, *input_shape)) for rows in _PROBES]
+        self._runs = [traced.run(example(rows)) for rows in _PROBES]
         self._used = _reachable([self._output], lambda n: n.all_input_nodes)
         # What hangs on the data by nothing but numbers, such as the size of the batch, can be computed on either side of a cut.
         self._dependent, self._numbers = {self._input}, set[fx.Node]()

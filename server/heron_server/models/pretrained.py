@@ -34,19 +34,11 @@ def load_pretrained(reference: str, data: DataSpecification, random_weights: boo
         ConfigurationError: there is no such folder or name, the hub cannot be reached, weights are missing, or the tokenizer does not fit the model.
 
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    _silence()
-    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference), "a configuration")
-    config.use_cache = False
-    if data.task is Task.NEXT_TOKEN:
-        kind: Any = AutoModelForCausalLM
-    else:
-        kind = AutoModelForSequenceClassification
-        _describe_labels(config, data)
+    config = load_configuration(reference, data)
     if random_weights:
-        model = _loaded(reference, lambda: kind.from_config(config, attn_implementation="eager"), "a model of this task")
+        model = model_without_weights(reference, config, data)
     else:
+        kind = _kind(data)
         model = _loaded(
             reference,
             lambda: kind.from_pretrained(
@@ -55,6 +47,34 @@ def load_pretrained(reference: str, data: DataSpecification, random_weights: boo
             "weights",
         )
     return Pretrained(model.float().eval(), config, _tokenizer(reference, config))
+
+
+def load_configuration(reference: str, data: DataSpecification) -> Any:
+    """Load what a model is made like, and note the task of `data` in it.
+
+    Raises:
+        ConfigurationError: there is no such folder or name, or the hub cannot be reached.
+
+    """
+    from transformers import AutoConfig
+
+    _silence()
+    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference), "a configuration")
+    config.use_cache = False
+    if data.task is not Task.NEXT_TOKEN:
+        _describe_labels(config, data)
+    return config
+
+
+def model_without_weights(reference: str, config: Any, data: DataSpecification) -> Any:
+    """Build a model with random weights from torch's global generator; raises ConfigurationError if there is none for the task of `data`."""
+    return _loaded(reference, lambda: _kind(data).from_config(config, attn_implementation="eager", dtype="float32"), "a model of this task")
+
+
+def _kind(data: DataSpecification) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if data.task is Task.NEXT_TOKEN else AutoModelForSequenceClassification
 
 
 def _describe_labels(config: Any, data: DataSpecification) -> None:

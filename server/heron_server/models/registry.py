@@ -33,9 +33,10 @@ def build_model(family: str, options: Mapping[str, Any], data: DataSpecification
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
 
     """
-    if data.tokens and not family.startswith(HUB_PREFIX):
+    if data.tokens and not family.startswith((PREFIX, HUB_PREFIX)):
         raise ConfigurationError(
-            f"model {family!r} reads numbers, but the data specification {data.name!r} is of text: use --model hf:FOLDER_OR_NAME"
+            f"model {family!r} reads numbers, but the data specification {data.name!r} is of text: "
+            "use --model hf:FOLDER_OR_NAME, or python:MODULE:CALLABLE for a module of your own"
         )
     if family.startswith((PREFIX, HUB_PREFIX)):
         with torch.random.fork_rng(devices=[]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Set
 from typing import Any
 
@@ -19,22 +20,39 @@ _CONSTANTS = "traced_constants"
 def front_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
     """Return x -> z in evaluation mode: without dropout, which a device's programs cannot draw. Its tensors are the model's own."""
     graph, wanted = fx.Graph(), flow.front(cut)
-    copies: dict[fx.Node, Any] = {}
+    copies: dict[fx.Node, Any] = _tokens_in_front(graph, traced) if traced.tokens else {}
     for node in flow.nodes:
-        if node in wanted:
+        if node in wanted and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[cut])
     return _assembled(graph, traced.objects, state).eval()
 
 
+def _tokens_in_front(graph: fx.Graph, traced: Trace) -> dict[fx.Node, Any]:
+    """Begin a front with samples of tokens, PADDING where there is none; returns what stands for the inputs of the whole."""
+    assert traced.tokens is not None
+    x = graph.placeholder("tokens")
+    mask = graph.call_function(operator.ge, (x, 0))
+    inputs: dict[fx.Node, Any] = {traced.input: graph.call_function(torch.where, (mask, x, traced.tokens.pad_token))}
+    return inputs | ({traced.mask: _mask(graph, traced, mask)} if traced.mask is not None else {})
+
+
+def _mask(graph: fx.Graph, traced: Trace, mask: fx.Node) -> fx.Node:
+    assert traced.tokens is not None
+    return graph.call_method("to", (mask, torch.int64)) if traced.tokens.mask_argument == "attention_mask" else mask
+
+
 def back_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
-    """Return z -> logits; dropout acts in training mode. Its tensors are copies, and z stays as it is, whatever the model does in place."""
+    """Return z -> logits; dropout acts in training mode. Its tensors are copies, and z stays as it is, whatever the model does in place.
+
+    The back of a model of tokens takes their mask too, whether it needs it or not.
+    """
     back = _back(traced, flow, cut, state, keeps_input=False)
     facts = flow.facts(cut)
     assert isinstance(facts, TensorFacts)
     probe, z = copy.deepcopy(back).train(), torch.zeros(facts.shape)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        probe(z)
+        probe(z) if traced.tokens is None else probe(z, torch.ones(len(z), traced.tokens.length, dtype=torch.bool))
     # The server's step needs the activations again: for the head, and for the gradient at the cut.
     return back if z._version == 0 else _back(traced, flow, cut, state, keeps_input=True)
 
@@ -44,7 +62,12 @@ def _back(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], keeps_input:
     objects = dict(traced.objects)
     z = graph.placeholder("activations")
     copies: dict[fx.Node, Any] = {cut: graph.call_method("clone", (z,)) if keeps_input else z}
+    if traced.tokens is not None:
+        mask = graph.placeholder("mask")
+        copies |= {traced.mask: _mask(graph, traced, mask)} if traced.mask in wanted else {}
     for node in flow.nodes:
+        if node in copies:
+            continue
         if node in numbers:
             known = flow.known(node)
             assert known is not None

@@ -18,6 +18,7 @@ from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, IGNORED, 
 from heron_common.tensors import DType, Float32Array, TensorSpec
 from heron_server.models.base import BaseStorage, FrozenTensor, frozen_tensors, named_frozen
 from heron_server.models.batch_norm import running_statistics
+from heron_server.models.token_input import TokenInput
 from heron_server.models.vocabulary_loss import next_token_losses
 
 SampleLosses = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -45,6 +46,8 @@ class SplitModel:
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
         batch_statistics: whether batch normalisations of front and head that are not frozen normalise by the whole batch on devices. Here the front
             stays in evaluation mode all the same: only clients train it, and evaluation takes the running statistics that they come to.
+        token_input: how a user's own module takes tokens; None for all others.
+        code_digest: of what a user's own module computes, but for its weights: its operations, settings and constants; empty for all others.
 
     What requires a gradient is trained, the rest is frozen. Without `batch_statistics` no part on devices normalises across samples, so micro-batches
     and direction groups change nothing but rounding.
@@ -65,6 +68,8 @@ class SplitModel:
     whole: nn.Module | None = None
     base_error: float = 0.0
     batch_statistics: bool = False
+    token_input: TokenInput | None = None
+    code_digest: str = ""
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""
@@ -134,7 +139,7 @@ class SplitModel:
     @property
     def num_tokens(self) -> int:
         """The size of the vocabulary that x is drawn from."""
-        return int(getattr(self.front, "num_tokens", self.num_classes))
+        return self.token_input.vocabulary_size if self.token_input else int(getattr(self.front, "num_tokens", self.num_classes))
 
 
 def predict(part: nn.Module, z: torch.Tensor, mask: torch.Tensor | None) -> Any:

@@ -14,6 +14,7 @@ from heron_common.errors import ConfigurationError
 from heron_server.models.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel
+from heron_server.models.transformer_survey import block_places
 from heron_server.models.user_code import PREFIX
 from heron_server.models.user_module import UserModel
 
@@ -32,10 +33,11 @@ class Survey:
     """The places of a model.
 
     Attributes:
-        places: in the order of the computation.
+        places: in the order of the computation; of a transformer the number of blocks in front.
         refused: why not elsewhere.
         kept_whole: submodules that cannot be traced, with the reason: there is no place inside them.
-        client_side: place -> a model whose front and head are those of a cut there; its back is of no account.
+        client_side: place -> a model whose front and head are those of a cut there; its back is of no account. To be called in one FakeTensorMode, place
+            after place: the next call may change what the last one returned.
 
     """
 
@@ -60,9 +62,9 @@ def survey(family: str, options: Mapping[str, Any], data: DataSpecification) -> 
         refused = tuple(Refused(obstacle.value, count, examples[obstacle]) for obstacle, count in counts.most_common())
         return Survey(model.cutter.places, refused, model.cutter.kept_whole, lambda place: model.client_side(place, nn.Identity()))
     if family.startswith(HUB_PREFIX):
-        raise ConfigurationError(
-            f"model {family!r} is cut behind a number of its blocks, so there is no list: --cut 3 leaves three on the client"
-        )
+        places, too_deep, client_side = block_places(family, options, data)
+        why = (Refused("fewer blocks behind than head_blocks asks for", len(too_deep), too_deep[0]),) if too_deep else ()
+        return Survey(places, why, {}, client_side)
     parsed = parse_family_options(family, options)
     if not parsed.places:
         raise ConfigurationError(f"model {family!r} has no named places to cut: its options say where, see `heron-server --help`")

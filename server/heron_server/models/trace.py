@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import linecache
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from heron_common.errors import ConfigurationError
 from heron_server.models.batch_norm import FrozenStatistics
+from heron_server.models.token_input import TokenInput
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     functional.dropout: nn.Dropout,
@@ -50,6 +52,7 @@ class Trace:
         outputs: what each submodule returned, by name, once per call.
         closed: submodules that stay whole because their inside cannot be traced, with the reason.
         dropouts: nodes that are dropout in training mode, and the layer that does the same.
+        tokens: how the model takes tokens, None if it takes numbers.
 
     """
 
@@ -58,17 +61,39 @@ class Trace:
     outputs: dict[str, list[object]]
     closed: dict[str, str]
     dropouts: dict[fx.Node, nn.Module]
+    tokens: TokenInput | None = None
+
+    @property
+    def input(self) -> fx.Node:
+        """The batch."""
+        batch: fx.Node = next(node for node in self.graph.nodes if node.op == "placeholder")
+        return batch
+
+    @property
+    def mask(self) -> fx.Node | None:
+        """The mask of tokens, if forward takes it."""
+        named = None if self.tokens is None else self.tokens.mask_argument
+        return next((node for node in self.graph.nodes if node.op == "placeholder" and node.target == named), None)
 
     def run(self, x: torch.Tensor) -> dict[fx.Node, object]:
         """Return TensorFacts or the plain value of every node for one batch."""
         recorder = _Recorder(fx.GraphModule(self.objects, self.graph))
+        given = {self.input: x}
+        if self.tokens is not None:
+            mask = x >= 0
+            given[self.input] = torch.where(mask, x, self.tokens.pad_token)
+            if self.mask is not None:
+                given[self.mask] = self.tokens.mask_of(mask)
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         with torch.no_grad():
-            recorder.run(x)
+            recorder.run(*(given[node] if node in given else node.args[0] for node in placeholders))
         return recorder.facts
 
 
-def trace(model: nn.Module) -> Trace:
+def trace(model: nn.Module, tokens: TokenInput | None = None) -> Trace:
     """Trace the model, in evaluation mode afterwards. A submodule that cannot be traced, or acts differently in training, stays whole.
+
+    `tokens` says how it takes tokens; their number in a sequence is then a number, not a value that the graph computes.
 
     Raises:
         ConfigurationError: the model's own forward cannot be traced; the sentence names the line.
@@ -76,15 +101,15 @@ def trace(model: nn.Module) -> Trace:
     """
     closed: dict[str, str] = {}
     while True:
-        inference = _trace(model.eval(), closed)
-        training = _trace(model.train(), closed) if inference else None
+        inference = _trace(model.eval(), closed, tokens)
+        training = _trace(model.train(), closed, tokens) if inference else None
         model.eval()
         if inference is None or training is None:
             continue
         dropouts = _mode_differences(inference, training, closed)
         if dropouts is not None:
             graph, objects, outputs = inference
-            return Trace(graph, objects, outputs, closed, dropouts)
+            return Trace(graph, objects, outputs, closed, dropouts, tokens)
 
 
 _Traced = tuple[fx.Graph, dict[str, Any], dict[str, list[object]]]
@@ -93,14 +118,21 @@ _Traced = tuple[fx.Graph, dict[str, Any], dict[str, list[object]]]
 class _Tracer(fx.Tracer):
     """Remembers what each submodule returned, and the innermost one in which tracing failed."""
 
-    def __init__(self, closed: Mapping[str, str]) -> None:
+    def __init__(self, closed: Mapping[str, str], tokens: TokenInput | None) -> None:
         super().__init__()
         self._closed = closed
+        self._tokens = tokens
         self.outputs: dict[str, list[object]] = {}
         self.failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._closed or isinstance(m, FrozenStatistics) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        is_batch = node.op == "placeholder" and all(other.op != "placeholder" or other is node for other in node.graph.nodes)
+        if self._tokens is not None and is_batch:
+            return _TokensProxy(node, self, self._tokens.length)
+        return super().proxy(node)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path = self.path_of_module(m)
@@ -111,6 +143,46 @@ class _Tracer(fx.Tracer):
             raise
         self.outputs.setdefault(path, []).append(value.node if isinstance(value, fx.Proxy) else value)
         return value
+
+
+class _TokensProxy(fx.Proxy):
+    """The batch of tokens: positions and masks are made of its length in Python, and the length is that of every program."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, length: int) -> None:
+        super().__init__(node, tracer)
+        self._length = length
+
+    def size(self, axis: int | None = None) -> Any:
+        return self.shape if axis is None else self.shape[axis]
+
+    @property
+    def shape(self) -> tuple[Any, int]:
+        return self.tracer.create_proxy("call_method", "size", (self, 0), {}), self._length
+
+
+_MAKERS = ("arange", "zeros", "ones", "full", "empty")
+"""Functions of torch that fx does not see, since none of their arguments is a tensor: a size or a device of the data makes them part of the graph."""
+
+
+@contextmanager
+def _recorded_makers() -> Iterator[None]:
+    originals = {name: getattr(torch, name) for name in _MAKERS}
+
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            found: list[fx.Proxy] = []
+            fx.node.map_aggregate((args, kwargs), lambda value: found.append(value) if isinstance(value, fx.Proxy) else None)
+            return found[0].tracer.create_proxy("call_function", original, args, kwargs) if found else original(*args, **kwargs)
+
+        return make
+
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, recording(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
 
 
 class _Recorder(fx.Interpreter):
@@ -133,12 +205,13 @@ def _holds_tensors(value: object) -> bool:
     return isinstance(value, tuple) and any(isinstance(item, torch.Tensor) or _holds_tensors(item) for item in value)
 
 
-def _trace(model: nn.Module, closed: dict[str, str]) -> _Traced | None:
+def _trace(model: nn.Module, closed: dict[str, str], tokens: TokenInput | None) -> _Traced | None:
     """Trace in the model's present mode; None if one more submodule had to be closed."""
-    tracer = _Tracer(closed)
+    tracer = _Tracer(closed, tokens)
     before = set(vars(model))
     try:
-        graph = tracer.trace(model, _defaults(model))
+        with _recorded_makers():
+            graph = tracer.trace(model, _defaults(model, tokens))
         objects = {str(n.target): _attribute(model, str(n.target)) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     except ConfigurationError:
         raise
@@ -156,9 +229,11 @@ def _trace(model: nn.Module, closed: dict[str, str]) -> _Traced | None:
     return graph, objects, tracer.outputs
 
 
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Fix every argument of forward but the first to its default."""
+def _defaults(model: nn.Module, tokens: TokenInput | None) -> dict[str, Any]:
+    """Fix every argument of forward but the first, and the mask of tokens, to its default."""
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    if tokens is not None:
+        parameters = [p for p in parameters if p.name != tokens.mask_argument]
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [p.name for p in named if p.default is p.empty]
     if missing:

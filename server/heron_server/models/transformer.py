@@ -108,27 +108,40 @@ def build_transformer(model: str, options: Mapping[str, Any], data: DataSpecific
         ConfigurationError: the model, an option or the cut is not one that works; the message says what would.
 
     """
-    chosen = _parse(options)
+    chosen = parse_options(model, options, data)
     reference = model.removeprefix(PREFIX)
+    loaded = load_pretrained(reference, data, chosen.weights is Weights.RANDOM)
+    family = family_of(loaded.config)
+    check_length(loaded.config, data, reference)
+    front_blocks = _cut_place(cut, loaded.config.num_hidden_layers, chosen.head_blocks)
+    whole = adapted(loaded, chosen, seed)
+    split = split_at(loaded, family, chosen, data, front_blocks, model)
+    rounding = _round(split, chosen.base)
+    split = dataclasses.replace(split, whole=whole, base_error=rounding)
+    _check_cut(split, loaded.model, data)
+    return split
+
+
+def adapted(loaded: Pretrained, chosen: TransformerOptions, seed: int) -> Any:
+    """Put the adapters that were chosen into a model, and return it as peft wraps it."""
+    if chosen.adapter is Adapter.NONE:
+        return loaded.model
+    # peft puts its layers into the model itself.
+    return add_adapter(loaded.model, chosen.adapter, chosen.rank, chosen.alpha, chosen.targets, seed)
+
+
+def parse_options(model: str, options: Mapping[str, Any], data: DataSpecification) -> TransformerOptions:
+    """Read the options of a model of these data.
+
+    Raises:
+        ConfigurationError: an option is unknown or wrong, or the data are no text.
+
+    """
     if not data.tokens:
         raise ConfigurationError(
             f"model {model!r} reads text, but the data specification {data.name!r} has samples of numbers: "
             "use --data-spec text:LENGTH:next-token, text:LENGTH:CLASS,CLASS or text:LENGTH:regression:K"
         )
-    loaded = load_pretrained(reference, data, chosen.weights is Weights.RANDOM)
-    family = family_of(loaded.config)
-    _check_length(loaded, data, reference)
-    front_blocks = _cut_place(cut, loaded.config.num_hidden_layers, chosen.head_blocks)
-    whole = loaded.model
-    if chosen.adapter is not Adapter.NONE:
-        # peft puts its layers into the model itself and wraps it.
-        whole = add_adapter(whole, chosen.adapter, chosen.rank, chosen.alpha, chosen.targets, seed)
-    split = dataclasses.replace(_split(loaded, family, chosen, data, front_blocks, model), whole=whole)
-    _check_cut(split, loaded.model, data)
-    return split
-
-
-def _parse(options: Mapping[str, Any]) -> TransformerOptions:
     values = dict(options)
     if isinstance(values.get("targets"), str):
         values["targets"] = [values["targets"]]
@@ -139,9 +152,10 @@ def _parse(options: Mapping[str, Any]) -> TransformerOptions:
         raise ConfigurationError(f"model options: {mistakes}; options are {', '.join(TransformerOptions.model_fields)}") from exc
 
 
-def _check_length(loaded: Pretrained, data: DataSpecification, reference: str) -> None:
+def check_length(config: Any, data: DataSpecification, reference: str) -> None:
+    """Refuse sequences that are longer than a model of this configuration reads; raises ConfigurationError."""
     (length,) = data.input_shape
-    most = longest_sequence(loaded.config)
+    most = longest_sequence(config)
     if most is not None and length > most:
         raise ConfigurationError(
             f"{reference!r} reads at most {most} tokens, but the data specification asks for {length}: use a shorter length"
@@ -160,7 +174,8 @@ def _cut_place(cut: str | None, num_blocks: int, head_blocks: int) -> int:
     return int(text)
 
 
-def _split(loaded: Pretrained, family: Family, chosen: TransformerOptions, data: DataSpecification, cut: int, model: str) -> SplitModel:
+def split_at(loaded: Pretrained, family: Family, chosen: TransformerOptions, data: DataSpecification, cut: int, model: str) -> SplitModel:
+    """Return the three parts of a model that has its adapters; they share its tensors, and what requires a gradient of these is set anew."""
     whole = loaded.model
     base = getattr(whole, family.base)
     blocks = list(part(base, family.blocks))
@@ -177,7 +192,6 @@ def _split(loaded: Pretrained, family: Family, chosen: TransformerOptions, data:
     )
     head = Tail(copied, copy.deepcopy(norm), head_last)
     _freeze(front, head, back, chosen)
-    rounding = _round(front, head, chosen.base, data.input_shape[0])
     name = f"{model}:{json.dumps(chosen.model_dump(mode='json'), sort_keys=True)}:{cut}:{data.task.value}:{list(data.input_shape)}:{data.num_classes}"
     return SplitModel(
         # Programs hold no weights, but their shapes are the configuration's.
@@ -192,17 +206,17 @@ def _split(loaded: Pretrained, family: Family, chosen: TransformerOptions, data:
         True,
         chosen.base,
         loaded.tokenizer,
-        base_error=rounding,
     )
 
 
-def _round(front: Front, head: Tail, storage: BaseStorage, length: int) -> float:
+def _round(split: SplitModel, storage: BaseStorage) -> float:
     """Round the frozen weights to what devices store and return how far that moves activations at the cut, relative to the largest; told in log and summary."""
-    tokens = np.random.Generator(np.random.Philox(key=0)).integers(0, front.num_tokens, (2, length))
+    front = split.front
+    tokens = np.random.Generator(np.random.Philox(key=0)).integers(0, split.num_tokens, (2, *split.input_shape))
     x = torch.from_numpy(tokens)
     with torch.no_grad():
         before = front(x)
-        round_to_storage((front, head), storage)
+        round_to_storage((front, split.auxiliary_head), storage)
         error = float((front(x) - before).abs().max() / before.abs().max())
     if storage is not BaseStorage.FLOAT32:
         log.info("frozen weights rounded", extra={"storage": storage.value, "activation_error": error})

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from heron_common.errors import ConfigurationError
 from heron_server.models.batch_norm import keep_frozen
 from heron_server.models.cut import Cutter
 from heron_server.models.head import auxiliary_head
-from heron_server.models.split_model import SplitModel, sample_losses_of
+from heron_server.models.split_model import SplitModel, predict, sample_losses_of
+from heron_server.models.token_head import Unmasked, token_head
+from heron_server.models.token_input import OPTIONS as TOKEN_OPTIONS
+from heron_server.models.token_input import TokenInput, mask_argument_of, vocabulary_of
 from heron_server.models.trace import reason_of
 from heron_server.models.user_code import call_with_options, load_callable
 
@@ -46,27 +50,35 @@ class UserModel:
             ConfigurationError: it does not return a model of logits for these data, or one that cannot be traced.
 
         """
-        if data.tokens or data.task is Task.NEXT_TOKEN:
-            raise ConfigurationError(f"model {family!r} takes numbers, but --data-spec says tokens: use a model of hf: for text")
         self.family = family
         self._data = data
         self._head = options.get("head")
         self._by_batch = _normalises_by_batch(options)
-        whole = call_with_options(
-            family,
-            {key: value for key, value in options.items() if key not in _OWN_OPTIONS},
-            {"num_classes": data.num_classes, "input_shape": data.input_shape},
-        )
-        if not isinstance(whole, nn.Module):
-            raise ConfigurationError(f"{family!r} returned a {type(whole).__name__}, but a torch.nn.Module was expected")
-        self.whole = whole.cpu()
+        self._vocabulary = vocabulary_of(family, options) if data.tokens else None
+        self._num_classes = self._vocabulary.size if self._vocabulary and data.task is Task.NEXT_TOKEN else data.num_classes
+        self.whole = self._called(options).cpu()
         if not self._by_batch:
             keep_frozen(self.whole)
-        self._check_logits()
+        self._tokens = None
+        if self._vocabulary is not None:
+            (length,) = data.input_shape
+            self._tokens = TokenInput(length, self._vocabulary.size, self._vocabulary.pad_token, mask_argument_of(self.whole))
+        self._check_outputs()
         try:
-            self.cutter = Cutter(self.whole, data.input_shape, self._by_batch)
+            self.cutter = Cutter(self.whole, data.input_shape, self._by_batch, self._tokens)
         except ConfigurationError as exc:
             raise ConfigurationError(f"model {family!r} cannot be cut: {exc}") from exc
+
+    def _called(self, options: Mapping[str, Any]) -> nn.Module:
+        """Return what the callable makes of its own options and of what is known of the data."""
+        own = _OWN_OPTIONS | (TOKEN_OPTIONS if self._vocabulary is not None else set())
+        offered = {"num_classes": self._num_classes, "input_shape": self._data.input_shape}
+        if self._vocabulary is not None:
+            offered["vocabulary_size"] = self._vocabulary.size
+        whole = call_with_options(self.family, {key: value for key, value in options.items() if key not in own}, offered)
+        if not isinstance(whole, nn.Module):
+            raise ConfigurationError(f"{self.family!r} returned a {type(whole).__name__}, but a torch.nn.Module was expected")
+        return whole
 
     def split(self, cut: str | None) -> SplitModel:
         """Return front, head and back of a cut, proved equal to the whole.
@@ -79,20 +91,35 @@ class UserModel:
         assert cut is not None
         model = self.client_side(cut, self.cutter.back(cut))
         self._check_equality(model, cut)
-        model = dataclasses.replace(model, name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}")
+        model = dataclasses.replace(
+            model,
+            name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}",
+            code_digest=self._code_digest(model),
+        )
         off = [name for name, layer in model.front.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
         if off:
             log.info("dropout in the front is off, devices draw nothing", extra={"layers": ",".join(off)})
         return model
+
+    def _code_digest(self, model: SplitModel) -> str:
+        """Return a digest of what front and back compute; comments do not count, but where a submodule stays whole the file's text does."""
+        digest = _fingerprint(model.front, model.back)
+        if not self.cutter.kept_whole:
+            return digest
+        source = inspect.getsourcefile(type(self.whole))
+        text = Path(source).read_bytes() if source is not None and Path(source).is_file() else b""
+        return hashlib.sha256(digest.encode() + text).hexdigest()
 
     def client_side(self, cut: str, back: nn.Module) -> SplitModel:
         """Return front and head of a place where a cut works, with any back."""
         front, shape = self.cutter.front(cut), self.cutter.shape(cut)
         head = self._build_head(shape)
         data = self._data
-        name = f"{self.family}:{cut}:{list(data.input_shape)}:{data.num_classes}:{data.task.value}"
+        name = f"{self.family}:{cut}:{list(data.input_shape)}:{self._num_classes}:{data.task.value}"
         losses = sample_losses_of(data.task)
-        model = SplitModel(name, front, head, back, losses, data.input_shape, data.num_classes, data.task, whole=self.whole)
+        model = SplitModel(name, front, head, back, losses, data.input_shape, self._num_classes, data.task, whole=self.whole)
+        if self._vocabulary is not None:
+            model = dataclasses.replace(model, tokens=True, tokenizer=self._vocabulary.tokenizer, token_input=self._tokens)
         return dataclasses.replace(model, name=f"{name}:by batch", batch_statistics=True) if self._by_batch else model
 
     def _check_place(self, cut: str | None) -> None:
@@ -111,33 +138,44 @@ class UserModel:
         more = f" and {len(places) - _SHOWN_PLACES} more (`heron cuts` lists them)" if len(places) > _SHOWN_PLACES else ""
         return f"--cut can be {', '.join(places[:_SHOWN_PLACES])}{more}"
 
-    def _check_logits(self) -> None:
+    def _check_outputs(self) -> None:
         shape = "x".join(map(str, self._data.input_shape))
         modes = {module: module.training for module in self.whole.modules()}
         try:
             with torch.no_grad():
-                logits = self.whole.eval()(torch.randn(2, *self._data.input_shape))
+                outputs = self._outputs(self._samples(2))
         except Exception as exc:
+            given = f"{shape} tokens from 0 to {self._tokens.vocabulary_size - 1}" if self._tokens else f"shape {shape}"
             raise ConfigurationError(
-                f"model {self.family!r} was given samples of shape {shape}, as --data-spec says, but {reason_of(exc)}"
+                f"model {self.family!r} was given samples of {given}, as --data-spec says, but {reason_of(exc)}"
             ) from exc
         for module, training in modes.items():
             module.training = training
-        wanted = (2, self._data.num_classes)
-        if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
-            came = f"a tensor of shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        places = self._data.input_shape if self._data.task is Task.NEXT_TOKEN else ()
+        wanted = (2, *places, self._num_classes)
+        if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != wanted:
+            came = f"a tensor of shape {list(outputs.shape)}" if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
+            many = "the vocabulary has tokens" if places else "--data-spec has classes"
             raise ConfigurationError(
                 f"model {self.family!r} was expected to return logits of shape {list(wanted)} for two samples, but returned {came}: "
-                "make its last layer as wide as --data-spec has classes, and return nothing else"
+                f"make its last layer as wide as {many}, and return nothing else"
             )
+
+    def _samples(self, rows: int) -> torch.Tensor:
+        return self._tokens.example(rows) if self._tokens else torch.randn(rows, *self._data.input_shape)
+
+    def _outputs(self, x: torch.Tensor) -> Any:
+        """Return what the whole model makes of samples, in evaluation mode."""
+        whole = self.whole.eval()
+        return whole(x.clone()) if self._tokens is None else self._tokens.call(whole, x)
 
     def _check_equality(self, model: SplitModel, cut: str) -> None:
         """Refuse a cut whose sides together are not the whole, as where operations in place act behind the graph's back."""
         for rows in (2, 5):
-            x = torch.randn(rows, *self._data.input_shape)
+            x = self._samples(rows)
             with torch.no_grad():
-                wanted = self.whole.eval()(x.clone())
-                found = model.back.eval()(model.front(x.clone()))
+                wanted = self._outputs(x)
+                found = predict(model.back.eval(), model.front(x.clone()), model.mask(x))
             if found.shape != wanted.shape or not torch.allclose(
                 found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE * float(wanted.abs().max())
             ):
@@ -147,27 +185,30 @@ class UserModel:
                 )
 
     def _build_head(self, shape: tuple[int, ...]) -> nn.Module:
-        num_classes = self._data.num_classes
+        num_classes, tokens = self._num_classes, self._tokens
         if self._head is None:
             try:
-                return auxiliary_head(shape, num_classes)
+                return token_head(shape, tokens.length, self._data.task, num_classes) if tokens else auxiliary_head(shape, num_classes)
             except ValueError as exc:
                 raise ConfigurationError(str(exc)) from exc
         build = load_callable(str(self._head))
+        mask = torch.ones(2, tokens.length, dtype=torch.bool) if tokens else None
         try:
             head = build(shape, num_classes)
+            if tokens and isinstance(head, nn.Module):
+                head = Unmasked(head)
             if self._by_batch and isinstance(head, nn.Module):
                 head.eval()
             with torch.no_grad():
-                logits = head(torch.zeros(2, *shape))
+                logits = predict(head, torch.zeros(2, *shape), mask)
         except Exception as exc:
             raise ConfigurationError(
                 f"head {self._head!r} was called with ({shape}, {num_classes}) and then with activations, but {reason_of(exc)}"
             ) from exc
-        if not isinstance(head, nn.Module) or tuple(logits.shape) != (2, num_classes) or not list(head.parameters()):
-            raise ConfigurationError(
-                f"head {self._head!r} was expected to be a torch module with weights that gives logits [B, {num_classes}]"
-            )
+        places = (tokens.length,) if tokens and self._data.task is Task.NEXT_TOKEN else ()
+        if not isinstance(head, nn.Module) or tuple(logits.shape) != (2, *places, num_classes) or not list(head.parameters()):
+            form = ", ".join(map(str, ("B", *places, num_classes)))
+            raise ConfigurationError(f"head {self._head!r} was expected to be a torch module with weights that gives logits [{form}]")
         if not self._by_batch:
             keep_frozen(head)
         return head

@@ -13,18 +13,24 @@ BLOCK_ROWS = 512
 """Rows of the unembedding at a time: a block of 768 columns is 1.6 MB."""
 
 
-def next_token_losses(outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+Outputs = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
+"""h [B, T, D] and the unembedding W [V, D], or logits [B, T, V] where a model has no unembedding that could be told apart."""
+
+
+def next_token_losses(outputs: Outputs, labels: torch.Tensor) -> torch.Tensor:
     """Return each sequence's mean of -log softmax(W h)[label] over its places that are not IGNORED, [B]; zero for a sequence without any.
 
     Args:
-        outputs: h [B, T, D] and the unembedding W [V, D].
+        outputs: see there.
         labels: [B, T] int64.
 
     """
-    hidden, unembedding = outputs
     counted = labels != IGNORED
     targets = torch.where(counted, labels, 0)
-    losses = token_losses(hidden.flatten(0, 1), unembedding, targets.flatten()).reshape(labels.shape)
+    if isinstance(outputs, torch.Tensor):
+        losses = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").reshape(labels.shape)
+    else:
+        losses = token_losses(outputs[0].flatten(0, 1), outputs[1], targets.flatten()).reshape(labels.shape)
     weights = counted.to(losses.dtype)
     return (losses * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
@@ -37,8 +43,10 @@ def token_losses(hidden: torch.Tensor, unembedding: torch.Tensor, targets: torch
     return _log_sum_exp(hidden, unembedding) - _target_logits(hidden, unembedding, targets)
 
 
-def most_likely(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def most_likely(outputs: Outputs) -> torch.Tensor:
     """Return the token with the largest logit at each place, [B, T]."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs.argmax(-1)
     hidden, unembedding = outputs
     flat = hidden.flatten(0, 1)
     best, token = flat.new_full((len(flat),), -torch.inf), torch.zeros(len(flat), dtype=torch.int64, device=flat.device)

@@ -15,10 +15,20 @@ from heron_common.ids import new_token
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """A run's id and its session-independent configuration."""
+    """A run's id, its session-independent configuration, and the digest of its model's code, empty where the model is not a user's own."""
 
     run_id: str
     configuration: dict[str, Any]
+    model_code: str = ""
+
+    def code_difference(self, model_code: str) -> str:
+        """Return a sentence that says that the model computes something else than when the run began, empty if it does not or nobody knows."""
+        if not self.model_code or model_code == self.model_code:
+            return ""
+        return (
+            f"the code of model {self.configuration.get('model')!r} does not compute what it did when run {self.run_id} began: "
+            "bring back the code of then, unless the change was meant"
+        )
 
 
 class RunDirectory:
@@ -92,11 +102,12 @@ class RunDirectory:
                 f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed
             )
             raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
-        return RunIdentity(str(known["run_id"]), configuration)
+        return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")))
 
     def record(self, identity: RunIdentity) -> None:
         """Write down the run once it has really started; from then on it is continued with --resume only."""
-        self._write("run.json", {"run_id": identity.run_id, "configuration": identity.configuration})
+        code = {"model_code": identity.model_code} if identity.model_code else {}
+        self._write("run.json", {"run_id": identity.run_id, "configuration": identity.configuration, **code})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""
@@ -129,7 +140,7 @@ def recorded_identity(run_dir: Path) -> RunIdentity:
         raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server or heron simulate")
     if not isinstance(known.get("configuration"), dict) or "run_id" not in known:
         raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
-    return RunIdentity(str(known["run_id"]), known["configuration"])
+    return RunIdentity(str(known["run_id"]), known["configuration"], str(known.get("model_code", "")))
 
 
 def _document(path: Path) -> dict[str, Any] | None:

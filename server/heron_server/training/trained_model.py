@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_moving_state
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.run_directory import recorded_identity
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class TrainedModel:
 
 
 def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedModel:
-    """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default.
+    """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default; warn if a user's code computes something else by now.
 
     Raises:
         ConfigurationError: there is no run, or its model cannot be built here: its code or its folder is missing or another one, or a library is.
@@ -57,6 +60,9 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
         raise StorageError(
             f"{run_dir / 'run.json'} has no option {exc}: restore it from a backup, or use the version that made the run"
         ) from exc
+    difference = identity.code_difference(model.code_digest)
+    if difference:
+        log.warning(difference)
     _check_base(model, options["model"], run_dir)
     _load(model, checkpoint, options["model"], run_dir)
     return TrainedModel(model, model.completed(data), checkpoint.completed_rounds, identity.run_id, options)
