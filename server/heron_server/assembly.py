@@ -200,7 +200,7 @@ def _run_parts(
         clock,
         facts.run_seed,
         AuditTrail(directory.audit),
-        ledger.sync,
+        ledger,
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
     )
 

@@ -13,6 +13,7 @@ from heron_common.plan import Algorithm
 from heron_server.metrics import ServerMetrics
 from heron_server.storage.audit import AuditTrail
 from heron_server.storage.checkpoint import CheckpointStore
+from heron_server.storage.ledger import Ledger
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.trainer import Trainer
 
@@ -33,6 +34,5 @@ class RunParts:
     clock: Clock
     run_seed: int
     audit: AuditTrail
-    sync: Callable[[], None]
-    """Returns when everything that the run decided so far is on disk; raises StorageError."""
+    ledger: Ledger
     alignment: HeadAlignment | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ class TrainWorker:
     def _try_to_save(self, write: Callable[[], None]) -> bool:
         try:
             # A checkpoint that knew of an upload which the ledger forgot in a crash would see it trained twice.
-            self._parts.sync()
+            self._parts.ledger.sync()
             write()
             self.checkpoint_failed = False
         except StorageError as exc:
@@ -155,8 +156,14 @@ class TrainWorker:
 
     def write_summary(self) -> None:
         """Replace the summary; a full disk is logged."""
+        try:
+            balance = asdict(self._parts.ledger.balance())
+        except StorageError as exc:
+            log.error(str(exc))
+            balance = None
         summary = {
             **self._summary_facts,
+            "uploads": balance,
             "rounds_completed": len(self.rounds),
             "rounds": round_rows(self.rounds),
             "clients": self._parts.client_table(),
