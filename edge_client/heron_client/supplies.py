@@ -15,7 +15,7 @@ from heron_client.local_training import HeldOutSamples, LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
-from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
+from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramKind, ProgramReference
 from heron_common.clock import Clock
 from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
@@ -51,9 +51,12 @@ class Supplies:
         """
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        programs = {p.kind: self._program(membership, parameters, base, p, threads) for p in membership.programs}
+        programs = self._programs(membership, parameters, base, threads)
         split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
-        held_out = HeldOutSamples(_reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches)
+        lengths = _lengths(reader)
+        held_out = HeldOutSamples(
+            _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
+        )
         return LocalContext(
             client_name,
             membership.run_seed,
@@ -64,6 +67,7 @@ class Supplies:
             len(split.training),
             self._clock,
             held_out if held_out.num_examples else None,
+            _some(lengths, split.training),
         )
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
@@ -120,8 +124,33 @@ class Supplies:
         self._fetch_file(membership.base, "base", "the frozen weights", path)
         return path
 
+    def _programs(
+        self, membership: Membership, parameters: LocalParameters, base: MappedBase, threads: int
+    ) -> dict[int, dict[ProgramKind, Program]]:
+        """Load every program, those of the greatest length first: the others of a kind use its buffers."""
+        programs: dict[int, dict[ProgramKind, Program]] = {length: {} for length in membership.model.lengths or (0,)}
+        greatest: dict[ProgramKind, Program] = {}
+        for reference in sorted(membership.programs, key=lambda p: -p.length):
+            if reference.length not in programs:
+                raise ProgramError(
+                    f"the {reference.kind.value} program is for texts of {reference.length} tokens, which is no length of this run: restart the server"
+                )
+            program = self._program(membership, parameters, base, reference, threads, greatest.get(reference.kind))
+            programs[reference.length][reference.kind] = program
+            greatest.setdefault(reference.kind, program)
+        missing = [length for length, of_length in programs.items() if of_length.keys() != greatest.keys()]
+        if missing:
+            raise ProgramError(f"programs for texts of {missing[0]} tokens are missing: restart the server")
+        return programs
+
     def _program(
-        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int
+        self,
+        membership: Membership,
+        parameters: LocalParameters,
+        base: MappedBase,
+        reference: ProgramReference,
+        threads: int,
+        lender: Program | None,
     ) -> Program:
         check_reference(reference)
         data = self._state.cached_program(reference.blob)
@@ -130,7 +159,7 @@ class Supplies:
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base)
+        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, lender)
         self._give_memory_back()
         return program
 
@@ -148,11 +177,23 @@ def check_tokenizer(blob: BlobReference) -> None:
         )
 
 
+def _lengths(reader: SampleReader) -> Int64Array | None:
+    lengths = reader.lengths()
+    if lengths is not None:
+        counts = {str(length): int(np.sum(lengths == length)) for length in reader.specification.lengths}
+        log.info("texts by length in tokens", extra=counts)
+    return lengths
+
+
+def _some(lengths: Int64Array | None, rows: Int64Array) -> Int64Array | None:
+    return None if lengths is None else lengths[rows]
+
+
 def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:
     """Return what reads some of these rows of the shard, by their place among them."""
 
-    def read_batch(indices: Int64Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = reader.batch(rows[indices])
+    def read_batch(indices: Int64Array, length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        x, y = reader.batch(rows[indices], length)
         if not bool(np.isfinite(x).all()):
             raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
         return x, y

@@ -127,7 +127,9 @@ def run_round(
     data, labels = samples()
     kinds = needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0))
     programs = {kind: wrap(kind, tiny.load(kind, parameters)) for kind in kinds}
-    context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
+    context = LocalContext(
+        client_id, RUN_SEED, spec, parameters, {0: programs}, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock()
+    )
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
     stop = threading.Event()
     patience = Patience(stop, ManualClock(), Random(0), 0, QUICK)

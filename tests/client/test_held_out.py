@@ -43,9 +43,9 @@ def sent(
     parameters = LocalParameters(spec)
     parameters.theta[:] = tiny.random_weights(1)
     data, labels = samples()
-    held_out = HeldOutSamples(lambda i: (data[i], labels[i]), num_held_out, max_batches)
+    held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches)
     programs = {kind: tiny.load(kind, parameters)}
-    context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i: (data[i], labels[i]), 1, ManualClock(), held_out)
+    context = LocalContext("a", RUN_SEED, spec, parameters, {0: programs}, lambda i, _: (data[i], labels[i]), 1, ManualClock(), held_out)
     stop = threading.Event()
     sender = StepSender(
         Uploader(network.send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0, QUICK), stop, threading.Event(), lambda _: None

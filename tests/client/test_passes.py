@@ -76,8 +76,8 @@ def peak_of(call: Callable[[], object]) -> int:
 def round_of(plan: Plan) -> tuple[LocalRound, Drain]:
     parameters = LocalParameters(MODEL)
     x, y = np.zeros((BATCH_SIZE, 2), np.float32), np.zeros(BATCH_SIZE, np.int64)
-    programs: Any = {kind: Stand(kind, plan.micro_batch) for kind in ProgramKind}
-    context = LocalContext("a", 1, MODEL, parameters, programs, lambda _: (x, y), BATCH_SIZE, ManualClock())
+    programs: Any = {0: {kind: Stand(kind, plan.micro_batch) for kind in ProgramKind}}
+    context = LocalContext("a", 1, MODEL, parameters, programs, lambda *_: (x, y), BATCH_SIZE, ManualClock())
     tensors = parameters.trained_layout(plan.trains_head).specs
     network = Drain(plan, total_bytes(cut_gradient_specs(plan, MODEL)))
     stop = threading.Event()

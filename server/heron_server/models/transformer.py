@@ -143,8 +143,9 @@ def _check_length(loaded: Pretrained, data: DataSpecification, reference: str) -
     (length,) = data.input_shape
     most = longest_sequence(loaded.config)
     if most is not None and length > most:
+        fitting = ",".join(str(shorter) for shorter in data.lengths if shorter <= most) or str(most)
         raise ConfigurationError(
-            f"{reference!r} reads at most {most} tokens, but the data specification asks for {length}: use a shorter length"
+            f"{reference!r} reads at most {most} tokens, but the data specification asks for {length}: use a shorter length, like text:{fitting}:..."
         )
 
 
@@ -193,6 +194,7 @@ def _split(loaded: Pretrained, family: Family, chosen: TransformerOptions, data:
         chosen.base,
         loaded.tokenizer,
         base_error=rounding,
+        lengths=data.lengths,
     )
 
 

@@ -12,7 +12,8 @@ from heron_server.storage.spool import SpoolEntry
 class AcceptedUpload:
     """An upload that was acknowledged; `trained` once it was trained on or, of held-out samples, scored.
 
-    `probe_losses` is set once it was judged, `cut_gradient` once lambda is there.
+    `probe_losses` is set once it was judged, `cut_gradient` once lambda is there. `length` is that of its texts, 0 where a run has but one shape: the
+    size of an upload does not tell a few long texts from many short ones.
 
     lambda stays on disk until the client's next upload or update says that it has arrived.
     """
@@ -25,6 +26,7 @@ class AcceptedUpload:
     cut_gradient: SpoolEntry | None = None
     server_version: int = 0
     trained: bool = False
+    length: int = 0
 
 
 @dataclass(frozen=True)
