@@ -13,6 +13,7 @@ import numpy.typing as npt
 from heron_client.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.parameters import LocalParameters
 from heron_client.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
+from heron_client.programs import Programs
 from heron_client.round_meter import RoundMeter
 from heron_client.runtime import Program
 from heron_client.sending import SendOutcome, StepSender
@@ -65,15 +66,14 @@ class HeldOutSamples:
 class LocalContext:
     """What stays the same over a client's rounds; `read_batch`, `num_examples` and `lengths` are of the samples that are trained on.
 
-    `programs` are by length of the texts that they take, which is 0 in a run whose samples have one shape, and by kind; `lengths` holds the smallest
-    length that holds each sample, None in such a run.
+    `lengths` holds the smallest of the run's lengths that holds each sample; None where samples have one shape.
     """
 
     client_id: str
     run_seed: int
     model: ModelSpec
     parameters: LocalParameters
-    programs: dict[int, dict[ProgramKind, Program]]
+    programs: Programs
     read_batch: ReadBatch
     num_examples: int
     clock: Clock
@@ -82,8 +82,8 @@ class LocalContext:
 
     def activation_program(self, length: int) -> Program:
         """Return a program that computes activations: every one of these does, and a plan may have only one of them."""
-        programs = self.programs[length]
-        return next(programs[kind] for kind in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if kind in programs)
+        kind = next(k for k in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if k in self.programs.kinds)
+        return self.programs.program(kind, length)
 
 
 class LocalRound:
@@ -177,9 +177,9 @@ class LocalRound:
             self.meter.diverged = True
 
     def _base_program(self, length: int) -> Program:
-        programs = self._context.programs[length]
         if self._plan.objective is Objective.AUXILIARY and self._plan.trains_front:
-            return programs[ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS]
+            kind = ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS
+            return self._context.programs.program(kind, length)
         # A front that rests after it diverged may have no program of its own.
         return self._context.activation_program(length)
 
@@ -244,7 +244,8 @@ class LocalRound:
         if cut_gradient is not None:
             self._context.parameters.show_base()
             self._gradient[:] = 0
-            self._passes.whole(self._context.programs[batch.length][ProgramKind.PULLBACK], batch, None, self._gradient, cut_gradient)
+            program = self._context.programs.program(ProgramKind.PULLBACK, batch.length)
+            self._passes.whole(program, batch, None, self._gradient, cut_gradient)
         elif outcome is not None:
             self.meter.add_losses(outcome.losses)
             self._note_explosion(outcome.losses)
@@ -291,7 +292,7 @@ class LocalRound:
     ) -> tuple[Float32Array | None, list[Float32Array]]:
         """Return this device's own losses of the base, if the plan has them, and of each perturbed pass."""
         kind = ProgramKind.LOSS if cut_gradient is None else ProgramKind.SURROGATE
-        program = self._context.programs[batch.length][kind]
+        program = self._context.programs.program(kind, batch.length)
         base = None if outcome is None else outcome.losses
         if cut_gradient is not None:
             base = None

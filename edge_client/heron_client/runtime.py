@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from typing import Any
 
@@ -55,11 +54,8 @@ class Program:
         specification: DataSpecification,
         threads: int,
         base: MappedBase | None = None,
-        lender: Program | None = None,
     ) -> None:
         """Load the program after checking its digest, its inputs and its outputs.
-
-        `lender` is the program of the same kind for longer texts: the two never run at once, so this one has no buffers of its own.
 
         Raises:
             ProgramError: wrong digest or size, not loadable, or its inputs are not the model's.
@@ -69,22 +65,25 @@ class Program:
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
         self._session = _load(data, threads)
+        if reference.length not in (model.lengths or (0,)):
+            raise ProgramError(
+                f"the {self.kind.value} program is for texts of {reference.length} tokens, which is no length of this run: restart the server"
+            )
         model = of_length(model, reference.length)
         rows, cut = reference.micro_batch, model.cut.shape
         sample = (reference.length,) if reference.length else specification.input_shape
-        buffers = _Buffers(lender)
-        self._x: npt.NDArray[Any] = buffers("_x", (rows, *sample), np.int64 if specification.tokens else np.float32)
-        self._y: npt.NDArray[Any] = buffers("_y", (rows, *model.labels.shape), NUMPY_DTYPES[model.labels.dtype])
-        self._cut_gradient: Float32Array = buffers("_cut_gradient", (rows, *cut) if self.kind in _READS_CUT_GRADIENT else (0,))
-        self.activations: Float32Array = buffers("activations", (rows, *cut))
-        self.losses: Float32Array = buffers("losses", (rows,))
-        self.inner_products: Float32Array = buffers("inner_products", (rows,))
+        self._x: npt.NDArray[Any] = np.zeros((rows, *sample), np.int64 if specification.tokens else np.float32)
+        self._y: npt.NDArray[Any] = np.zeros((rows, *model.labels.shape), NUMPY_DTYPES[model.labels.dtype])
+        self._cut_gradient: Float32Array = np.zeros((rows, *cut) if self.kind in _READS_CUT_GRADIENT else 0, np.float32)
+        self.activations: Float32Array = np.zeros((rows, *cut), np.float32)
+        self.losses: Float32Array = np.zeros(rows, np.float32)
+        self.inner_products: Float32Array = np.zeros(rows, np.float32)
         layout = parameters.joint_layout if self.kind is ProgramKind.GRADIENT else parameters.front_layout
         has_gradients = "gradients" in PROGRAM_OUTPUTS[self.kind]
-        self.gradients: Float32Array = buffers("gradients", (layout.num_parameters if has_gradients else 0,))
+        self.gradients: Float32Array = np.zeros(layout.num_parameters if has_gradients else 0, np.float32)
         moves = self.kind in _MOVES_STATISTICS
         statistics = FlatLayout(model.statistics_read(self.kind in _READS_HEAD) if moves else ())
-        self.new_statistics: Float32Array = buffers("new_statistics", (statistics.num_parameters,))
+        self.new_statistics: Float32Array = np.zeros(statistics.num_parameters, np.float32)
         self._bind(parameters, base or MappedBase(None, ()), layout if has_gradients else None, statistics)
 
     def run(self, x: npt.NDArray[Any], y: npt.NDArray[Any], cut_gradient: Float32Array | None = None) -> None:
@@ -136,19 +135,6 @@ class Program:
             raise ProgramError(
                 f"the {self.kind.value} program's {what}s are not the model's ({different}): server and client disagree, restart the server"
             )
-
-
-class _Buffers:
-    """Makes a program's buffers, or takes the beginnings of another's, which are as large or larger."""
-
-    def __init__(self, lender: Program | None) -> None:
-        self._lender = lender
-
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        if self._lender is None:
-            return np.zeros(shape, dtype)
-        lent: npt.NDArray[Any] = getattr(self._lender, name)
-        return lent.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def check_reference(reference: ProgramReference) -> None:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from heron_client.base import MappedBase
 from heron_client.local_training import HeldOutSamples, LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
+from heron_client.programs import Programs
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
-from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramKind, ProgramReference
+from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
 from heron_common.clock import Clock
 from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
@@ -43,7 +44,7 @@ class Supplies:
         self._give_memory_back = give_memory_back
 
     def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int) -> LocalContext:
-        """Load every program of the run over fresh buffers.
+        """Load every program of the run once over fresh buffers, and look at the length of every text.
 
         Raises:
             ProgramError: a program is not what its reference says, or cannot be loaded on this device.
@@ -51,7 +52,8 @@ class Supplies:
         """
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        programs = self._programs(membership, parameters, base, threads)
+        programs = Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads))
+        programs.load_each()
         split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
         lengths = _lengths(reader)
         held_out = HeldOutSamples(
@@ -124,33 +126,8 @@ class Supplies:
         self._fetch_file(membership.base, "base", "the frozen weights", path)
         return path
 
-    def _programs(
-        self, membership: Membership, parameters: LocalParameters, base: MappedBase, threads: int
-    ) -> dict[int, dict[ProgramKind, Program]]:
-        """Load every program, those of the greatest length first: the others of a kind use its buffers."""
-        programs: dict[int, dict[ProgramKind, Program]] = {length: {} for length in membership.model.lengths or (0,)}
-        greatest: dict[ProgramKind, Program] = {}
-        for reference in sorted(membership.programs, key=lambda p: -p.length):
-            if reference.length not in programs:
-                raise ProgramError(
-                    f"the {reference.kind.value} program is for texts of {reference.length} tokens, which is no length of this run: restart the server"
-                )
-            program = self._program(membership, parameters, base, reference, threads, greatest.get(reference.kind))
-            programs[reference.length][reference.kind] = program
-            greatest.setdefault(reference.kind, program)
-        missing = [length for length, of_length in programs.items() if of_length.keys() != greatest.keys()]
-        if missing:
-            raise ProgramError(f"programs for texts of {missing[0]} tokens are missing: restart the server")
-        return programs
-
     def _program(
-        self,
-        membership: Membership,
-        parameters: LocalParameters,
-        base: MappedBase,
-        reference: ProgramReference,
-        threads: int,
-        lender: Program | None,
+        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int
     ) -> Program:
         check_reference(reference)
         data = self._state.cached_program(reference.blob)
@@ -159,7 +136,7 @@ class Supplies:
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, lender)
+        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base)
         self._give_memory_back()
         return program
 

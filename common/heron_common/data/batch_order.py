@@ -23,9 +23,9 @@ class BatchOrder:
     """The batches of one attempt at a round.
 
     Where samples have one shape this is `SampleOrder`. Otherwise each length has such an order over its own samples, and of h steps a length with n_l of
-    the n samples gets h n_l / n, rounded up or down: with one uniform number u and one permutation p of the steps, step t takes the length of the
-    sample at (u + p(t)) / h of all samples sorted by length (systematic sampling). Each step taken by itself is of a length with probability n_l / n,
-    so that every sample has the same expected number of uses, and uploads at every k-th step see lengths in no pattern.
+    the n samples gets h n_l / n, rounded up or down: with one uniform number u, step t takes the length of the sample at t / h + u, modulo 1, of all
+    samples sorted by length (systematic sampling). Each step taken by itself is of a length with probability n_l / n, so that every sample has the same
+    expected number of uses. Steps of a length follow each other, for a device holds one length's programs at a time; which comes first is drawn.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BatchOrder:
             for rows, purpose in zip(self._groups, purposes, strict=True)
         ]
         start = int(raw_words(seed("length_start"), 1)[0])
-        self._drawn = _systematic([len(rows) for rows in self._groups], start, permutation(seed("length_order"), num_steps))
+        self._drawn = _systematic([len(rows) for rows in self._groups], start, num_steps)
 
     def draw(self, local_step: int) -> Draw:
         """Return the batch of a local step; steps may be asked for in any order."""
@@ -87,8 +87,9 @@ def samples_by_length(lengths: Int64Array, batch_size: int, seed: PerturbationSe
     return groups
 
 
-def _systematic(sizes: list[int], start: int, order: Int64Array) -> Int64Array:
-    """Return the group of each step: that of the element at (order[t] + start / 2^64) / len(order) of all, group after group. Exact integers."""
-    ends, num_examples, num_steps = np.cumsum(sizes), sum(sizes), len(order)
-    places = [(((int(place) << 64) + start) * num_examples // num_steps) >> 64 for place in order]
+def _systematic(sizes: list[int], start: int, num_steps: int) -> Int64Array:
+    """Return the group of each step: that of the element at t / num_steps + start / 2^64, modulo 1, of all, group after group. Exact integers."""
+    ends, num_examples = np.cumsum(sizes), sum(sizes)
+    points = [((step << 64) // num_steps + start) % (1 << 64) for step in range(num_steps)]
+    places = [(point * num_examples) >> 64 for point in points]
     return np.searchsorted(ends, np.array(places, np.int64), side="right").astype(np.int64)
