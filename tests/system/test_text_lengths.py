@@ -66,7 +66,7 @@ def options(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "data_spec": f"text:{','.join(map(str, LENGTHS))}:{task}",
         "server_learning_rate": {"gpt2": 0.03, "bert": 0.01}[name],
         "held_out": HELD_OUT,
-        "preset": "heron" if name == "gpt2" else "cse-fsl",
+        "preset": "heron",
         **changes,
     }
 
