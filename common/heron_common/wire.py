@@ -144,6 +144,7 @@ def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecific
         channel_deviations=tuple(message.channel_deviations),
         tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
         refuses_overlong=message.refuses_overlong,
+        lengths=tuple(message.lengths),
     )
 
 
@@ -157,6 +158,7 @@ def model_to_proto(model: ModelSpec) -> pb.Model:
         context=[tensor_spec_to_proto(spec) for spec in model.context],
         base=[tensor_spec_to_proto(spec) for spec in model.base],
         statistics=[tensor_spec_to_proto(spec) for spec in model.statistics],
+        lengths=model.lengths,
     )
 
 
@@ -170,6 +172,7 @@ def model_from_proto(message: pb.Model) -> ModelSpec:
         context=tensor_specs_from_proto(message.context),
         base=tensor_specs_from_proto(message.base),
         statistics=tensor_specs_from_proto(message.statistics),
+        lengths=tuple(message.lengths),
     )
 
 
@@ -182,7 +185,7 @@ def membership_to_proto(membership: Membership) -> pb.JoinResponse:
         data_specification=data_specification_to_proto(membership.data_specification),
         model=model_to_proto(membership.model),
         programs=[
-            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch)  # type: ignore[arg-type]
+            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch, length=p.length)  # type: ignore[arg-type]
             for p in membership.programs
         ],
         heartbeat_seconds=membership.heartbeat_seconds,
@@ -202,7 +205,7 @@ def membership_from_proto(message: pb.JoinResponse) -> Membership:
         data_specification=data_specification_from_proto(message.data_specification),
         model=model_from_proto(message.model),
         programs=tuple(
-            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch)
+            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch, p.length)
             for p in message.programs
         ),
         heartbeat_seconds=message.heartbeat_seconds,

@@ -289,7 +289,7 @@ class Session:
         if not self._warned_of_truncation:
             self._warned_of_truncation = True
             log.warning(
-                "texts were longer than the run takes and were cut off: raise LENGTH in --data-spec on the server, or see --check-data",
+                "texts were longer than the run takes and were cut off: raise the (last) LENGTH in --data-spec on the server, or see --check-data",
                 extra={"texts": self._reader.truncated, "of": self._reader.num_examples},
             )
 

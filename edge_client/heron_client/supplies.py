@@ -13,6 +13,7 @@ import numpy.typing as npt
 from heron_client.base import MappedBase
 from heron_client.local_training import HeldOutSamples, LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
+from heron_client.programs import Programs
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
 from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
@@ -55,7 +56,9 @@ class Supplies:
         self._give_memory_back = give_memory_back
 
     def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
-        """Load every program of the run over fresh buffers; with `arenas` each keeps the memory of its temporaries.
+        """Load every program of the run once over fresh buffers, and look at the length of every text.
+
+        With `arenas` each program keeps the memory of its temporaries.
 
         Raises:
             ProgramError: a program is not what its reference says, or cannot be loaded on this device.
@@ -63,9 +66,13 @@ class Supplies:
         """
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        programs = {p.kind: self._program(membership, parameters, base, p, threads, arenas) for p in membership.programs}
+        programs = Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
+        programs.load_each()
         split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
-        held_out = HeldOutSamples(_reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches)
+        lengths = _lengths(reader)
+        held_out = HeldOutSamples(
+            _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
+        )
         return LocalContext(
             client_name,
             membership.run_seed,
@@ -76,6 +83,7 @@ class Supplies:
             len(split.training),
             self._clock,
             held_out if held_out.num_examples else None,
+            _some(lengths, split.training),
         )
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
@@ -160,11 +168,23 @@ def check_tokenizer(blob: BlobReference) -> None:
         )
 
 
+def _lengths(reader: SampleReader) -> Int64Array | None:
+    lengths = reader.lengths()
+    if lengths is not None:
+        counts = {str(length): int(np.sum(lengths == length)) for length in reader.specification.lengths}
+        log.info("texts by length in tokens", extra=counts)
+    return lengths
+
+
+def _some(lengths: Int64Array | None, rows: Int64Array) -> Int64Array | None:
+    return None if lengths is None else lengths[rows]
+
+
 def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:
     """Return what reads some of these rows of the shard, by their place among them."""
 
-    def read_batch(indices: Int64Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = reader.batch(rows[indices])
+    def read_batch(indices: Int64Array, length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        x, y = reader.batch(rows[indices], length)
         if not bool(np.isfinite(x).all()):
             raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
         return x, y

@@ -179,7 +179,7 @@ class Trailer(_message.Message):
     def __init__(self, length_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class DataSpecification(_message.Message):
-    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong")
+    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong", "lengths")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class DataSpecification(_message.Message):
     CHANNEL_DEVIATIONS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     REFUSES_OVERLONG_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     name: str
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     num_classes: int
@@ -204,20 +205,23 @@ class DataSpecification(_message.Message):
     channel_deviations: _containers.RepeatedScalarFieldContainer[float]
     tokenizer: Blob
     refuses_overlong: bool
-    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: _Optional[bool] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: _Optional[bool] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Program(_message.Message):
-    __slots__ = ("kind", "blob", "micro_batch")
+    __slots__ = ("kind", "blob", "micro_batch", "length")
     KIND_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
     kind: ProgramKind
     blob: Blob
     micro_batch: int
-    def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ...) -> None: ...
+    length: int
+    def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base", "statistics")
+    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base", "statistics", "lengths")
     CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +229,7 @@ class Model(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     client_model: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     auxiliary_head: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     cut: TensorSpec
@@ -232,7 +237,8 @@ class Model(_message.Message):
     context: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     base: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     statistics: _containers.RepeatedCompositeFieldContainer[TensorSpec]
-    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., statistics: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., statistics: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay")

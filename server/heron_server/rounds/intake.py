@@ -13,6 +13,7 @@ from heron_common.errors import RefusedError, SpoolFullError, StorageError
 from heron_common.ids import RoundReference, new_token
 from heron_common.plan import UpdateEncoding
 from heron_common.tensors import TensorSpec, total_bytes
+from heron_common.text_lengths import announced_length
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord
@@ -108,8 +109,9 @@ class Intake:
                     )
                 now = run.clock.now()
                 if known is None and entry is not None:
-                    attempt.accept_upload(AcceptedUpload(ticket.key, sha256, entry, now))
-                    run.ledger.upload_accepted(ticket.key, sha256, entry.to_stored())
+                    length = announced_length(attempt.model, ticket.specs)
+                    attempt.accept_upload(AcceptedUpload(ticket.key, sha256, entry, now, length=length))
+                    run.ledger.upload_accepted(ticket.key, sha256, entry.to_stored(), length)
                     entry = None
                     if ticket.key.purpose is not UploadPurpose.EVALUATE:
                         attempt.acknowledged(ticket.client.name, ticket.key.local_step)

@@ -90,4 +90,5 @@ def _upload(recorded: RecordedUpload, covered: int, entry: SpoolEntry | None, gr
         recorded.answer,
         gradient,
         trained=_is_covered(recorded, covered),
+        length=recorded.length,
     )

@@ -150,10 +150,10 @@ class Ledger:
         """The attempt ends without a quorum."""
         self._write(sql.ABANDON, reason, *reference)
 
-    def upload_accepted(self, key: UploadKey, sha256: str, payload: StoredFile) -> None:
-        """An upload came whole and will be trained on, scored or rejected."""
+    def upload_accepted(self, key: UploadKey, sha256: str, payload: StoredFile, length: int = 0) -> None:
+        """An upload came whole, with texts of this length if it has any, and will be trained on, scored or rejected."""
         with self._queue_lock:
-            self._queue.append((sql.ACCEPT_UPLOAD, (*_values(key), self._sequence, sha256, payload.name, payload.size_bytes)))
+            self._queue.append((sql.ACCEPT_UPLOAD, (*_values(key), self._sequence, sha256, length, payload.name, payload.size_bytes)))
             self._queued += 1
             self._sequence += 1
 

@@ -22,6 +22,7 @@ CREATE TABLE uploads (
     round_index INTEGER NOT NULL, attempt INTEGER NOT NULL, client_id TEXT NOT NULL, purpose TEXT NOT NULL, local_step INTEGER NOT NULL,
     sequence INTEGER NOT NULL,       -- order of acceptance
     sha256 TEXT NOT NULL,
+    length INTEGER NOT NULL,         -- of its texts, 0 where a run has one shape
     file TEXT, size_bytes INTEGER NOT NULL,
     state TEXT NOT NULL,             -- accepted, trained, scored, rejected
     position INTEGER,                -- order of training within the attempt
@@ -50,8 +51,8 @@ CLOSE = f"UPDATE attempts SET outcome = 'closing', submitted = ? WHERE {_KEY}"
 ABANDON = f"UPDATE attempts SET outcome = 'abandoned', reason = ? WHERE {_KEY}"
 DROP = "INSERT INTO drops VALUES (?, ?, ?, ?)"
 ACCEPT_UPLOAD = (
-    "INSERT INTO uploads (round_index, attempt, client_id, purpose, local_step, sequence, sha256, file, size_bytes, state) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'accepted')"
+    "INSERT INTO uploads (round_index, attempt, client_id, purpose, local_step, sequence, sha256, length, file, size_bytes, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'accepted')"
 )
 TRAIN_UPLOAD = f"UPDATE uploads SET state = 'trained', position = ?, answer = ?, gradient_file = ?, gradient_bytes = ? WHERE {_UPLOAD}"
 SCORE_UPLOAD = f"UPDATE uploads SET state = 'scored', position = ? WHERE {_UPLOAD}"

@@ -106,7 +106,7 @@ def evaluate(model: SplitModel, source: SampleReader, batch_size: int | None = N
     size = batch_size or (_BATCH_OF_SEQUENCES if model.tokens else _BATCH)
     with torch.no_grad():
         for start in range(0, source.num_examples, size):
-            x, y = source.batch(np.arange(start, min(start + size, source.num_examples)))
+            x, y = source.shortest_batch(np.arange(start, min(start + size, source.num_examples)))
             samples = torch.from_numpy(x).to(device)
             outputs, labels = predict(model.back, model.front(samples), model.mask(samples)), torch.from_numpy(y).to(device)
             score.add(outputs, labels)
