@@ -15,6 +15,7 @@ from heron_client.parameters import LocalParameters
 from heron_common.assignment import MAX_PROGRAM_BYTES, DataSpecification, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.layout import FlatLayout
+from heron_common.program_check import check_program
 from heron_common.tensors import NUMPY_DTYPES, Float32Array
 
 PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {
@@ -57,12 +58,13 @@ class Program:
         """Load the program after checking its digest, its inputs and its outputs.
 
         Raises:
-            ProgramError: wrong digest or size, not loadable, or its inputs are not the model's.
+            ProgramError: wrong digest or size, more in it than standard operators, not loadable, or its inputs are not the model's.
 
         """
         self.kind = reference.kind
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
+        check_program(data)
         self._session = _load(data, threads)
         rows, cut = reference.micro_batch, model.cut.shape
         self._x: npt.NDArray[Any] = np.zeros((rows, *specification.input_shape), np.int64 if specification.tokens else np.float32)
