@@ -47,8 +47,10 @@ class Tokeniser:
             ) from None
         try:
             self._tokenizer: Any = Tokenizer.from_buffer(document)
-        # The library raises plain exceptions.
-        except Exception as exc:
+        # The library raises plain exceptions; where its native part panics, one that is no Exception.
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt | SystemExit):
+                raise
             raise DataError(f"the run's tokenizer cannot be loaded ({exc}): give the server a tokenizer.json") from exc
         # A published document may say how its own model cut and padded; the run's length counts here.
         self._tokenizer.no_truncation()

@@ -50,7 +50,9 @@ class Servicer(SplitTrainingServicer):
         membership = (
             self._reception.visit()
             if request.only_checks
-            else self._reception.join(request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version)
+            else self._reception.join(
+                request.client_name, request.identity_key, request.num_examples, request.capabilities.client_version[:100]
+            )
         )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session), request, response)

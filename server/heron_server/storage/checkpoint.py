@@ -143,6 +143,10 @@ class CheckpointStore:
 
 def _state_of(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    state: dict[str, Any] = json.loads(header["__metadata__"]["state"])
+    try:
+        state = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+    except (KeyError, TypeError, RecursionError) as exc:
+        raise ValueError(f"its header holds no state ({exc!r})") from exc
+    if not isinstance(state, dict):
+        raise ValueError("its state is no JSON object")
     return state
