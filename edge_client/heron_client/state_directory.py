@@ -116,7 +116,7 @@ class StateDirectory:
             return {str(k): str(v) for k, v in known.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError) as exc:
+        except (OSError, ValueError, AttributeError, RecursionError) as exc:
             raise StorageError(f"{self._path / 'client.json'} is damaged ({exc}): delete it to start with a new identity") from exc
 
     def _write(self) -> None:

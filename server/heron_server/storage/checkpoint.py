@@ -135,7 +135,7 @@ class CheckpointStore:
             return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise CheckpointError(
                 f"{self._directory / _MANIFEST} is damaged ({exc!r}): restore it from a backup or start a new run"
             ) from exc
