@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     CONFLICTING_UPLOAD = "conflicting_upload"
     TOO_FAR_AHEAD = "too_far_ahead"
     SPOOL_FULL = "spool_full"
+    STORAGE = "storage"
     STREAM_BUSY = "stream_busy"
     UPDATE_INCOMPLETE = "update_incomplete"
     LOG_MISMATCH = "log_mismatch"
@@ -68,6 +69,7 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.CONFLICTING_UPLOAD: CatalogEntry("FAILED_PRECONDITION", False, "the same upload came before with other bytes"),
     ErrorCode.TOO_FAR_AHEAD: CatalogEntry("RESOURCE_EXHAUSTED", True, "under lockstep this client is ahead of the others"),
     ErrorCode.SPOOL_FULL: CatalogEntry("RESOURCE_EXHAUSTED", True, "the server's spool is full for now"),
+    ErrorCode.STORAGE: CatalogEntry("RESOURCE_EXHAUSTED", True, "the server's disk refuses, so that it can acknowledge nothing for now"),
     ErrorCode.STREAM_BUSY: CatalogEntry("RESOURCE_EXHAUSTED", True, "this client has an upload under way already"),
     ErrorCode.UPDATE_INCOMPLETE: CatalogEntry(
         "FAILED_PRECONDITION", False, "the update does not follow the uploads that the plan asks for"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from heron_client.transport import Transport
 from heron_common.assignment import Assignment, Finished, UploadLoss
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import RefusedError, TransportError
+from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.ids import RoundReference
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,15 @@ class Heartbeat:
         period_seconds: float,
         round_over: threading.Event,
         on_losses: Callable[[tuple[UploadLoss, ...]], None],
+        recover: Callable[[HeronError], bool] = lambda _: False,
     ) -> None:
+        """`recover` opens a new session where a server that restarted does not know the old one, and returns whether it took care of an error."""
         self._transport = transport
         self._training = training
         self._period = period_seconds
         self._round_over = round_over
         self._on_losses = on_losses
+        self._recover = recover
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -47,9 +50,19 @@ class Heartbeat:
             except TransportError as exc:
                 log.debug("heartbeat not heard", extra={"reason": str(exc)})
             except RefusedError as exc:
-                if exc.code in (ErrorCode.SESSION_UNKNOWN, ErrorCode.ROUND_OVER):
+                if exc.code is ErrorCode.ROUND_OVER or not self._recovered(exc):
                     self._round_over.set()
             else:
                 self._on_losses(losses)
                 if isinstance(step, Finished) or (isinstance(step, Assignment) and step.round != self._training):
                     self._round_over.set()
+
+    def _recovered(self, error: RefusedError) -> bool:
+        """Whether the round may go on after this refusal; other refusals than of the session are the training thread's to hear."""
+        if error.code is not ErrorCode.SESSION_UNKNOWN:
+            return True
+        try:
+            return self._recover(error)
+        except HeronError as exc:
+            log.debug("the session could not be renewed", extra={"reason": str(exc)})
+            return False

@@ -44,12 +44,15 @@ class StepSender:
         stop: threading.Event,
         round_over: threading.Event,
         on_answer: Callable[[UploadAnswer], None],
+        recover: Callable[[HeronError], bool] = lambda _: False,
     ) -> None:
+        """`recover` mends what made an upload fail, if it can, and returns whether to send it again at once."""
         self._uploader = uploader
         self._patience = patience
         self._stop = stop
         self._round_over = round_over
         self._on_answer = on_answer
+        self._recover = recover
         self._pending: _Pending | None = None
 
     def send(self, request: UploadRequest, stream: Stream) -> SendOutcome:
@@ -79,7 +82,8 @@ class StepSender:
                 answer = self._pending.upload.answer()
             except (TransportError, RefusedError) as exc:
                 self.check()
-                attempts.wait(exc)
+                if not self._recover(exc):
+                    attempts.wait(exc)
                 self.check()
                 self._repeat(self._pending)
             else:

@@ -19,6 +19,7 @@ from heron_client.memory import return_freed_memory
 from heron_client.memory_budget import memory_budget
 from heron_client.metrics import ClientMetrics
 from heron_client.patience import Patience
+from heron_client.renewal import Renewal, RunChanged
 from heron_client.sending import RoundStopped, StepSender
 from heron_client.state_directory import ClientState
 from heron_client.supplies import Supplies
@@ -35,6 +36,7 @@ from heron_common.assignment import (
     Wait,
 )
 from heron_common.clock import Clock
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.data.check import check_source
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
@@ -112,6 +114,8 @@ class Session:
         self._patience = Patience(stop, clock, random, settings.give_up_after_seconds)
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
+        self._training: Assignment | None = None
+        self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
         self._supplies = Supplies(self._fetch, self._fetch_file, state, clock, self._give_memory_back)
         self._reader: SampleReader | None = None
@@ -148,12 +152,23 @@ class Session:
             raise
 
     def _rejoin(self) -> None:
+        self._enter(SessionState.NEW)
+        self._pause_before_join()
+
+    def _pause_before_join(self) -> None:
+        """Two devices with one identity end each other's sessions in turn: without a growing pause they would do nothing else."""
         delay = next(self._rejoin_delays)
         log.warning("the server does not know this session, joining again", extra={"retry_seconds": round(delay, 2)})
         self._metrics.reconnects.inc()
-        self._enter(SessionState.NEW)
-        # Two devices with one identity end each other's sessions in turn: without a growing pause they would do nothing else.
         self._patience.pause(delay)
+
+    def _open_session(self) -> Membership:
+        settings, identity = self._settings, self._state_directory.identity_key
+        return self._transport.join(settings.client_name, identity, self._source.num_examples)
+
+    def _probe_session(self) -> None:
+        if self._training is not None:
+            self._transport.next_step(self._training.round)
 
     def _enter(self, state: SessionState) -> None:
         self.state = state
@@ -161,8 +176,9 @@ class Session:
 
     def _join(self) -> _Joined:
         settings = self._settings
-        identity = self._state_directory.identity_key
-        membership = self._retry(lambda: self._transport.join(settings.client_name, identity, self._source.num_examples), "join")
+        membership = self._retry(self._open_session, "join")
+        crash_point(CrashPoint.CLIENT_JOINED)
+        self._renewal.begin(membership)
         specification = membership.data_specification
         self._reader = check_source(self._source, specification, self._supplies.tokenizer(specification))
         self._state_directory.remember_run(membership.run_id)
@@ -188,22 +204,31 @@ class Session:
         check_assignment(assignment, joined.membership, memory_budget())
         self._enter(SessionState.TRAINING)
         self._metrics.round_started(assignment)
-        left_early = False
+        self._training = assignment
+        left_early, after = False, SessionState.JOINED
         round_over = threading.Event()
-        sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer)
-        heartbeat = Heartbeat(self._transport, assignment.round, joined.membership.heartbeat_seconds, round_over, self._note_losses)
+        sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer, self._renewal.after)
+        heartbeat = Heartbeat(
+            self._transport, assignment.round, joined.membership.heartbeat_seconds, round_over, self._note_losses, self._renewal.after
+        )
         try:
             self._supplies.load_weights(context.parameters, assignment)
             # What came over the wire was copied into buffers; a step needs the room.
             self._give_memory_back()
+            crash_point(CrashPoint.CLIENT_WEIGHTS_LOADED)
             waited = self._uploader.totals.wait_seconds
             local_round = LocalRound(context, assignment, sender, self._metrics.step_done)
             send_held_out(context, assignment, sender)
             for local_step in range(assignment.plan.local_steps):
                 sender.check()
+                crash_point(CrashPoint.CLIENT_STEP_BEGUN)
                 local_round.run_step(local_step)
             local_round.finish()
+            crash_point(CrashPoint.CLIENT_ROUND_COMPUTED)
             self._submit(assignment, local_round, self._uploader.totals.wait_seconds - waited)
+        except RunChanged as exc:
+            log.warning("giving this round up", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
+            after = SessionState.NEW
         except RoundStopped as exc:
             log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
         except RefusedError as exc:
@@ -214,8 +239,9 @@ class Session:
         finally:
             heartbeat.stop()
             sender.abort()
+            self._training = None
             self._give_memory_back()
-        self._enter(SessionState.JOINED)
+        self._enter(after)
         if left_early:
             # The same round would end in the same values, so the server must not wait for this client; the next round starts from others.
             self._transport.leave("its values were not finite", self._peak_memory())
@@ -236,6 +262,7 @@ class Session:
                 raise
             log.warning("the server's replay arrived elsewhere, sending the weights", extra={"round_index": assignment.round.round_index})
             losses = submit(UpdateEncoding.DENSE)
+        crash_point(CrashPoint.CLIENT_UPDATE_ANSWERED)
         self._note_losses(losses)
         self._metrics.round_done(statistics)
         self._rejoin_delays = BackoffPolicy().delays(self._random)
@@ -275,6 +302,7 @@ class Session:
             )
 
     def _on_answer(self, answer: UploadAnswer) -> None:
+        crash_point(CrashPoint.CLIENT_UPLOAD_ANSWERED)
         self._metrics.uploads_answered.inc()
         self._note_losses(answer.losses)
 
@@ -285,6 +313,7 @@ class Session:
     def _leave(self, reason: str) -> None:
         if self.state is not SessionState.LEFT:
             self._enter(SessionState.LEFT)
+            crash_point(CrashPoint.CLIENT_LEAVING)
             try:
                 self._transport.leave(reason, self._peak_memory())
             except (TransportError, RefusedError) as exc:
@@ -312,4 +341,6 @@ class Session:
             try:
                 return call()
             except (TransportError, RefusedError) as exc:
-                attempts.wait(exc)
+                # Outside a round the caller joins again from the beginning.
+                if not (self._training is not None and self._renewal.after(exc)):
+                    attempts.wait(exc)

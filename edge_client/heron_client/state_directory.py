@@ -10,6 +10,7 @@ from typing import Protocol
 
 from heron_common.assignment import BlobReference
 from heron_common.atomic import write_atomically
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, HeronError, ProgramError, StorageError
 from heron_common.ids import new_token
@@ -125,6 +126,7 @@ class StateDirectory:
     def _replace(self, path: Path, data: bytes) -> None:
         try:
             write_atomically(path, data)
+            crash_point(CrashPoint.CLIENT_STATE_WRITTEN)
         except OSError as exc:
             raise StorageError(f"cannot write {path} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc
 

@@ -32,6 +32,7 @@ from heron_common.assignment import (
     UploadPurpose,
 )
 from heron_common.chunks import StreamAccount, split_rows
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, StorageError, TransportError
 from heron_common.grpc_options import CALL_DEADLINE_SECONDS
@@ -162,6 +163,7 @@ class Transport:
                         file.truncate(0)
                         break
                     file.write(piece)
+                    crash_point(CrashPoint.CLIENT_BLOB_PART)
                     self._count("down", kind, len(piece))
             if not has_digest(partial, blob):
                 partial.unlink()
@@ -237,6 +239,7 @@ class Transport:
         messages = self._stream(
             pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs), lambda: None
         )
+        crash_point(CrashPoint.CLIENT_UPDATE_SENDING)
         with self._mapped():
             response = self._result(self._stub.SubmitUpdate.future(messages, timeout=self._stream_deadline))
         return self._new_losses(header.losses_seen, losses_from_proto(response.losses))
@@ -278,6 +281,7 @@ class Transport:
                 return
             tensor_index, data = chunk
             account.add(data)
+            crash_point(CrashPoint.CLIENT_CHUNK_SENT)
             self._count("up", kinds[tensor_index], len(data))
             message = part()
             message.chunk.tensor_index = tensor_index

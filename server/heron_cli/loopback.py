@@ -146,8 +146,8 @@ class LoopbackMethod:
 class LoopbackStub:
     """Has the methods of `SplitTrainingStub`, wrapped by the interceptor that the network's server has; any thread may call them."""
 
-    def __init__(self, servicer: SplitTrainingServicer, on_refusal: Callable[[ErrorCode], None]) -> None:
-        self._interceptor = ErrorInterceptor(on_refusal)
+    def __init__(self, servicer: SplitTrainingServicer, on_refusal: Callable[[ErrorCode], None], before_answer: Callable[[], None]) -> None:
+        self._interceptor = ErrorInterceptor(on_refusal, before_answer)
         self._closed = threading.Event()
         add_SplitTrainingServicer_to_server(servicer, self)  # type: ignore[no-untyped-call]
 

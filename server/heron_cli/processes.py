@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,16 +62,23 @@ class ProcessGroup:
         except OSError as exc:
             raise ProcessError(f"cannot write {log_directory} ({exc.strerror or exc}): choose another --run-dir") from exc
 
-    def start(self, name: str, module: str, arguments: Sequence[str]) -> LoggedProcess:
-        """Start `python -m module arguments` with its output in NAME.log."""
-        return self.start_command(name, [sys.executable, "-m", module, *arguments])
+    def start(self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> LoggedProcess:
+        """Start `python -m module arguments` with its output in NAME.log; `environment` is added to this process's own."""
+        return self.start_command(name, [sys.executable, "-m", module, *arguments], environment)
 
-    def start_command(self, name: str, command: Sequence[str]) -> LoggedProcess:
-        """Start a command with its output in NAME.log."""
+    def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> LoggedProcess:
+        """Start a command with its output in NAME.log; `environment` is added to this process's own."""
         log = self._log_directory / f"{name}.log"
         with log.open("wb") as file:
             # A session of its own: a Ctrl-C reaches this process alone, which then asks its children to end, once.
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
         member = LoggedProcess(name, process, log)
         self._members.append(member)
         return member
@@ -88,7 +96,9 @@ class ProcessGroup:
                 member.process.wait()
 
 
-def start_server(group: ProcessGroup, name: str, run_dir: Path, arguments: Sequence[str]) -> tuple[LoggedProcess, str]:
+def start_server(
+    group: ProcessGroup, name: str, run_dir: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[LoggedProcess, str]:
     """Start heron-server on a free loopback port and return it with its address once it listens.
 
     Raises:
@@ -98,7 +108,7 @@ def start_server(group: ProcessGroup, name: str, run_dir: Path, arguments: Seque
     address_file = run_dir / "server.json"
     address_file.unlink(missing_ok=True)
     fixed = ["--run-dir", str(run_dir), "--listen", "127.0.0.1:0", "--metrics-port", "0"]
-    server = group.start(name, "heron_server", [*fixed, *arguments])
+    server = group.start(name, "heron_server", [*fixed, *arguments], environment)
     wait_for(lambda: address_file.exists() or server.exit_code is not None, START_DEADLINE_SECONDS)
     if not address_file.exists():
         raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})")

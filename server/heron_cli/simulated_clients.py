@@ -19,7 +19,6 @@ from heron_common.assignment import BlobReference
 from heron_common.clock import Clock
 from heron_common.data.partition import Partition, Shard, partition_all
 from heron_common.data.sources import DataSource
-from heron_common.ids import new_token
 
 _STACK_BYTES = 1 << 20
 """Nothing in a session recurses; the default of eight megabytes would only reserve address space."""
@@ -49,8 +48,9 @@ def shares(source: DataSource, partition: Partition, count: int) -> list[DataSou
 class MemoryState:
     """A client's state without a disk. A program is fetched once by each client, as devices do, but its bytes are kept once for all."""
 
-    def __init__(self, shared: dict[str, bytes], blobs: Path) -> None:
-        self.identity_key = new_token()
+    def __init__(self, name: str, shared: dict[str, bytes], blobs: Path) -> None:
+        # Of its name, so that a simulation that is resumed inside a round knows its clients again.
+        self.identity_key = f"simulated-{name}"
         self._shared = shared
         self._blobs = blobs
         self._fetched: set[str] = set()
@@ -82,7 +82,7 @@ class Crowd:
         self._transports: list[Transport] = []
         self._threads: list[threading.Thread] = []
         for index, source in enumerate(sources):
-            self._add(client_name(index), source, stub, clock, MemoryState(programs, blobs))
+            self._add(client_name(index), source, stub, clock, MemoryState(client_name(index), programs, blobs))
 
     def start(self) -> None:
         """Let every client join."""

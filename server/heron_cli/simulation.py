@@ -110,8 +110,9 @@ class _Simulation:
         with ExitStack() as stack:
             directory = SimulationDirectory(self._run_directory(stack), config)
             stack.callback(directory.close)
-            parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE)
-            stub = LoopbackStub(parts.servicer, self._refused(parts))
+            parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE, durable=False)
+            stack.callback(parts.ledger.close)
+            stub = LoopbackStub(parts.servicer, self._refused(parts), parts.ledger.sync)
             crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
             directory.record(parts.identity)
             if config.run.resume:
@@ -120,8 +121,8 @@ class _Simulation:
             else:
                 parts.worker.save()
             stack.callback(self._end, parts, stub, crowd, directory)
+            parts.open()
             parts.worker.start(parts.worklist, on_end=parts.ended.set)
-            parts.coordinator.start(parts.worker.inputs())
             crowd.start()
             self._watch(parts)
         self._raise_failure(parts)

@@ -39,6 +39,7 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         registry = CollectorRegistry()
         parts = assemble(config, directory, registry, MonotonicClock())
         # Whatever happens from here on: nobody waits for an answer that will not come. Both are safe to repeat.
+        stack.callback(parts.ledger.close)
         stack.callback(parts.network.stop, 0)
         stack.callback(parts.coordinator.drain)
         endpoint = MetricsServer(registry, config.network.metrics_host, config.network.metrics_port)
@@ -63,9 +64,9 @@ def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory,
         parts.worker.write_summary()
     else:
         parts.worker.save()
-    parts.network.start()
+    parts.open()
     parts.worker.start(parts.worklist, on_end=parts.ended.set)
-    parts.coordinator.start(parts.worker.inputs())
+    parts.network.start()
     address = {
         "address": join_host_port(config.network.host, parts.network.port),
         "metrics": join_host_port(config.network.metrics_host, metrics_port),
@@ -89,7 +90,7 @@ def _drain(config: ServerConfig, parts: ServerAssembly, interrupted: bool) -> No
     grace = config.network.grace_seconds
     parts.network.announce_drain()
     if interrupted:
-        log.info("draining: the open round will run again on --resume", extra={"grace_seconds": grace})
+        log.info("draining: the open round goes on with --resume", extra={"grace_seconds": grace})
     elif parts.coordinator.machine.phase is Phase.FINISHED:
         parts.reception.wait_until_empty(grace)
     parts.coordinator.drain()

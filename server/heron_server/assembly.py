@@ -20,7 +20,8 @@ from heron_common.tensors import num_parameters
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
-from heron_server.rounds.clients import ClientRecord, ClientRegistry
+from heron_server.resumption import Resumption, resume
+from heron_server.rounds.clients import ClientRegistry
 from heron_server.rounds.coordinator import Coordinator, RunFacts
 from heron_server.rounds.intake import Intake
 from heron_server.rounds.reception import Pace, Reception
@@ -31,10 +32,12 @@ from heron_server.service.servicer import Servicer
 from heron_server.storage.audit import AuditTrail
 from heron_server.storage.blobs import BlobStore
 from heron_server.storage.checkpoint import CheckpointStore
+from heron_server.storage.ledger import Ledger
 from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
-from heron_server.summary import SUMMARY_VERSION, client_table, restore_clients, versions
+from heron_server.summary import SUMMARY_VERSION, client_table, versions
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.open_round import OpenRound
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import TrainWorker
@@ -54,6 +57,16 @@ class Assembly:
     on_refusal: Callable[[ErrorCode], None]
     ended: threading.Event
     identity: RunIdentity
+    ledger: Ledger
+    inside: OpenRound | None
+    """What to go on with inside a round, where a checkpoint was taken there."""
+
+    def open(self) -> None:
+        """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
+        if self.inside is not None:
+            self.coordinator.start(self.inside.inputs, self.inside.positions)
+        else:
+            self.coordinator.start(self.worker.inputs())
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,22 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
 
     """
     parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
-    network = NetworkServer(parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal)
+    network = NetworkServer(
+        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync
+    )
     return ServerAssembly(**vars(parts), network=network)
 
 
 def assemble_run(
-    config: TrainingConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock, max_clients: int, pace: Pace | None = None
+    config: TrainingConfig,
+    directory: RunDirectory,
+    registry: CollectorRegistry,
+    clock: Clock,
+    max_clients: int,
+    pace: Pace | None = None,
+    durable: bool = True,
 ) -> Assembly:
-    """Build everything but a network; `pace` says how soon clients without work ask again.
+    """Build everything but a network; `pace` says how soon clients without work ask again, `durable` whether a power cut may cost nothing.
 
     Raises:
         HeronError: see `run_server`.
@@ -92,7 +113,7 @@ def assemble_run(
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
-    spool = Spool(directory.spool, config.storage.spool_bytes)
+    ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
@@ -105,11 +126,14 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock)
+    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger)
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
-    if config.run.resume:
-        _resume(worker, checkpoints, clients)
-    coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds))
+    # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
+    torch.manual_seed(config.run.seed)
+    left = resume(worker, checkpoints, ledger, clients) if config.run.resume else Resumption()
+    needed = {name for attempt in left.recorded for name in attempt.files()}
+    spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
+    coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
     reception = Reception(coordinator, pace)
     servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
     _log_plan(algorithm, published.cost.num_parameters, facts)
@@ -117,7 +141,9 @@ def assemble_run(
     def on_refusal(code: ErrorCode) -> None:
         metrics.rejections.labels(reason=code.value).inc()
 
-    return Assembly(coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity)
+    return Assembly(
+        coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity, ledger, left.inside
+    )
 
 
 def _run_parts(
@@ -129,6 +155,7 @@ def _run_parts(
     metrics: ServerMetrics,
     client_rows: Callable[[], dict[str, Any]],
     clock: Clock,
+    ledger: Ledger,
 ) -> RunParts:
     algorithm = published.algorithm
     aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
@@ -145,6 +172,7 @@ def _run_parts(
         clock,
         facts.run_seed,
         AuditTrail(directory.audit),
+        ledger.sync,
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
     )
 
@@ -175,17 +203,6 @@ def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
     return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision)
 
 
-def _resume(worker: TrainWorker, checkpoints: CheckpointStore, clients: ClientRegistry) -> None:
-    checkpoint = checkpoints.read_newest()
-    worker.restore(checkpoint)
-
-    def make(name: str) -> ClientRecord:
-        return clients.by_name.setdefault(name, ClientRecord(name, identity_key=""))
-
-    restore_clients(checkpoint.state["clients"], make)
-    log.info("resuming", extra={"rounds_completed": checkpoint.completed_rounds})
-
-
 def _coordinator(
     config: TrainingConfig,
     facts: RunFacts,
@@ -196,6 +213,8 @@ def _coordinator(
     clock: Clock,
     directory: RunDirectory,
     completed_rounds: int,
+    ledger: Ledger,
+    left: Resumption,
 ) -> Coordinator:
     blobs = BlobStore()
     for program in published.programs:
@@ -217,13 +236,14 @@ def _coordinator(
     )
     return Coordinator(
         facts,
-        RoundMachine(rules, completed_rounds, directory.begun_attempts()),
+        RoundMachine(rules, completed_rounds, ledger.begun_attempts()),
         clients,
         spool,
         blobs,
         metrics,
         clock,
-        directory.begin_attempt,
+        ledger,
+        left.recorded,
     )
 
 

@@ -33,7 +33,9 @@ class ServerMetrics:
         self.cohort_size = gauge("cohort_size", "Clients admitted to the open round.")
         self.dropped_clients = counter("dropped_clients", "Cohort members that were dropped, by reason.", ("reason",))
         self.bytes = counter("bytes", "Payload bytes by direction and kind.", ("direction", "kind"))
-        self.uploads = counter("uploads", "Uploads accepted, repeated, trained on and, of held-out samples, scored.", ("outcome",))
+        self.uploads = counter(
+            "uploads", "Uploads accepted, repeated, trained on, rejected and, of held-out samples, scored.", ("outcome",)
+        )
         self.upload_seconds = histogram("upload_seconds", "Time from an upload's header to its acceptance.")
         self.upload_queue_seconds = histogram("upload_queue_seconds", "Time from an upload's acceptance to its training.")
         self.step_seconds = histogram("step_seconds", "Duration of a server step: judging probes and training on one upload.")
@@ -66,6 +68,9 @@ class ServerMetrics:
         )
         self.diverged = gauge("diverged", "1 once fronts rest because most clients of a round diverged.")
         self.rejections = counter("rejections", "Requests that were refused, by reason.", ("reason",))
+        self.replay_mismatches = counter(
+            "replay_mismatches", "Uploads trained again after a restart whose answer differed from the one that was told."
+        )
         self.checkpoint_failures = counter("checkpoint_failures", "Checkpoints that could not be written.")
         registry.register(CallbackGauge("heron_server_spool_bytes", "Bytes of uploads that wait on disk.", spool_bytes))
         registry.register(ProcessMemoryCollector("heron_server"))

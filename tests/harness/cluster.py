@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,14 +36,16 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._group.__exit__(kind, value, trace)
 
-    def server(self, **options: Any) -> LoggedProcess:
+    def server(self, environment: Mapping[str, str] | None = None, **options: Any) -> LoggedProcess:
         """Start a server with options by name (`server_schedule="lockstep"`); `resume=True` becomes a flag."""
         words = words_of({"eval_data": "digits:test", "clients": 2, "rounds": 2, "model_options": NARROW, **options})
         self._servers += 1
-        server, self.address = start_server(self._group, f"server-{self._servers}", self.run_dir, words)
+        server, self.address = start_server(self._group, f"server-{self._servers}", self.run_dir, words, environment)
         return server
 
-    def client(self, index: int, count: int, address: str | None = None, **options: Any) -> LoggedProcess:
+    def client(
+        self, index: int, count: int, address: str | None = None, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> LoggedProcess:
         """Start the client of shard index/count; its name is client-INDEX unless given."""
         given = {
             "server": address or self.address,
@@ -52,7 +55,7 @@ class Cluster:
             "state_dir": self.directory / "state" / str(index),
             **options,
         }
-        return self._group.start(f"client-{given['name']}", "heron_client", words_of(given))
+        return self._group.start(f"client-{given['name']}", "heron_client", words_of(given), environment)
 
     def clients(self, count: int, address: str | None = None, **options: Any) -> list[LoggedProcess]:
         """Start `count` clients with a shard each."""

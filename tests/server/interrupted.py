@@ -54,12 +54,12 @@ def take_part(server: RunningServer, clients: list[WireClient], round_index: int
     eventually(lambda: server.parts.coordinator.machine.round.round_index == round_index + 1, what="the round to close")
 
 
-def _lose_a_step(server: RunningServer, clients: list[WireClient]) -> None:
+def _take_a_step(server: RunningServer, clients: list[WireClient], seed: int) -> None:
     for client in clients:
         client.await_assignment(after=client.assignment.round if client.assignment.HasField("round") else None)
     trained = server.sample("uploads_total", outcome="trained")
-    send(clients[0], 0, LOST_SEED)
-    eventually(lambda: server.sample("uploads_total", outcome="trained") == trained + 1, what="a step that gets lost")
+    send(clients[0], 0, seed)
+    eventually(lambda: server.sample("uploads_total", outcome="trained") == trained + 1, what="a step that will be interrupted")
 
 
 def _leave_and_come_back(server: RunningServer, client: WireClient) -> None:
@@ -74,15 +74,18 @@ def state_after(
 ) -> dict[str, torch.Tensor]:
     """Return everything that a checkpoint holds after so many rounds of the clients with these one-letter names.
 
-    In round `crash_in` the run directory is copied after one server step, as kill -9 would leave it, and a new server goes on from the copy.
-    In round `abandon_in` the last client leaves after one server step, so that the attempt is abandoned, and comes back.
+    In round `crash_in` the run directory is copied after one server step, as kill -9 would leave it, and a new server goes on from the copy;
+    clients begin the round again, and the step is not taken twice.
+    In round `abandon_in` the last client leaves after one server step, so that the attempt is abandoned, and comes back: that step is undone.
     """
     server = RunningServer(tiny_config(run_dir=directory, clients=len(names), min_updates=len(names), **options))
     try:
         clients = joined(server, *names)
         for index in range(rounds):
-            if index in (crash_in, abandon_in):
-                _lose_a_step(server, clients)
+            if index == crash_in:
+                _take_a_step(server, clients, batch_seed(index, 0, 0))
+            if index == abandon_in:
+                _take_a_step(server, clients, LOST_SEED)
             if index == abandon_in:
                 _leave_and_come_back(server, clients[-1])
             if index == crash_in:

@@ -57,12 +57,13 @@ class RunningServer:
             self.directory.close()
             raise
         self.directory.record(self.parts.identity)
-        self.parts.worker.save()
+        if not config.run.resume:
+            self.parts.worker.save()
+        if opens:
+            self.parts.open()
         self.parts.network.start()
         if trains:
             self.start_training()
-        if opens:
-            self.parts.coordinator.start(self.parts.worker.inputs())
 
     @property
     def target(self) -> str:
@@ -71,6 +72,12 @@ class RunningServer:
     @property
     def spooled_bytes(self) -> int:
         return self.parts.coordinator.spool.used_bytes
+
+    @property
+    def untrained(self) -> int:
+        """How many accepted uploads of the open attempt are neither trained nor scored yet."""
+        attempt = self.parts.coordinator.attempt
+        return 0 if attempt is None else sum(not upload.trained for upload in attempt._all_uploads())
 
     @property
     def spooled_files(self) -> list[str]:
@@ -96,4 +103,5 @@ class RunningServer:
         self.parts.coordinator.drain()
         self.parts.worker.join(10.0)
         self.parts.network.stop(0.0)
+        self.parts.ledger.close()
         self.directory.close()

@@ -107,7 +107,7 @@ def test_uploads_are_taken_once() -> None:
     assert a.take_uploads() == (second,) and a.take_uploads() == ()
 
 
-def test_an_attempt_holds_the_entries_of_untrained_uploads_and_of_updates() -> None:
+def test_an_attempt_holds_the_entries_of_uploads_that_no_checkpoint_covers_and_of_updates() -> None:
     a = attempt()
     entries = [SpoolEntry(Path(str(n)), n) for n in range(3)]
     accepted = [upload(key("a", step), entries[step]) for step in range(2)]
@@ -116,6 +116,8 @@ def test_an_attempt_holds_the_entries_of_untrained_uploads_and_of_updates() -> N
     accepted[0].trained = True
     a.updates["a"] = AcceptedUpdate("a", "d", entries[2], None)  # type: ignore[arg-type]
     a.updates["b"] = AcceptedUpdate("b", "d", None, None)  # type: ignore[arg-type]
+    assert a.entries() == entries
+    assert a.give_up_covered() == ([accepted[0]], [], [entries[0]])
     assert a.entries() == [entries[1], entries[2]]
 
 

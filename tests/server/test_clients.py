@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from heron_common.assignment import UploadLoss
@@ -11,6 +13,10 @@ from heron_common.ids import RoundReference
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 
 KEY, OTHER_KEY = "k" * 16, "o" * 16
+
+
+def digest_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def refusal(registry: ClientRegistry, name: str, key: str = KEY) -> RefusedError:
@@ -45,7 +51,7 @@ def test_a_live_name_is_refused_to_another_identity_and_its_session_stands() -> 
     registry = ClientRegistry(4)
     session = registry.join("a", KEY).session
     assert refusal(registry, "a", OTHER_KEY).code is ErrorCode.NAME_IN_USE
-    assert registry.of_session(session).identity_key == KEY
+    assert registry.of_session(session).identity_sha256 == digest_of(KEY)
 
 
 def test_the_name_of_a_departed_client_is_free_for_another_identity() -> None:
@@ -53,7 +59,7 @@ def test_the_name_of_a_departed_client_is_free_for_another_identity() -> None:
     old = registry.join("a", KEY).session
     registry.depart("a", forget_session=False)
     new = registry.join("a", OTHER_KEY)
-    assert new.identity_key == OTHER_KEY
+    assert new.identity_sha256 == digest_of(OTHER_KEY)
     with pytest.raises(RefusedError):
         registry.of_session(old)
 

@@ -15,6 +15,7 @@ import pytest
 
 from heron_client.transport import Transport
 from heron_common.chunks import MAX_CHUNK_BYTES
+from heron_common.error_catalog import ErrorCode
 from heron_common.errors import TransportError
 from heron_common.wire_dtypes import WireDtype, decode_rows, row_bytes
 from heron_proto.v1 import split_training_pb2 as pb
@@ -23,7 +24,7 @@ from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
 from tests.server.running_server import RunningServer
 from tests.server.twin_back import TwinBack as Twin
-from tests.server.wire_client import DEADLINE, OpenStream, WireClient, trailer_of, upload_messages
+from tests.server.wire_client import DEADLINE, OpenStream, WireClient, refused, trailer_of, upload_messages
 
 Serve = Callable[..., RunningServer]
 
@@ -159,20 +160,31 @@ def test_a_lost_answer_is_given_again_and_the_server_steps_once(serve: Serve, tw
     np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(z.shape), twin.cut_gradient(z, y), rtol=1e-4, atol=1e-6)
 
 
-def test_it_stays_on_disk_until_the_next_upload_or_the_update_says_that_it_arrived(serve: Serve) -> None:
+def test_it_stays_on_disk_until_its_round_ends_for_a_client_that_begins_the_round_again(serve: Serve) -> None:
     server = serve(preset="sflv2")
     (client,) = joined(server, "a")
-    files = []
-    for step in range(client.assignment.plan.local_steps):
-        for _ in range(2):
-            _, data = exchange(client, step, seed=step)
-            assert server.spooled_bytes == len(data)
-            (name,) = server.spooled_files
-        files.append(name)
-    assert len(set(files)) == client.assignment.plan.local_steps
+    first = [exchange(client, step, seed=step)[1] for step in range(client.assignment.plan.local_steps)]
+    assert [exchange(client, step, seed=step)[1] for step in range(client.assignment.plan.local_steps)] == first
+    assert len(server.spooled_files) == 2 * len(first), "payload and gradients of each"
     client.update()
     eventually(lambda: server.sample("rounds_completed_total") == 1 and server.spooled_bytes == 0, what="the spool to be empty")
     assert server.spooled_files == []
+
+
+def test_gradients_that_gave_way_to_others_cost_the_one_who_asks_again_the_round(serve: Serve) -> None:
+    server = serve(preset="sflv2", clients=2, min_updates=1, server_schedule="arrival", local_steps=3)
+    a, b = joined(server, "a", "b")
+    for step in range(2):
+        exchange(a, step)
+    spool = server.parts.coordinator.spool
+    spool._budget = 2 * spool.used_bytes
+    exchange(b, 0)
+    eventually(lambda: "open.json" in {p.name for p in server.directory.checkpoints.iterdir()}, what="a checkpoint inside the round")
+    assert exchange(a, 1)[1], "what it may not have yet is kept"
+    with refused(server, ErrorCode.ROUND_OVER):
+        exchange(a, 0)
+    assert server.sample("dropped_clients_total", reason="asked_again_for_gradients_that_are_not_kept") == 1
+    exchange(b, 1)
 
 
 def test_gradients_of_an_attempt_that_is_abandoned_are_deleted(serve: Serve) -> None:
@@ -180,7 +192,7 @@ def test_gradients_of_an_attempt_that_is_abandoned_are_deleted(serve: Serve) -> 
     a, b = joined(server, "a", "b")
     _, data = exchange(a, 0)
     exchange(b, 0)
-    assert server.spooled_bytes == 2 * len(data)
+    assert data and len(server.spooled_files) == 4
     b.stub.Leave(pb.LeaveRequest(session=b.session))
     eventually(lambda: server.sample("rounds_abandoned_total") == 1 and server.spooled_bytes == 0, what="the spool to be empty")
     assert server.spooled_files == []

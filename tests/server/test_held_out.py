@@ -104,7 +104,7 @@ def test_under_arrival_nobody_waits() -> None:
     assert len(a.take_uploads()) == 1 and not a.is_needed_next(held_out_key("b"))
 
 
-def test_they_count_neither_as_uploads_nor_as_rows_and_are_held_until_they_are_scored() -> None:
+def test_they_count_neither_as_uploads_nor_as_rows_and_are_held_until_a_checkpoint_covers_them() -> None:
     a = of_attempt(ServerSchedule.ARRIVAL)
     scored = upload(held_out_key(), ENTRY)
     a.accept_upload(scored)
@@ -112,7 +112,9 @@ def test_they_count_neither_as_uploads_nor_as_rows_and_are_held_until_they_are_s
     assert a.entries() == [ENTRY] and a.known_digest(held_out_key()) == "d" and a.known_digest(key()) is None
     assert a.held_out.take() is scored and a.held_out.take() is None
     scored.trained = True
-    assert a.entries() == [] and a.assignment.round == ROUND
+    assert a.entries() == [ENTRY] and a.covered_bytes() == ENTRY.size_bytes
+    assert a.give_up_covered() == ([scored], [], [ENTRY])
+    assert a.entries() == [] and a.covered_bytes() == 0 and a.assignment.round == ROUND
 
 
 # --- over the wire
@@ -168,7 +170,7 @@ def test_rows_of_a_hostile_client_change_nothing_and_count_once(serve: Serve, sc
         client.send_upload(oversized(client))
     now, after = state_of(server)
     assert now == version == 0 and all(torch.equal(after[name], value) for name, value in before.items())
-    assert server.spooled_bytes == 0 and server.spooled_files == []
+    assert len(server.spooled_files) == 2, "until a checkpoint covers them"
     record = server.parts.coordinator.registry.by_name["a"]
     assert set(record.bytes_up) == {"control", "evaluation"}
 

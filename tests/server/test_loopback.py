@@ -33,7 +33,7 @@ class LoopbackClient(WireClient):
 
 
 def loopback(server: RunningServer) -> LoopbackStub:
-    return LoopbackStub(server.parts.servicer, server.parts.on_refusal)
+    return LoopbackStub(server.parts.servicer, server.parts.on_refusal, server.parts.ledger.sync)
 
 
 def transport(server: RunningServer, refusals: list[ErrorCode] | None = None) -> Transport:
@@ -157,7 +157,7 @@ def test_an_unexpected_error_tells_the_client_nothing_but_that(caplog: pytest.Lo
 
     seen: list[ErrorCode] = []
     with pytest.raises(LoopbackError) as caught:
-        LoopbackStub(Broken(), seen.append).Join(pb.JoinRequest())  # type: ignore[attr-defined]
+        LoopbackStub(Broken(), seen.append, lambda: None).Join(pb.JoinRequest())  # type: ignore[attr-defined]
     assert caught.value.code() is grpc.StatusCode.INTERNAL and "secret" not in caught.value.details()
     assert seen == [ErrorCode.INTERNAL] and "secret" in caplog.text
 
@@ -181,7 +181,7 @@ def test_messages_are_handed_over_as_they_are() -> None:
             return pb.LeaveResponse()
 
     request = pb.LeaveRequest(reason="no copies")
-    LoopbackStub(Keeping(), lambda _: None).Leave(request)  # type: ignore[attr-defined]
+    LoopbackStub(Keeping(), lambda _: None, lambda: None).Leave(request)  # type: ignore[attr-defined]
     assert received[0] is request
 
 

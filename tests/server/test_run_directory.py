@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from heron_common.errors import ConfigurationError, StorageError
-from heron_common.ids import RoundReference
 from heron_server.storage.run_directory import RunDirectory, RunIdentity
 
 CONFIGURATION = {"preset": "heron", "seed": 1, "rounds": 5, "batch_size": None}
@@ -92,18 +91,7 @@ def test_a_refused_resume_changes_nothing(directory: RunDirectory) -> None:
     assert begin(directory, CONFIGURATION, resume=True, may_change=MAY_CHANGE) == first
 
 
-def test_attempts_that_were_begun_are_known_for_every_round(directory: RunDirectory) -> None:
-    assert directory.begun_attempts() == {}
-    for reference in (RoundReference(0, 0), RoundReference(1, 0), RoundReference(1, 1), RoundReference(2, 0)):
-        directory.begin_attempt(reference)
-    # After a damaged checkpoint a run may go back two rounds: none of their attempts may be given out again.
-    assert directory.begun_attempts() == {0: 0, 1: 1, 2: 0}
-
-
 def test_damaged_notes_are_a_storage_error_that_names_the_file(directory: RunDirectory) -> None:
-    (directory.path / "attempts.json").write_text("{")
-    with pytest.raises(StorageError, match=r"attempts\.json"):
-        directory.begun_attempts()
     (directory.path / "run.json").write_text("")
     with pytest.raises(StorageError, match=r"run\.json"):
         begin(directory, CONFIGURATION, resume=True, may_change=MAY_CHANGE)

@@ -58,7 +58,7 @@ def test_a_draining_server_admits_nothing_and_keeps_what_is_checkpointed(serve: 
     server = serve(clients=1)
     (client,) = joined(server, "a")
     client.upload(0)
-    eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+    eventually(lambda: server.untrained == 0, what="the trainer to be idle")
     server.parts.coordinator.drain()
     with WireClient(server.target, "late") as late:
         for call in (client.ask, lambda: client.upload(1), client.update, late.join):
@@ -80,7 +80,7 @@ def test_a_draining_server_closes_the_round_that_is_closing_and_opens_no_other(s
     assert server.parts.worker.join(10)
     assert server.sample("rounds_completed_total") == 1
     assert server.parts.coordinator.attempt is None
-    assert server.directory.begun_attempts() == {0: 0}
+    assert server.parts.ledger.begun_attempts() == {0: 0}
 
 
 def test_an_unexpected_error_is_internal_and_tells_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_radius_that_was_refused_can_be_corrected_in_the_same_directory(tmp_pa
     RunningServer(tiny_config(**places)).stop()
 
 
-def test_a_resumed_server_goes_on_after_the_last_round_with_a_new_attempt(tmp_path: Path, program_cache_dir: Path) -> None:
+def test_a_resumed_server_goes_on_inside_the_round_that_was_open(tmp_path: Path, program_cache_dir: Path) -> None:
     places: dict[str, Any] = {"run_dir": tmp_path / "run", "program_cache": program_cache_dir}
     first = RunningServer(tiny_config(**places))
     with WireClient(first.target) as client:
@@ -266,9 +266,11 @@ def test_a_resumed_server_goes_on_after_the_last_round_with_a_new_attempt(tmp_pa
         with WireClient(second.target) as client:
             assert client.join().run_id == run_id
             again = client.await_assignment()
-            assert again.round == pb.RoundReference(round_index=1, attempt=opened.round.attempt + 1)
+            assert again.round == opened.round == pb.RoundReference(round_index=1, attempt=0)
             assert client.blob(again.client_model.sha256) == weights
             assert second.parts.coordinator.registry.by_name["a"].rounds_completed == 1
             client.upload(0)
+            assert second.sample("uploads_total", outcome="repeated") == 1
+            assert second.sample("uploads_total", outcome="trained") == 1, "again, for the checkpoint is older"
     finally:
         second.stop()

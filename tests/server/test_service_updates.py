@@ -35,7 +35,7 @@ def ready(server: RunningServer) -> WireClient:
     (client,) = joined(server, "a")
     for step in range(client.assignment.plan.local_steps):
         client.upload(step)
-    eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+    eventually(lambda: server.untrained == 0, what="the trainer to be idle")
     return client
 
 
@@ -51,7 +51,7 @@ def test_an_update_before_its_uploads_is_incomplete(serve: Serve) -> None:
     with refused(server, ErrorCode.UPDATE_INCOMPLETE):
         client.update()
     client.upload(0)
-    eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+    eventually(lambda: server.untrained == 0, what="the trainer to be idle")
     with refused(server, ErrorCode.UPDATE_INCOMPLETE):
         client.update()
     client.upload(1)
@@ -112,7 +112,7 @@ def test_a_wrong_update_is_refused_and_a_good_one_closes_the_round(shared: tuple
     current = client.await_assignment().round
     for step in range(client.assignment.plan.local_steps):
         client.upload(step)
-    eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+    eventually(lambda: server.untrained == 0, what="the trainer to be idle")
     code, make = WRONG[name]
     with refused(server, code):
         client.stub.SubmitUpdate(iter(make(client)), timeout=20)

@@ -193,7 +193,7 @@ def test_a_log_that_arrives_elsewhere_is_answered_by_a_request_for_the_weights(
         client.take_part()
         log = client.coefficients()
         weights = client.arrival(log)
-        eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+        eventually(lambda: server.untrained == 0, what="the trainer to be idle")
         with refused(server, ErrorCode.LOG_MISMATCH):
             wrong(client, log, weights)
         assert mismatches(server) == (1, 1)
@@ -214,7 +214,7 @@ def test_a_log_with_a_coefficient_that_is_not_finite_is_refused_before_it_is_rep
     with LoggingClient(server.target, tiny_model) as client:
         client.join()
         client.take_part()
-        eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+        eventually(lambda: server.untrained == 0, what="the trainer to be idle")
         log = client.coefficients()
         log[0, -1] = value
         with refused(server, ErrorCode.NON_FINITE):
@@ -227,7 +227,7 @@ def test_a_plan_with_dense_updates_takes_no_log(serve: Serve, tiny_model: SplitM
     with LoggingClient(server.target, tiny_model) as client:
         client.join()
         client.take_part()
-        eventually(lambda: server.spooled_bytes == 0, what="the trainer to be idle")
+        eventually(lambda: server.untrained == 0, what="the trainer to be idle")
         log = client.coefficients()
         with refused(server, ErrorCode.INVALID_TENSOR):
             client.submit_log(log, digest_of(client.arrival(log)))

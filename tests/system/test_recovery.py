@@ -39,11 +39,11 @@ def test_sigterm_drains_and_resume_finishes_the_run(cluster: Cluster) -> None:
     assert [wait_for_exit(client) for client in clients] == [0, 0]
     rounds = cluster.summary()["rounds"]
     assert [r["round_index"] for r in rounds] == list(range(6))
-    # The round that was cut runs again as a new attempt, from the last boundary.
-    assert rounds[before]["attempt"] == 1
+    # The round that was cut went on where it was.
+    assert {r["attempt"] for r in rounds} == {0}
 
 
-def test_sigkill_of_the_server_costs_at_most_the_open_round(cluster: Cluster) -> None:
+def test_sigkill_of_the_server_costs_nothing(cluster: Cluster) -> None:
     port = free_port()
     server = cluster.server(clients=2, rounds=5, local_steps=20, listen=f"127.0.0.1:{port}")
     clients = cluster.clients(2)
@@ -56,7 +56,7 @@ def test_sigkill_of_the_server_costs_at_most_the_open_round(cluster: Cluster) ->
     assert [wait_for_exit(client) for client in clients] == [0, 0]
     rounds = cluster.summary()["rounds"]
     assert len(rounds) == 5
-    assert rounds[: len(before)] == before
+    assert rounds[: len(before)] == before and {r["attempt"] for r in rounds} == {0}
 
 
 def test_a_killed_client_comes_back_under_its_name_and_takes_part(cluster: Cluster) -> None:

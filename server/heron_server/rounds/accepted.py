@@ -5,26 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heron_common.assignment import LocalStatistics, UploadKey
+from heron_server.storage.recorded import StoredAnswer
 from heron_server.storage.spool import SpoolEntry
 
 
 @dataclass
 class AcceptedUpload:
-    """An upload that was acknowledged; `trained` once it was trained on or, of held-out samples, scored.
+    """An upload that was acknowledged; `trained` once it was trained on, scored (of held-out samples) or rejected.
 
-    `probe_losses` is set once it was judged, `cut_gradient` once lambda is there.
+    Attributes:
+        entry: its payload, until a checkpoint holds what came of it.
+        answer: what the trainer said of it. After a crash it is there before the upload is trained again, and stands.
+        cut_gradient: lambda, until its round ends or the spool needs the room.
+        arrived: the client went on since, so it has lambda; only a client that begins its round again asks for it once more.
 
-    lambda stays on disk until the client's next upload or update says that it has arrived.
     """
 
     key: UploadKey
     sha256: str
-    entry: SpoolEntry
+    entry: SpoolEntry | None
     accepted_at: float
-    probe_losses: tuple[float, ...] | None = None
+    answer: StoredAnswer | None = None
     cut_gradient: SpoolEntry | None = None
-    server_version: int = 0
     trained: bool = False
+    arrived: bool = False
+
+    def payload(self) -> SpoolEntry:
+        """Return what is to be trained on; only of uploads that are not trained yet."""
+        if self.entry is None:
+            raise RuntimeError(f"the payload of {self.key} was given up before it was trained on")
+        return self.entry
 
 
 @dataclass(frozen=True)

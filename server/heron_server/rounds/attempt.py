@@ -43,6 +43,8 @@ class Attempt:
     """Most batches of held-out samples that a client may send."""
     uploads: dict[UploadKey, AcceptedUpload] = field(default_factory=dict)
     updates: dict[str, AcceptedUpdate] = field(default_factory=dict)
+    positions: int = 0
+    """How many uploads training, scoring and rejections are done with."""
 
     def __post_init__(self) -> None:
         self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
@@ -125,7 +127,8 @@ class Attempt:
             self.held_out.accept(upload)
             return
         self.uploads[upload.key] = upload
-        self.order.arrived(UploadSlot(upload.key.client_id, upload.key.local_step))
+        if not upload.trained:
+            self.order.arrived(UploadSlot(upload.key.client_id, upload.key.local_step))
         self.held_out.ended(upload.key.client_id)
 
     def ended(self, client_id: str) -> None:
@@ -140,15 +143,40 @@ class Attempt:
         slots = self.order.take()
         return tuple(self.uploads[UploadKey(self.assignment.round, s.client_id, self.purpose, s.local_step)] for s in slots)
 
-    def acknowledged(self, client_id: str, before_step: int | None = None) -> list[SpoolEntry]:
-        """Forget lambda of a client's uploads before a step (or all), which it has by now; return what to delete."""
-        released: list[SpoolEntry] = []
+    def acknowledged(self, client_id: str, before_step: int | None = None) -> None:
+        """Note that a client has lambda of its uploads before a step (or all) by now."""
         for key, upload in self.uploads.items():
-            arrived = key.client_id == client_id and (before_step is None or key.local_step < before_step)
-            if arrived and upload.cut_gradient is not None:
-                released.append(upload.cut_gradient)
-                upload.cut_gradient = None
-        return released
+            if key.client_id == client_id and (before_step is None or key.local_step < before_step):
+                upload.arrived = True
+
+    def next_position(self) -> int:
+        """Count one more upload that training, scoring or a rejection is done with; return its place in that order."""
+        self.positions += 1
+        return self.positions - 1
+
+    def give_up_covered(self) -> tuple[list[AcceptedUpload], list[AcceptedUpload], list[SpoolEntry]]:
+        """A checkpoint covers everything trained so far: return the uploads that lost their payload, those that lost lambda, and what to delete.
+
+        lambda goes only where its client went on since.
+        """
+        covered = [upload for upload in self._all_uploads() if upload.trained and upload.entry is not None]
+        without = [upload for upload in self.uploads.values() if upload.arrived and upload.cut_gradient is not None]
+        released = [upload.entry for upload in covered if upload.entry is not None]
+        released += [upload.cut_gradient for upload in without if upload.cut_gradient is not None]
+        for upload in covered:
+            upload.entry = None
+        for upload in without:
+            upload.cut_gradient = None
+        return covered, without, released
+
+    def covered_bytes(self) -> int:
+        """Return how much a checkpoint now would free."""
+        held = [upload.entry for upload in self._all_uploads() if upload.trained and upload.entry is not None]
+        held += [upload.cut_gradient for upload in self.uploads.values() if upload.arrived and upload.cut_gradient is not None]
+        return sum(entry.size_bytes for entry in held)
+
+    def _all_uploads(self) -> list[AcceptedUpload]:
+        return [*self.uploads.values(), *self.held_out.uploads]
 
     def check_update(
         self, client_id: str, steps: int, encoding: UpdateEncoding, tensors: tuple[TensorSpec, ...], announced_bytes: int
@@ -182,7 +210,7 @@ class Attempt:
 
     def entries(self) -> list[SpoolEntry]:
         """Return every spool entry that this attempt still holds."""
-        held = [upload.entry for upload in self.uploads.values() if not upload.trained]
+        held = [upload.entry for upload in self.uploads.values() if upload.entry is not None]
         held += [upload.cut_gradient for upload in self.uploads.values() if upload.cut_gradient]
         held += self.held_out.entries()
         return held + [update.entry for update in self.updates.values() if update.entry]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
@@ -21,7 +22,8 @@ class ClientRecord:
     """One client: its present session and its tally over the run."""
 
     name: str
-    identity_key: str
+    identity_sha256: str
+    """Digest of the random key that tells it from another with its name; empty while it is not known."""
     session: str = ""
     live: bool = False
     uploading: str = ""
@@ -84,8 +86,9 @@ class ClientRegistry:
             raise RefusedError(
                 ErrorCode.INVALID_NAME, f"an identity key has 16 to 128 characters, not {len(identity_key)}: update the client"
             )
+        digest = hashlib.sha256(identity_key.encode()).hexdigest()
         record = self.by_name.get(name)
-        if record is not None and record.live and not hmac.compare_digest(record.identity_key.encode(), identity_key.encode()):
+        if record is not None and record.live and not hmac.compare_digest(record.identity_sha256, digest):
             raise RefusedError(
                 ErrorCode.NAME_IN_USE, f"a live client is called {name!r} already: choose another --name, or stop the other client first"
             )
@@ -94,16 +97,21 @@ class ClientRegistry:
                 ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0
             )
         if record is None:
-            record = self.by_name[name] = ClientRecord(name, identity_key)
-        record.identity_key = identity_key
+            record = self.by_name[name] = ClientRecord(name, digest)
+        record.identity_sha256 = digest
         self._by_session.pop(record.session, None)
         record.open_session(new_token())
         self._by_session[record.session] = record
         return record
 
+    def expect(self, name: str, identity_sha256: str) -> None:
+        """Count a client as live that an earlier process had in its open round: it has no session yet, and only its own key may open one."""
+        record = self.by_name.setdefault(name, ClientRecord(name, identity_sha256))
+        record.identity_sha256, record.live = identity_sha256, True
+
     def visit(self) -> ClientRecord:
         """Open a session for a client that only checks its data: it is among no clients, and has no name that one of them could have."""
-        record = ClientRecord(name="", identity_key="")
+        record = ClientRecord(name="", identity_sha256="")
         record.open_session(new_token())
         self._visits[record.session] = record
         if len(self._visits) > MAX_VISITS:

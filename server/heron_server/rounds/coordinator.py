@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import numpy as np
 
 from heron_common.assignment import Assignment, BlobReference, DataSpecification, ModelSpec, ProgramReference
 from heron_common.clock import Clock
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, StorageError
 from heron_common.ids import RoundReference
@@ -23,8 +25,11 @@ from heron_server.metrics import ServerMetrics
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs
+from heron_server.rounds.reopening import inputs_digest, member_statuses, refill
 from heron_server.rounds.state import AbandonRound, CloseRound, DropMember, Effect, FinishRun, MemberStatus, OpenRound, RoundMachine
 from heron_server.storage.blobs import BlobStore
+from heron_server.storage.ledger import Ledger
+from heron_server.storage.recorded import RecordedAttempt
 from heron_server.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -73,8 +78,10 @@ class Coordinator:
         blobs: BlobStore,
         metrics: ServerMetrics,
         clock: Clock,
-        begin_attempt: Callable[[RoundReference], None],
+        ledger: Ledger,
+        recorded: tuple[RecordedAttempt, ...] = (),
     ) -> None:
+        """`recorded` are the attempts to go on with, in order, before new ones open."""
         self.facts = facts
         self.machine = machine
         self.registry = registry
@@ -90,14 +97,18 @@ class Coordinator:
         self.draining = False
         self._inputs: RoundInputs | None = None
         machine.may_open = False
-        self._begin_attempt = begin_attempt
+        self.ledger = ledger
+        self._recorded = deque(recorded)
+        self._covered = 0
+        self._unsettled: list[Attempt] = []
+        """Attempts that are over, but that no checkpoint covers yet because the disk refused."""
         self._orphans: list[tuple[float, Callable[[], None]]] = []
 
-    def start(self, inputs: RoundInputs) -> None:
-        """Give the first round's inputs; rounds may open from now on."""
+    def start(self, inputs: RoundInputs, covered: int = 0) -> None:
+        """Give the first round's inputs; rounds may open from now on. A recorded attempt goes on, without its first `covered` uploads to train."""
         with self.changed:
-            self._inputs = inputs
-            self.machine.may_open = True
+            self._inputs, self._covered = inputs, covered
+            self._go_on()
             self.tick()
 
     def tick(self) -> None:
@@ -117,16 +128,82 @@ class Coordinator:
             self.changed.notify_all()
             self.moved.notify_all()
 
-    def next_round(self, inputs: RoundInputs) -> None:
-        """The round was closed or abandoned; `inputs` are what the next one starts from."""
+    def inputs_of_open_round(self) -> RoundInputs:
+        """Return what the open round started from."""
+        if self._inputs is None:
+            raise RuntimeError("no round was opened yet")
+        return self._inputs
+
+    def next_round(self, inputs: RoundInputs, covered: bool) -> None:
+        """The round was closed or abandoned; `inputs` are what the next one starts from, `covered` says whether a checkpoint holds them."""
         with self.changed:
+            abandoned = self.closing.reason if isinstance(self.closing, AbandonJob) else None
             if self.attempt is not None:
-                for entry in self.attempt.entries():
-                    self.spool.release(entry)
                 for name in self.attempt.cohort:
                     self.orphan_stream(self.registry.by_name[name])
+                if abandoned is None:
+                    self._unsettled.append(self.attempt)
+                else:
+                    self._settle(self.attempt, abandoned)
+            if covered:
+                for attempt in self._unsettled:
+                    self._settle(attempt, None)
+                self._unsettled.clear()
             self.previous, self.attempt, self.closing, self._inputs = self.attempt, None, None, inputs
+            self.machine.may_open = False
             self.apply(self.machine.closed(self.clock.now()))
+            self._go_on()
+            self.apply(self.machine.tick(self.clock.now()) if not self.draining else [])
+
+    def _settle(self, attempt: Attempt, abandoned: str | None) -> None:
+        self.ledger.settled(attempt.assignment.round, abandoned)
+        for entry in attempt.entries():
+            self.spool.release(entry)
+
+    def _go_on(self) -> None:
+        """Reopen the next recorded attempt, if there is one and it can be; from then on rounds open as usual."""
+        recorded = self._recorded.popleft() if self._recorded else None
+        if recorded is not None and not self._reopen(recorded):
+            for later in (recorded, *self._recorded):
+                self.ledger.settled(later.round, "it could not be gone on with after a restart")
+            self._recorded.clear()
+        self._covered = 0
+        self.machine.may_open = not self.draining
+
+    def _reopen(self, recorded: RecordedAttempt) -> bool:
+        reference, now = recorded.round, self.clock.now()
+        attempt, digest = self._attempt_from(reference, tuple(recorded.cohort))
+        reason = "its plan or its weights are not what they were" if digest != recorded.inputs_sha256 else ""
+        if not reason:
+            try:
+                refill(attempt, recorded, self.spool, self._covered, now)
+            except StorageError as exc:
+                reason = str(exc)
+        if reason:
+            log.warning(
+                "an open round cannot be gone on with and is repeated", extra={"round_index": reference.round_index, "reason": reason}
+            )
+            return False
+        self.attempt = attempt
+        for name, identity in recorded.cohort.items():
+            self.registry.expect(name, identity)
+        log.info(
+            "going on inside a round",
+            extra={
+                "round_index": reference.round_index,
+                "attempt": reference.attempt,
+                "uploads": len(recorded.uploads),
+                "to_train": sum(not upload.trained for upload in attempt.uploads.values()),
+                "updates": len(recorded.updates),
+            },
+        )
+        self.machine.reopen(reference, member_statuses(recorded), now)
+        self.metrics.phase(self.machine.phase.value)
+        self.metrics.round.set(reference.round_index)
+        self.metrics.cohort_size.set(len(recorded.cohort))
+        if recorded.submitted is not None:
+            self.apply(self.machine.repeat_close(recorded.submitted))
+        return True
 
     def orphan_stream(self, record: ClientRecord) -> None:
         """What a client's open stream belongs to is over; the client may open another."""
@@ -173,21 +250,24 @@ class Coordinator:
             cancel()
 
     def _open(self, effect: OpenRound) -> None:
-        if self._inputs is None:
-            raise RuntimeError("a round cannot open before the trainer has given its inputs")
-        try:
-            self._begin_attempt(effect.round)
-        except StorageError as exc:
-            # The round itself needs no disk; only a crash right now could reuse this attempt's number.
-            log.error("the attempt could not be noted on disk", extra={"reason": str(exc)})
-        inputs = self._inputs
-        plan = self.facts.algorithm.plan_for_round(effect.round.round_index, self.machine.rules.num_rounds, inputs.rests)
-        own = [name for name in effect.cohort if plan.needs_head and name in inputs.heads]
+        self.attempt, digest = self._attempt_from(effect.round, effect.cohort)
+        self.ledger.round_opened(effect.round, {name: self.registry.by_name[name].identity_sha256 for name in effect.cohort}, digest)
+        crash_point(CrashPoint.ROUND_OPENED)
+        self.metrics.cohort_size.set(len(effect.cohort))
+        log.info(
+            "round opened", extra={"round_index": effect.round.round_index, "attempt": effect.round.attempt, "clients": len(effect.cohort)}
+        )
+
+    def _attempt_from(self, reference: RoundReference, cohort: tuple[str, ...]) -> tuple[Attempt, str]:
+        """Return an attempt that starts from the present inputs, and the digest of those."""
+        inputs = self.inputs_of_open_round()
+        plan = self.facts.algorithm.plan_for_round(reference.round_index, self.machine.rules.num_rounds, inputs.rests)
+        own = [name for name in cohort if plan.needs_head and name in inputs.heads]
         moving = [inputs.statistics] if inputs.statistics else []
         front, head, *others = self.blobs.put_round([inputs.front, inputs.head, *moving, *(inputs.heads[name] for name in own)])
         statistics, heads = (others[0] if moving else None), others[len(moving) :]
         assignment = Assignment(
-            effect.round,
+            reference,
             plan,
             front,
             head if plan.needs_head else None,
@@ -197,19 +277,11 @@ class Coordinator:
             statistics,
         )
         start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
-        self.attempt = Attempt(
-            assignment,
-            self.facts.model,
-            effect.cohort,
-            self.facts.algorithm.schedule,
-            start,
-            dict(zip(own, heads, strict=True)),
-            self.facts.evaluation_batches,
+        by_client = dict(zip(own, heads, strict=True))
+        attempt = Attempt(
+            assignment, self.facts.model, cohort, self.facts.algorithm.schedule, start, by_client, self.facts.evaluation_batches
         )
-        self.metrics.cohort_size.set(len(effect.cohort))
-        log.info(
-            "round opened", extra={"round_index": effect.round.round_index, "attempt": effect.round.attempt, "clients": len(effect.cohort)}
-        )
+        return attempt, inputs_digest(assignment, {name: blob.sha256 for name, blob in by_client.items()})
 
     def _drop(self, effect: DropMember) -> None:
         log.warning("client dropped from the round", extra={"client": effect.client_id, "reason": effect.reason})
@@ -217,6 +289,7 @@ class Coordinator:
         self.orphan_stream(self.registry.by_name[effect.client_id])
         if self.attempt is not None:
             self.attempt.ended(effect.client_id)
+            self.ledger.member_dropped(self.attempt.assignment.round, effect.client_id, effect.reason)
 
     def _close(self, effect: CloseRound) -> None:
         if self.attempt is None:
@@ -225,6 +298,8 @@ class Coordinator:
             self.attempt.ended(name)
         for name in effect.submitted:
             self.registry.by_name[name].rounds_completed += 1
+        self.ledger.round_closing(effect.round, effect.submitted)
+        crash_point(CrashPoint.ROUND_CLOSING)
         self.closing = CloseJob(
             effect.round,
             self.attempt.assignment.plan,
@@ -241,4 +316,6 @@ class Coordinator:
             "attempt abandoned, the round will be repeated", extra={"round_index": effect.round.round_index, "reason": effect.reason}
         )
         self.metrics.rounds_abandoned.inc()
+        self.ledger.round_abandoned(effect.round, effect.reason)
+        crash_point(CrashPoint.ROUND_ABANDONED)
         self.closing = AbandonJob(effect.round, effect.reason)

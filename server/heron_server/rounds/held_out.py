@@ -72,12 +72,18 @@ class HeldOutUploads:
     def accept(self, upload: AcceptedUpload) -> None:
         """Acknowledge an upload: it will be scored."""
         self._uploads[upload.key] = upload
-        self._waiting.append(upload)
+        if not upload.trained:
+            self._waiting.append(upload)
 
     def take(self) -> AcceptedUpload | None:
         """Remove and return the upload to score next."""
         return self._waiting.popleft() if self._waiting else None
 
     def entries(self) -> list[SpoolEntry]:
-        """Return the spool entries of uploads that are not scored yet."""
-        return [upload.entry for upload in self._uploads.values() if not upload.trained]
+        """Return the spool entries of uploads that no checkpoint covers."""
+        return [upload.entry for upload in self._uploads.values() if upload.entry is not None]
+
+    @property
+    def uploads(self) -> list[AcceptedUpload]:
+        """All of them, in the order of acceptance."""
+        return list(self._uploads.values())

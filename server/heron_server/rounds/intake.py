@@ -94,23 +94,30 @@ class Intake:
 
         """
         run = self._run
-        with run.changed:
-            attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
-            known = attempt.known_digest(ticket.key)
-            if known is not None and known != sha256:
-                run.apply(run.machine.drop(ticket.client.name, run.clock.now(), "sent other bytes for the same upload"))
-                raise RefusedError(
-                    ErrorCode.CONFLICTING_UPLOAD,
-                    f"the {ticket.key.purpose.value} upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out",
-                )
-            now = run.clock.now()
-            if known is None and ticket.writer is not None:
-                attempt.accept_upload(AcceptedUpload(ticket.key, sha256, _commit(ticket.writer), now))
-                if ticket.key.purpose is not UploadPurpose.EVALUATE:
-                    self._release_all(attempt.acknowledged(ticket.client.name, ticket.key.local_step))
-            run.metrics.uploads.labels(outcome="accepted" if known is None else "repeated").inc()
-            run.metrics.upload_seconds.observe(now - ticket.started_at)
-            run.changed.notify_all()
+        # Outside the lock: a disk may take its time.
+        entry = _commit(ticket.writer) if ticket.writer is not None else None
+        try:
+            with run.changed:
+                attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
+                known = attempt.known_digest(ticket.key)
+                if known is not None and known != sha256:
+                    run.apply(run.machine.drop(ticket.client.name, run.clock.now(), "sent other bytes for the same upload"))
+                    raise RefusedError(
+                        ErrorCode.CONFLICTING_UPLOAD,
+                        f"the {ticket.key.purpose.value} upload of step {ticket.key.local_step} came before with other bytes: sit this attempt out",
+                    )
+                now = run.clock.now()
+                if known is None and entry is not None:
+                    attempt.accept_upload(AcceptedUpload(ticket.key, sha256, entry, now))
+                    run.ledger.upload_accepted(ticket.key, sha256, entry.to_stored())
+                    entry = None
+                    if ticket.key.purpose is not UploadPurpose.EVALUATE:
+                        attempt.acknowledged(ticket.client.name, ticket.key.local_step)
+                run.metrics.uploads.labels(outcome="accepted" if known is None else "repeated").inc()
+                run.metrics.upload_seconds.observe(now - ticket.started_at)
+                run.changed.notify_all()
+        finally:
+            self._release_all([entry])
 
     def answer(self, ticket: UploadTicket, losses_seen: int) -> tuple[UploadAnswer, SpoolEntry | None]:
         """Return the answer to an accepted upload, and where lambda lies if the plan needs it; waits for the trainer only where the step does.
@@ -125,12 +132,25 @@ class Intake:
                 attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
                 if ticket.key.purpose is UploadPurpose.EVALUATE:
                     return UploadAnswer(0, (), ticket.client.losses_after(losses_seen)), None
-                upload = attempt.uploads[ticket.key]
-                if upload.trained or not attempt.assignment.plan.waits_for_answers:
-                    version = upload.server_version if upload.probe_losses else 0
-                    answer = UploadAnswer(version, upload.probe_losses or (), ticket.client.losses_after(losses_seen))
-                    return answer, upload.cut_gradient
+                upload, plan = attempt.uploads[ticket.key], attempt.assignment.plan
+                if upload.answer is not None or not plan.waits_for_answers:
+                    self._refuse_without_gradients(attempt, upload)
+                    said = upload.answer if upload.answer is not None and upload.answer.probe_losses else None
+                    version, probes = (said.server_version, said.probe_losses or ()) if said is not None else (0, ())
+                    return UploadAnswer(version, probes, ticket.client.losses_after(losses_seen)), upload.cut_gradient
                 run.changed.wait(1.0)
+
+    def _refuse_without_gradients(self, attempt: Attempt, upload: AcceptedUpload) -> None:
+        """A client that begins its round again may ask for gradients that gave way to others: it sits the attempt out."""
+        plan = attempt.assignment.plan
+        if not plan.needs_cut_gradient or upload.cut_gradient is not None or not plan.uploads_at(upload.key.local_step):
+            return
+        run = self._run
+        run.apply(run.machine.drop(upload.key.client_id, run.clock.now(), "asked again for gradients that are not kept"))
+        raise RefusedError(
+            ErrorCode.ROUND_OVER,
+            f"the gradients of step {upload.key.local_step} were given once and are not kept any more: sit this attempt out, or raise --spool-bytes",
+        )
 
     def admit_update(
         self,
@@ -185,7 +205,10 @@ class Intake:
                 self._release_all([entry])
                 return
             attempt.updates[record.name] = AcceptedUpdate(record.name, sha256, entry, statistics, log_bytes)
-            self._release_all(attempt.acknowledged(record.name))
+            run.ledger.update_accepted(
+                ticket.round, record.name, sha256, entry.to_stored() if entry is not None else None, statistics, log_bytes
+            )
+            attempt.acknowledged(record.name)
             attempt.ended(record.name)
             record.note_memory(statistics.peak_memory_bytes)
             run.apply(run.machine.submitted(record.name, run.clock.now()))

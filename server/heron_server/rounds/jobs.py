@@ -68,4 +68,14 @@ class AbandonJob:
     reason: str
 
 
-Job = TrainJob | ScoreJob | CloseJob | AbandonJob
+@dataclass(frozen=True)
+class SaveJob:
+    """Write a checkpoint inside the open round, so that the spool can give up what was trained."""
+
+    round: RoundReference
+    cohort: tuple[str, ...]
+    positions: int
+    inputs: RoundInputs
+
+
+Job = TrainJob | ScoreJob | CloseJob | AbandonJob | SaveJob

@@ -165,6 +165,21 @@ class RoundMachine:
         self.cohort[client_id] = MemberStatus.SUBMITTED
         return self.seen(client_id, now)
 
+    def reopen(self, reference: RoundReference, cohort: Mapping[str, MemberStatus], now: float) -> None:
+        """Go on with an attempt that an earlier process opened; its members count as heard of now, and its deadline starts anew."""
+        self.round, self.phase, self.opened_at = reference, Phase.TRAINING, now
+        self._begun[reference.round_index] = max(reference.attempt, self._begun.get(reference.round_index, 0))
+        self.cohort = dict(cohort)
+        for name in self.members(MemberStatus.TRAINING):
+            self._last_seen[name] = now
+
+    def repeat_close(self, submitted: tuple[str, ...]) -> list[Effect]:
+        """Repeat the recorded decision that the reopened attempt ends with these members' updates."""
+        self.phase = Phase.CLOSING
+        dropped: list[Effect] = [DropMember(n, "missed the round deadline") for n in self.members(MemberStatus.TRAINING)]
+        self.cohort |= {name: MemberStatus.DROPPED for name, s in self.cohort.items() if s is MemberStatus.TRAINING}
+        return [*dropped, CloseRound(self.round, submitted)]
+
     def closed(self, now: float) -> list[Effect]:
         """The effect CloseRound or AbandonRound was carried out."""
         self.round = self._next_attempt(self.round.round_index + (0 if self._abandoned else 1))

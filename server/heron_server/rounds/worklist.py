@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
 from heron_common.assignment import UploadLoss
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_server.rounds.accepted import AcceptedUpload
+from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.coordinator import Coordinator
-from heron_server.rounds.jobs import AbandonJob, Job, RoundInputs, ScoreJob, TrainJob
+from heron_server.rounds.jobs import AbandonJob, Job, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.state import Phase
+from heron_server.storage.recorded import StoredAnswer
+
+log = logging.getLogger(__name__)
+
+SAVE_PAUSE_SECONDS = 10.0
+"""After a checkpoint inside a round that the disk refused; training goes on meanwhile."""
+
+SAVE_SHARE = 0.25
+"""A checkpoint inside a round has to free so much of what the spool holds, or it is not worth its time."""
 
 
 class Worklist:
@@ -14,6 +28,7 @@ class Worklist:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._run = coordinator
+        self._save_not_before = -math.inf
 
     def next_job(self) -> Job | None:
         """Wait for work and return it; None once the run drains or is finished."""
@@ -35,42 +50,97 @@ class Worklist:
         server_version: int,
         cut_gradient: bytes | memoryview | None = None,
     ) -> None:
-        """An upload was judged and trained on; `loss` is None if its step is not an upload step. lambda goes to disk until its client has it."""
+        """An upload was judged and trained on; `loss` is None if its step is not an upload step. lambda goes to disk until its round ends.
+
+        After a restart this happens again for uploads that a checkpoint does not cover; what their clients were told then stands.
+        """
         run = self._run
-        entry = None
-        if cut_gradient is not None:
+        crash_point(CrashPoint.STEP_TAKEN)
+        entry = upload.cut_gradient
+        if cut_gradient is not None and entry is None:
             with run.spool.open(len(cut_gradient), always=True) as writer:
                 writer.write(bytes(cut_gradient))
                 entry = writer.commit()
+        answer = StoredAnswer(server_version, loss, probe_losses)
         with run.changed:
-            upload.trained, upload.probe_losses, upload.server_version = True, probe_losses, server_version
-            upload.cut_gradient = entry
+            self._compare(upload, answer)
+            upload.trained, upload.answer, upload.cut_gradient = True, upload.answer or answer, entry
+            position = self._attempt().next_position()
+            run.ledger.upload_trained(upload.key, position, upload.answer, entry.to_stored() if entry is not None else None)
             if loss is not None:
                 record = run.registry.by_name[upload.key.client_id]
                 record.add_loss(UploadLoss(upload.key.round, upload.key.local_step, loss, server_version))
-            run.spool.release(upload.entry)
             run.metrics.upload_queue_seconds.observe(run.clock.now() - upload.accepted_at)
             run.metrics.uploads.labels(outcome="trained").inc()
             run.changed.notify_all()
+        crash_point(CrashPoint.STEP_RECORDED)
 
     def upload_scored(self, upload: AcceptedUpload) -> None:
         """An upload of held-out samples was scored."""
         run = self._run
         with run.changed:
             upload.trained = True
-            run.spool.release(upload.entry)
+            run.ledger.upload_scored(upload.key, self._attempt().next_position())
             run.metrics.uploads.labels(outcome="scored").inc()
             run.changed.notify_all()
 
-    def round_done(self, inputs: RoundInputs) -> None:
-        """A CloseJob or AbandonJob was carried out; `inputs` are what the next round starts from."""
-        self._run.next_round(inputs)
+    def upload_rejected(self, upload: AcceptedUpload, reason: str) -> None:
+        """An upload is not trained on; its client hears of it as of a trained one, for it could only send the same again."""
+        run = self._run
+        with run.changed:
+            upload.trained, upload.answer = True, upload.answer or StoredAnswer(0, None, None)
+            run.ledger.upload_rejected(upload.key, self._attempt().next_position(), reason)
+            run.metrics.uploads.labels(outcome="rejected").inc()
+            run.changed.notify_all()
+
+    def open_round_saved(self, succeeded: bool) -> None:
+        """A SaveJob was carried out: what it covers is given up, unless the disk refused."""
+        run = self._run
+        if not succeeded:
+            self._save_not_before = run.clock.now() + SAVE_PAUSE_SECONDS
+            return
+        with run.changed:
+            covered, without_gradient, released = self._attempt().give_up_covered()
+            for upload in covered:
+                run.ledger.payload_forgotten(upload.key)
+            for upload in without_gradient:
+                run.ledger.gradient_forgotten(upload.key)
+            for entry in released:
+                run.spool.release(entry)
+            run.changed.notify_all()
+
+    def round_done(self, inputs: RoundInputs, covered: bool) -> None:
+        """A CloseJob or AbandonJob was carried out; `inputs` are what the next round starts from, `covered` says whether a checkpoint holds them."""
+        self._run.next_round(inputs, covered)
+
+    def _attempt(self) -> Attempt:
+        attempt = self._run.attempt
+        if attempt is None:
+            raise RuntimeError("the trainer reports on an attempt that is over")
+        return attempt
+
+    def _compare(self, upload: AcceptedUpload, answer: StoredAnswer) -> None:
+        """Say so if a replay arrives elsewhere than what was told before; NaN equals itself here."""
+        if upload.answer is not None and repr(upload.answer) != repr(answer):
+            self._run.metrics.replay_mismatches.inc()
+            log.warning(
+                "training an upload again after a restart gave another answer than before; the first one stands",
+                extra={
+                    "client": upload.key.client_id,
+                    "local_step": upload.key.local_step,
+                    "before": str(upload.answer),
+                    "now": str(answer),
+                },
+            )
 
     def _ready(self) -> Job | None:
         run = self._run
         if isinstance(run.closing, AbandonJob):
             return run.closing
         if run.attempt is not None and not (run.draining and run.closing is None):
+            if run.closing is None and self._is_worth_saving(run.attempt):
+                inputs = run.inputs_of_open_round()
+                return SaveJob(run.attempt.assignment.round, run.attempt.cohort, run.attempt.positions, inputs)
             held_out = run.attempt.held_out.take()
             if held_out is not None:
                 return ScoreJob(held_out, run.attempt.assignment.plan)
@@ -78,3 +148,9 @@ class Worklist:
             if uploads:
                 return TrainJob(uploads, run.attempt.assignment.plan)
         return run.closing
+
+    def _is_worth_saving(self, attempt: Attempt) -> bool:
+        spool = self._run.spool
+        if not spool.is_half_full or self._run.clock.now() < self._save_not_before:
+            return False
+        return attempt.covered_bytes() >= SAVE_SHARE * spool.used_bytes

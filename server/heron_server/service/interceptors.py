@@ -1,4 +1,7 @@
-"""Turn our errors into gRPC statuses, in one place: the catalog's status and sentence for refusals, INTERNAL without details for the rest."""
+"""What every call has in common: nothing leaves before it is on disk, and errors become gRPC statuses.
+
+Refusals have the catalog's status and sentence, anything else is INTERNAL without details.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,21 @@ from typing import Any, NoReturn
 import grpc
 
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
-from heron_common.errors import RefusedError
+from heron_common.errors import RefusedError, StorageError
 
 log = logging.getLogger(__name__)
 
 
 class ErrorInterceptor(grpc.ServerInterceptor):
-    """Wraps every handler; `on_refusal` is told each refusal's code."""
+    """Wraps every handler; `on_refusal` is told each refusal's code.
 
-    def __init__(self, on_refusal: Callable[[ErrorCode], None]) -> None:
+    `before_answer` is called before a call's first answer, refusals included: it returns when everything that was decided so far is on disk, so that
+    no client ever knows what a crash could make the server forget.
+    """
+
+    def __init__(self, on_refusal: Callable[[ErrorCode], None], before_answer: Callable[[], None]) -> None:
         self._on_refusal = on_refusal
+        self._before_answer = before_answer
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
@@ -37,7 +45,9 @@ class ErrorInterceptor(grpc.ServerInterceptor):
     def _wrap_unary(self, behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def call(request: Any, context: Any) -> Any:
             try:
-                return behaviour(request, context)
+                response = behaviour(request, context)
+                self._sync()
+                return response
             except Exception as exc:
                 self._abort(context, exc)
 
@@ -46,11 +56,22 @@ class ErrorInterceptor(grpc.ServerInterceptor):
     def _wrap_stream(self, behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
         def call(request: Any, context: Any) -> Iterator[Any]:
             try:
-                yield from behaviour(request, context)
+                responses = behaviour(request, context)
+                first = next(responses, None)
+                self._sync()
+                if first is not None:
+                    yield first
+                yield from responses
             except Exception as exc:
                 self._abort(context, exc)
 
         return call
+
+    def _sync(self) -> None:
+        try:
+            self._before_answer()
+        except StorageError as exc:
+            raise RefusedError(ErrorCode.STORAGE, f"{exc}: send it again later", 1.0) from exc
 
     def _abort(self, context: Any, error: Exception) -> NoReturn:
         if isinstance(error, grpc.RpcError) or not context.is_active():
@@ -59,6 +80,11 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         if not isinstance(error, RefusedError):
             log.error("unexpected error in a call", exc_info=error)
             error = RefusedError(ErrorCode.INTERNAL, "the server met an unexpected error; its log has the details", 1.0)
+        if error.code is not ErrorCode.STORAGE:
+            try:
+                self._sync()
+            except RefusedError as exc:
+                error = exc
         self._on_refusal(error.code)
         log.debug("request refused", extra={"code": error.code.value, "reason": error.sentence})
         metadata = [(ERROR_CODE_METADATA, error.code.value)]

@@ -31,8 +31,16 @@ SPARE_THREADS = 8
 class NetworkServer:
     """Listens from `start` until `stop`."""
 
-    def __init__(self, servicer: Servicer, host: str, port: int, max_clients: int, on_refusal: Callable[[ErrorCode], None]) -> None:
-        """Bind to host:port, without accepting calls yet; port 0 takes a free one.
+    def __init__(
+        self,
+        servicer: Servicer,
+        host: str,
+        port: int,
+        max_clients: int,
+        on_refusal: Callable[[ErrorCode], None],
+        before_answer: Callable[[], None],
+    ) -> None:
+        """Bind to host:port, without accepting calls yet; port 0 takes a free one. `before_answer` returns when what was decided is on disk.
 
         Raises:
             ConfigurationError: the address cannot be bound.
@@ -41,7 +49,10 @@ class NetworkServer:
         threads = THREADS_PER_CLIENT * max_clients + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
-            self._pool, interceptors=[ErrorInterceptor(on_refusal)], options=server_options(), maximum_concurrent_rpcs=threads
+            self._pool,
+            interceptors=[ErrorInterceptor(on_refusal, before_answer)],
+            options=server_options(),
+            maximum_concurrent_rpcs=threads,
         )
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from heron_common.assignment import EVALUATION_KIND, DataSpecification, UploadKey, UploadPurpose
 from heron_common.chunks import MAX_CHUNK_BYTES, StreamAccount
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.version import PROTOCOL_VERSION, VERSION
@@ -42,6 +43,7 @@ class Servicer(SplitTrainingServicer):
         self._data = data
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:  # noqa: N802
+        crash_point(CrashPoint.JOIN_RECEIVED)
         if request.protocol_version != PROTOCOL_VERSION:
             raise RefusedError(
                 ErrorCode.PROTOCOL_VERSION,
@@ -56,6 +58,7 @@ class Servicer(SplitTrainingServicer):
         )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session), request, response)
+        crash_point(CrashPoint.JOIN_ANSWERED)
         return response
 
     def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
@@ -64,6 +67,7 @@ class Servicer(SplitTrainingServicer):
         kind = self._reception.blob_kind(request.sha256)
         if request.offset_bytes > len(data):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
+        crash_point(CrashPoint.BLOB_BEGUN)
         for start in range(request.offset_bytes, len(data), MAX_CHUNK_BYTES):
             piece = bytes(data[start : start + MAX_CHUNK_BYTES])
             # As with uploads: a device behind a slow link fetches for minutes and must not look like a departed one.
@@ -73,6 +77,7 @@ class Servicer(SplitTrainingServicer):
 
     def NextAssignment(self, request: pb.NextAssignmentRequest, context: Any) -> pb.NextAssignmentResponse:  # noqa: N802
         record = self._reception.client(request.session)
+        crash_point(CrashPoint.ASSIGNMENT_ASKED)
         training = round_from_proto(request.training) if request.HasField("training") else None
         step = self._reception.next_step(record, training)
         response = next_step_to_proto(step, self._reception.losses_for(record, request.losses_seen))
@@ -86,9 +91,12 @@ class Servicer(SplitTrainingServicer):
         specs = tensor_specs_from_proto(header.tensors)
         ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
         kind = EVALUATION_KIND if key.purpose is UploadPurpose.EVALUATE else None
+        crash_point(CrashPoint.UPLOAD_ADMITTED)
         with self._receiving(ticket):
             digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, self._on_chunk(ticket, header.session, kind))
+            crash_point(CrashPoint.UPLOAD_RECEIVED)
             self._intake.accept_upload(ticket, digest)
+        crash_point(CrashPoint.UPLOAD_ACCEPTED)
         answer, cut_gradient = self._intake.answer(ticket, header.losses_seen)
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
         self._count(record, "down", "losses", response.ByteSize())
@@ -115,9 +123,12 @@ class Servicer(SplitTrainingServicer):
             record, header.run_id, reference, header.steps_completed, encoding, specs, header.total_bytes, context.cancel
         )
         count = self._on_chunk(ticket, header.session, "update")
+        crash_point(CrashPoint.UPDATE_ADMITTED)
         with self._receiving(ticket):
             digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, count)
+            crash_point(CrashPoint.UPDATE_RECEIVED)
             self._intake.accept_update(ticket, digest, header.weights_sha256, statistics_from_proto(header.statistics))
+        crash_point(CrashPoint.UPDATE_ACCEPTED)
         response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
         self._count(record, "down", "losses", response.ByteSize())
         return response
@@ -125,6 +136,7 @@ class Servicer(SplitTrainingServicer):
     def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
         record = self._reception.client(request.session)
         self._count(record, "up", "control", request.ByteSize())
+        crash_point(CrashPoint.LEAVE_RECEIVED)
         self._reception.leave(record, request.reason, request.peak_memory_bytes)
         return pb.LeaveResponse()
 
@@ -141,6 +153,7 @@ class Servicer(SplitTrainingServicer):
         def note(tensor: str, size: int) -> None:
             # Every chunk is a sign of life: a slow uplink must not look like a departed client.
             self._reception.client(session)
+            crash_point(CrashPoint.UPLOAD_CHUNK)
             self._count(ticket.client, "up", kind or tensor, size)
             self._intake.check_open(ticket)
 

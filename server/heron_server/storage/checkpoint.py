@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file a round boundary, written atomically, listed with its digest, verified before it is used."""
+"""Checkpoints: one safetensors file a round boundary and one inside the open round, written atomically, listed with digests, verified before they are used."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from heron_common.atomic import finite, write_atomically, write_json_atomically
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
+_OPEN_MANIFEST = "open.json"
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,62 @@ class CheckpointStore:
 
         """
         path = self.path_of(checkpoint.completed_rounds)
-        state = json.dumps(finite(checkpoint.state), sort_keys=True, allow_nan=False)
-        data = save({name: t.contiguous() for name, t in checkpoint.tensors.items()}, {"state": state})
+        data = _document(checkpoint)
+        crash_point(CrashPoint.CHECKPOINT_BEGUN)
         try:
             write_atomically(path, data)
+            crash_point(CrashPoint.CHECKPOINT_WRITTEN)
             kept = [e for e in self._entries() if e["completed_rounds"] != checkpoint.completed_rounds]
-            kept.append({"completed_rounds": checkpoint.completed_rounds, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()})
+            kept.append(_entry(checkpoint, path, data))
             kept.sort(key=lambda entry: int(entry["completed_rounds"]))
             first = [entry for entry in kept[: -self._keep] if self._keep_first and entry["completed_rounds"] == 0]
             write_json_atomically(self._directory / _MANIFEST, first + kept[-self._keep :])
+            crash_point(CrashPoint.CHECKPOINT_LISTED)
             for entry in kept[: -self._keep]:
                 if entry in first:
                     continue
                 (self._directory / entry["file"]).unlink(missing_ok=True)
+            self.drop_open()
         except OSError as exc:
             raise CheckpointError(
                 f"the checkpoint after {checkpoint.completed_rounds} rounds cannot be written to {self._directory} ({exc.strerror or exc}): "
                 "free some space; the last good checkpoint stands"
             ) from exc
         return path
+
+    def write_open(self, checkpoint: Checkpoint, positions: int) -> None:
+        """Write a checkpoint inside the open round, in place of the one before; the next one at a boundary replaces it.
+
+        Raises:
+            CheckpointError: the disk refuses.
+
+        """
+        path = self._directory / f"open-{checkpoint.completed_rounds:06d}-{positions:09d}.safetensors"
+        data = _document(checkpoint)
+        try:
+            write_atomically(path, data)
+            write_json_atomically(self._directory / _OPEN_MANIFEST, [_entry(checkpoint, path, data)])
+            for left in self._directory.glob("open-*.safetensors"):
+                if left != path:
+                    left.unlink()
+        except OSError as exc:
+            raise CheckpointError(
+                f"the checkpoint inside round {checkpoint.completed_rounds} cannot be written to {self._directory} ({exc.strerror or exc}): "
+                "free some space; the last good checkpoint stands"
+            ) from exc
+
+    def read_open(self, completed_rounds: int) -> Checkpoint | None:
+        """Return the checkpoint inside the round that follows so many rounds; None if there is none, or with a warning if it is damaged."""
+        for entry in self._entries(_OPEN_MANIFEST):
+            if entry["completed_rounds"] == completed_rounds:
+                return self._read(entry)
+        return None
+
+    def drop_open(self) -> None:
+        """Forget the checkpoint inside a round; raises OSError."""
+        (self._directory / _OPEN_MANIFEST).unlink(missing_ok=True)
+        for left in self._directory.glob("open-*.safetensors"):
+            left.unlink()
 
     def read_all(self) -> list[Checkpoint]:
         """Return every listed checkpoint that is undamaged, oldest first."""
@@ -120,7 +159,7 @@ class CheckpointStore:
             return self._load(entry)
         except (OSError, ValueError, SafetensorError) as exc:
             path = self._directory / entry["file"]
-            log.warning("checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
+            log.warning("a checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
             return None
 
     def _load(self, entry: dict[str, Any]) -> Checkpoint:
@@ -129,16 +168,26 @@ class CheckpointStore:
             raise ValueError("its digest does not match the manifest")
         return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self, manifest: str = _MANIFEST) -> list[dict[str, Any]]:
         try:
-            entries = json.loads((self._directory / _MANIFEST).read_text(encoding="utf-8"))
+            entries = json.loads((self._directory / manifest).read_text(encoding="utf-8"))
             return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise CheckpointError(
-                f"{self._directory / _MANIFEST} is damaged ({exc!r}): restore it from a backup or start a new run"
+                f"{self._directory / manifest} is damaged ({exc!r}): restore it from a backup or start a new run"
             ) from exc
+
+
+def _document(checkpoint: Checkpoint) -> bytes:
+    state = json.dumps(finite(checkpoint.state), sort_keys=True, allow_nan=False)
+    data: bytes = save({name: t.contiguous() for name, t in checkpoint.tensors.items()}, {"state": state})
+    return data
+
+
+def _entry(checkpoint: Checkpoint, path: Path, data: bytes) -> dict[str, Any]:
+    return {"completed_rounds": checkpoint.completed_rounds, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _state_of(data: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run keeps on disk besides checkpoints: its identity and configuration, which attempts were begun, its summary, its address."""
+"""What a run keeps on disk besides checkpoints and ledger: its identity and configuration, its summary, its address."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from heron_common.atomic import write_json_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
-from heron_common.ids import RoundReference, new_token
+from heron_common.ids import new_token
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class RunDirectory:
     def spool(self) -> Path:
         """Where uploads wait."""
         return self.path / "spool"
+
+    @property
+    def ledger(self) -> Path:
+        """Where uploads, updates and decisions are recorded."""
+        return self.path / "ledger.sqlite"
 
     @property
     def blobs(self) -> Path:
@@ -92,19 +97,6 @@ class RunDirectory:
     def record(self, identity: RunIdentity) -> None:
         """Write down the run once it has really started; from then on it is continued with --resume only."""
         self._write("run.json", {"run_id": identity.run_id, "configuration": identity.configuration})
-
-    def begin_attempt(self, reference: RoundReference) -> None:
-        """Note an attempt before it takes effect, so that no attempt number is used twice, not even after going back several rounds."""
-        begun = {**self.begun_attempts(), reference.round_index: reference.attempt}
-        self._write("attempts.json", {str(index): attempt for index, attempt in begun.items()})
-
-    def begun_attempts(self) -> dict[int, int]:
-        """Return the last attempt that was begun at each round."""
-        begun = self._read("attempts.json") or {}
-        try:
-            return {int(index): int(attempt) for index, attempt in begun.items()}
-        except (ValueError, TypeError) as exc:
-            raise StorageError(f"{self.path / 'attempts.json'} is damaged ({exc}): restore it from a backup or start a new run") from exc
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""

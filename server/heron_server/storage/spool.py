@@ -1,17 +1,19 @@
-"""Uploads on disk until they are trained: one file each, a byte budget over all, references in memory."""
+"""Payloads on disk until a checkpoint holds what came of them: one file each, a byte budget over all, references in memory."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import SpoolFullError, StorageError
+from heron_server.storage.recorded import StoredFile
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,10 @@ class SpoolEntry:
 
     path: Path
     size_bytes: int
+
+    def to_stored(self) -> StoredFile:
+        """Return how the ledger names it."""
+        return StoredFile(self.path.name, self.size_bytes)
 
     def read(self) -> bytearray:
         """Return the payload.
@@ -56,24 +62,70 @@ class SpoolEntry:
 class Spool:
     """A directory with a byte budget; thread-safe."""
 
-    def __init__(self, directory: Path, budget_bytes: int) -> None:
-        """Create the directory and remove what an earlier process left: its uploads are repeated with a new attempt."""
+    def __init__(self, directory: Path, budget_bytes: int, needed: Collection[str] = (), durable: bool = True) -> None:
+        """Create the directory and remove what an earlier process left but the files `needed` by the ledger.
+
+        With `durable` a payload is on disk when it is committed; without, a crash of the process loses nothing, a power cut may.
+
+        Raises:
+            StorageError: the disk refuses.
+
+        """
         self._directory = directory
         self._budget = budget_bytes
+        self._durable = durable
         self._used = 0
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            numbers = []
             for left in directory.glob("*.upload"):
-                left.unlink()
-        except OSError as exc:
-            raise StorageError(f"cannot prepare the spool {directory} ({exc.strerror or exc}): choose another --run-dir") from exc
+                if left.name in needed:
+                    numbers.append(int(left.stem))
+                else:
+                    left.unlink()
+        except (OSError, ValueError) as exc:
+            raise StorageError(f"cannot prepare the spool {directory} ({exc}): choose another --run-dir") from exc
+        self._numbers = itertools.count(max(numbers, default=-1) + 1)
 
     @property
     def used_bytes(self) -> int:
         """Bytes reserved now."""
         return self._used
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether more than half of the budget is used."""
+        return 2 * self._used > self._budget
+
+    def recover(self, name: str, size_bytes: int) -> SpoolEntry:
+        """Take up a payload that an earlier process committed.
+
+        Raises:
+            StorageError: it is gone or has another size.
+
+        """
+        path = self._directory / name
+        try:
+            size = path.stat().st_size
+        except OSError as exc:
+            raise StorageError(f"the spooled upload {path} is gone ({exc.strerror or exc})") from exc
+        if size != size_bytes:
+            raise StorageError(f"the spooled upload {path} has {size} bytes instead of {size_bytes}")
+        with self._lock:
+            self._used += size_bytes
+        return SpoolEntry(path, size_bytes)
+
+    def make_durable(self, descriptor: int) -> None:
+        """Return when a file and its name are on disk, if that was asked for; raises OSError."""
+        if not self._durable:
+            return
+        os.fsync(descriptor)
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def open(self, size_bytes: int, always: bool = False) -> SpoolWriter:
         """Reserve room and open a writer.
@@ -131,9 +183,18 @@ class SpoolWriter:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
 
     def commit(self) -> SpoolEntry:
-        """Close the file and keep it."""
+        """Keep the payload; returns when it is durable.
+
+        Raises:
+            StorageError: the disk refuses.
+
+        """
         try:
+            self._file.flush()
+            crash_point(CrashPoint.SPOOL_WRITTEN)
+            self._spool.make_durable(self._file.fileno())
             self._file.close()
+            crash_point(CrashPoint.SPOOL_DURABLE)
         except OSError as exc:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
         self._committed = True

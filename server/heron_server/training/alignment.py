@@ -50,6 +50,10 @@ class HeadAlignment:
         while rows.count() - len(rows.pieces[0].labels) >= self._settings.max_rows:
             del rows.pieces[0]
 
+    def kept(self) -> dict[str, list[DecodedUpload]]:
+        """Return what is kept of every client in this round."""
+        return {client: list(rows.pieces) for client, rows in self._rows.items()}
+
     def forget(self) -> None:
         """A round is over: its rows are stale."""
         self._rows.clear()

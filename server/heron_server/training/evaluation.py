@@ -61,6 +61,18 @@ class Score:
         if self._model.task is Task.CLASSIFICATION:
             self._correct += int((outputs.argmax(1) == labels).sum())
 
+    def sums(self) -> list[float]:
+        """Return the sums so far as JSON values."""
+        return [self._correct, self._loss, self._units, self._examples]
+
+    @classmethod
+    def of(cls, model: SplitModel, sums: list[float]) -> Score:
+        """Return a score with the sums that another one had."""
+        score = cls(model)
+        correct, score._loss, units, examples = sums
+        score._correct, score._units, score._examples = int(correct), int(units), int(examples)
+        return score
+
     def include(self, other: Score) -> None:
         """Account for what another score accounts for."""
         self._correct += other._correct

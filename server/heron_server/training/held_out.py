@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from heron_common.assignment import UploadKey, evaluation_specs
+from heron_common.assignment import UploadKey, UploadPurpose, evaluation_specs
+from heron_common.ids import RoundReference
 from heron_server.rounds.jobs import ScoreJob
 from heron_server.rounds.worklist import Worklist
 from heron_server.training.evaluation import Score
@@ -28,12 +29,27 @@ class HeldOutScore:
         """Carry out one job and report it."""
         model, upload = self._parts.model, job.upload
         row_bytes = sum(spec.size_bytes for spec in evaluation_specs(job.plan, model, 1))
-        specs = evaluation_specs(job.plan, model, upload.entry.size_bytes // row_bytes)
+        specs = evaluation_specs(job.plan, model, upload.payload().size_bytes // row_bytes)
         score = Score(self._parts.trainer.model)
         self._parts.trainer.score(decode_tensors(upload, specs, job.plan.wire_dtype), score)
         self._scores[upload.key] = score
         self._versions.append(self._parts.trainer.server_version)
         worklist.upload_scored(upload)
+
+    def state(self) -> list[Any]:
+        """Return the scores of the open round as JSON values."""
+        return [
+            [*key.round, key.client_id, key.purpose.value, key.local_step, score.sums(), version]
+            for (key, score), version in zip(self._scores.items(), self._versions, strict=True)
+        ]
+
+    def restore(self, state: list[Any]) -> None:
+        """Take up scores that `state` returned."""
+        self.forget()
+        for round_index, attempt, client_id, purpose, local_step, sums, version in state:
+            key = UploadKey(RoundReference(round_index, attempt), client_id, UploadPurpose(purpose), local_step)
+            self._scores[key] = Score.of(self._parts.trainer.model, sums)
+            self._versions.append(version)
 
     def forget(self) -> None:
         """A round is over."""

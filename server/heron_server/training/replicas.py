@@ -61,6 +61,22 @@ class BackReplicas:
             if isinstance(value, torch.Tensor)
         }
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of every replica, which inside a round are its own."""
+        return {
+            f"replica_back.{client}/{name}": value.detach().cpu().clone()
+            for client, (back, _) in self._members.items()
+            for name, value in back.state_dict().items()
+        }
+
+    def load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set the replicas to weights that `weights` returned."""
+        prefix = "replica_back."
+        for name, value in tensors.items():
+            if name.startswith(prefix):
+                client, _, key = name[len(prefix) :].rpartition("/")
+                self.of(client)[0].state_dict()[key].copy_(value)
+
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Go back to a state that `tensors` returned; the model's back was loaded before."""
         self._members.clear()

@@ -33,4 +33,6 @@ class RunParts:
     clock: Clock
     run_seed: int
     audit: AuditTrail
+    sync: Callable[[], None]
+    """Returns when everything that the run decided so far is on disk; raises StorageError."""
     alignment: HeadAlignment | None

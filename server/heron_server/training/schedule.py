@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from heron_common.plan import ServerSchedule
@@ -45,6 +46,13 @@ class TrainingOrder:
     def ended(self, client_id: str) -> None:
         """Nothing more will arrive from this client."""
         self._ended.add(client_id)
+
+    def skip(self, slots: Iterable[UploadSlot]) -> None:
+        """These were trained before a restart, each with all others of its group that were trained at all."""
+        done = set(slots)
+        self._expected = deque(group for group in self._expected if not done.intersection(group))
+        for slot in done:
+            self._arrived.pop(slot, None)
 
     @property
     def pending(self) -> int:

@@ -186,7 +186,7 @@ class Trainer:
                 state |= {
                     f"optimiser.{key}.{index}.{n}": v.detach().cpu().clone() for n, v in values.items() if isinstance(v, torch.Tensor)
                 }
-        return state | (self.replicas.tensors() if self.replicas is not None else {})
+        return state | (self.replicas.tensors() if self.replicas is not None else {}) | random_state(self.device)
 
     def load_tensors(self, tensors: dict[str, torch.Tensor], server_version: int) -> None:
         """Go back to a state that `tensors` returned."""
@@ -196,6 +196,7 @@ class Trainer:
             load_moments(optimiser, tensors, f"optimiser.{key}.")
         if self.replicas is not None:
             self.replicas.load(tensors)
+        load_random_state(tensors, self.device)
         self.server_version = server_version
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -214,6 +215,23 @@ class Trainer:
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+_RANDOM_CPU, _RANDOM_CUDA = "random.cpu", "random.cuda"
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of torch's generators, from which dropout in back and head is drawn, as byte tensors by name."""
+    states = {_RANDOM_CPU: torch.get_rng_state()}
+    return states | ({_RANDOM_CUDA: torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def load_random_state(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Set torch's generators to a state that `random_state` returned; a device without a state of its own keeps what it has."""
+    if _RANDOM_CPU in tensors:
+        torch.set_rng_state(tensors[_RANDOM_CPU].clone())
+    if _RANDOM_CUDA in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[_RANDOM_CUDA].clone(), device)
 
 
 def choose_device(name: str) -> torch.device:

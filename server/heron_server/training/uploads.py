@@ -47,7 +47,7 @@ def decode_upload(upload: AcceptedUpload, plan: Plan, model: ModelSpec) -> Decod
 def decode_tensors(upload: AcceptedUpload, specs: tuple[TensorSpec, ...], wire_dtype: WireDtype) -> DecodedUpload:
     """Read an upload of these tensors from the spool."""
     activations, *beside = specs
-    data = memoryview(upload.entry.read())
+    data = memoryview(upload.payload().read())
     rows = decode_rows(data[: activations.size_bytes], wire_dtype, activations.shape)
     tensors, start = [], activations.size_bytes
     for spec in beside:

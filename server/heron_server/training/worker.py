@@ -11,18 +11,20 @@ import numpy as np
 import torch
 
 from heron_common.assignment import LocalStatistics
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import merge_running
 from heron_server.programs.publish import scales_of
 from heron_server.rounds.aggregation import aggregation_weights
-from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, ScoreJob, TrainJob
+from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.worklist import Worklist
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows
 from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
 from heron_server.training.held_out import HeldOutScore
+from heron_server.training.open_round import OpenRound, open_round_state, open_round_tensors, restore_open_round
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 
@@ -57,6 +59,13 @@ class TrainWorker:
         self._parts.metrics.diverged.set(self.diverged_round is not None)
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
         self._seconds_before = float(state["seconds"])
+
+    def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
+        """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
+        self.restore(checkpoint)
+        self._stepper.server_losses = [float("nan") if loss is None else float(loss) for loss in checkpoint.state["server_losses"]]
+        self._held_out.restore(checkpoint.state["held_out"])
+        return restore_open_round(self._parts, checkpoint.tensors, checkpoint.state["open_round"])
 
     def inputs(self) -> RoundInputs:
         """Return what the next round starts from."""
@@ -95,26 +104,52 @@ class TrainWorker:
             self._thread.join(timeout_seconds)
         return self._thread is None or not self._thread.is_alive()
 
-    def save(self) -> None:
-        """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered."""
+    def save(self) -> bool:
+        """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
+
+        def write() -> None:
+            self._parts.checkpoints.write(Checkpoint(len(self.rounds), self._tensors(), self._state()))
+
+        written = self._try_to_save(write)
+        self.write_summary()
+        return written
+
+    def _save_inside_round(self, job: SaveJob) -> bool:
         parts = self._parts
         state = {
-            "server_version": parts.trainer.server_version,
+            **self._state(),
+            "server_losses": self._stepper.server_losses,
+            "held_out": self._held_out.state(),
+            "open_round": open_round_state(job),
+        }
+        tensors = self._tensors() | open_round_tensors(parts, job.inputs)
+        written = self._try_to_save(lambda: parts.checkpoints.write_open(Checkpoint(len(self.rounds), tensors, state), job.positions))
+        log.info("checkpoint inside the round", extra={"round_index": job.round.round_index, "uploads": job.positions, "written": written})
+        crash_point(CrashPoint.OPEN_ROUND_SAVED)
+        return written
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "server_version": self._parts.trainer.server_version,
             "second_moment": self.second_moment,
             "derivative_quantile": self.derivative_quantile,
             "diverged_round": self.diverged_round,
             "rounds": round_rows(self.rounds),
-            "clients": parts.client_table(),
+            "clients": self._parts.client_table(),
             "seconds": self._seconds(),
         }
+
+    def _try_to_save(self, write: Callable[[], None]) -> bool:
         try:
-            parts.checkpoints.write(Checkpoint(len(self.rounds), self._tensors(), state))
+            # A checkpoint that knew of an upload which the ledger forgot in a crash would see it trained twice.
+            self._parts.sync()
+            write()
             self.checkpoint_failed = False
-        except CheckpointError as exc:
+        except StorageError as exc:
             self.checkpoint_failed = True
-            parts.metrics.checkpoint_failures.inc()
+            self._parts.metrics.checkpoint_failures.inc()
             log.error(str(exc))
-        self.write_summary()
+        return not self.checkpoint_failed
 
     def write_summary(self) -> None:
         """Replace the summary; a full disk is logged."""
@@ -129,6 +164,7 @@ class TrainWorker:
         }
         try:
             self._parts.write_summary(summary)
+            crash_point(CrashPoint.SUMMARY_WRITTEN)
         except StorageError as exc:
             log.error(str(exc))
 
@@ -153,17 +189,22 @@ class TrainWorker:
                 self._stepper.run(job, worklist)
             elif isinstance(job, ScoreJob):
                 self._held_out.run(job, worklist)
+            elif isinstance(job, SaveJob):
+                worklist.open_round_saved(self._save_inside_round(job))
             elif isinstance(job, CloseJob):
-                self._close(job)
-                worklist.round_done(self.inputs())
+                covered = self._close(job)
+                worklist.round_done(self.inputs(), covered)
+                crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
                 self._go_back()
-                worklist.round_done(self.inputs())
+                crash_point(CrashPoint.WENT_BACK)
+                worklist.round_done(self.inputs(), covered=False)
 
-    def _close(self, job: CloseJob) -> None:
+    def _close(self, job: CloseJob) -> bool:
         parts = self._parts
         weights = aggregation_weights(list(job.rows), parts.algorithm.weighting)
         take_over_updates(parts, job, weights)
+        crash_point(CrashPoint.ROUND_AVERAGED)
         parts.trainer.close_round([update.client_id for update in job.updates], weights)
         if parts.alignment is not None:
             if parts.alignment.is_due(job.round.round_index):
@@ -192,7 +233,8 @@ class TrainWorker:
         self._stepper.server_losses.clear()
         self._held_out.forget()
         self._report(job, record)
-        self.save()
+        crash_point(CrashPoint.ROUND_EVALUATED)
+        return self.save()
 
     def _merge(self, statistics: list[LocalStatistics], weights: Float64Array) -> None:
         moments = np.array([s.second_moment for s in statistics], np.float64)
@@ -226,6 +268,10 @@ class TrainWorker:
             )
             return
         self._load_tensors(checkpoint)
+        try:
+            self._parts.checkpoints.drop_open()
+        except OSError as exc:
+            log.warning("the checkpoint inside the abandoned attempt could not be removed", extra={"reason": str(exc)})
 
     def _report(self, job: CloseJob, record: RoundRecord) -> None:
         metrics, statistics = self._parts.metrics, [update.statistics for update in job.updates]

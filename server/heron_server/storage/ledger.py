@@ -1,0 +1,241 @@
+"""The ledger: every upload, update and decision of a run in SQLite, written in order and durable before anything leaves the server that depends on it.
+
+Writing an entry only queues it, so that nobody waits for a disk while holding a lock; `sync` commits everything queued so far, and whoever comes
+first commits for all. The one rule that makes this exact: an answer leaves the server only after `sync`, and so does a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from heron_common.assignment import LocalStatistics, UploadKey
+from heron_common.crash_points import CrashPoint, crash_point
+from heron_common.errors import StorageError
+from heron_common.ids import RoundReference
+from heron_server.storage import ledger_schema as sql
+from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Uploads of a whole run by what became of them."""
+
+    accepted: int
+    trained: int
+    scored: int
+    rejected: int
+
+    @property
+    def waiting(self) -> int:
+        """Acknowledged, and neither trained nor scored nor rejected yet."""
+        return self.accepted - self.trained - self.scored - self.rejected
+
+
+class Ledger:
+    """One run's ledger; thread-safe. Entries may be written from any thread, in the order in which they take effect."""
+
+    def __init__(self, path: Path, run_id: str, begins: bool, durable: bool = True) -> None:
+        """Open or create the ledger of a run.
+
+        Args:
+            path: the database file.
+            run_id: whose ledger it is.
+            begins: the run starts now: what an earlier start that failed left behind is removed.
+            durable: wait for the disk with every commit. Without, a crash of the process loses nothing, a power cut may.
+
+        Raises:
+            StorageError: it is damaged, of another run or version, or cannot be written.
+
+        """
+        self._path = path
+        self._queue_lock, self._commit_lock = threading.Lock(), threading.Lock()
+        self._queue: list[tuple[str, tuple[Any, ...]]] = []
+        self._queued = self._committed = 0
+        if begins:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+            self._check(run_id)
+            self._sequence = self._first("SELECT coalesce(max(sequence), -1) + 1 FROM uploads")
+        except sqlite3.Error as exc:
+            raise StorageError(f"the ledger {path} cannot be used ({exc}): restore it from a backup or start a new run") from exc
+
+    def _check(self, run_id: str) -> None:
+        if not self._connection.execute("SELECT name FROM sqlite_master").fetchall():
+            self._connection.executescript(sql.SCHEMA)
+            self._connection.execute("INSERT INTO run VALUES (?, ?)", (run_id, sql.SCHEMA_VERSION))
+        known, version = self._connection.execute("SELECT run_id, schema_version FROM run").fetchone()
+        if (known, version) != (run_id, sql.SCHEMA_VERSION):
+            raise StorageError(
+                f"the ledger {self._path} was expected to be of run {run_id[:8]!r}, version {sql.SCHEMA_VERSION}, but is of run {known[:8]!r}, "
+                f"version {version}: restore it from the backup that the other files came from"
+            )
+
+    def close(self) -> None:
+        """Commit what is queued, if the disk allows, and close; safe to repeat."""
+        try:
+            self.sync()
+        except StorageError as exc:
+            log.error(str(exc))
+        with self._commit_lock:
+            self._connection.close()
+
+    def sync(self) -> None:
+        """Return when everything written before is on disk.
+
+        Raises:
+            StorageError: the disk refuses; what is queued stays queued, and the next call tries again.
+
+        """
+        with self._queue_lock:
+            wanted = self._queued
+        if self._committed >= wanted:
+            return
+        with self._commit_lock:
+            if self._committed >= wanted:
+                return
+            with self._queue_lock:
+                batch, upto, self._queue = self._queue, self._queued, []
+            crash_point(CrashPoint.LEDGER_COMMITTING)
+            try:
+                self._commit(batch)
+            except sqlite3.Error as exc:
+                with self._queue_lock:
+                    self._queue = batch + self._queue
+                raise StorageError(f"the ledger {self._path} cannot be written ({exc}): free some space") from exc
+            self._committed = upto
+            crash_point(CrashPoint.LEDGER_COMMITTED)
+
+    def _commit(self, batch: list[tuple[str, tuple[Any, ...]]]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, values in batch:
+                self._connection.execute(statement, values)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _write(self, statement: str, *values: Any) -> None:
+        with self._queue_lock:
+            self._queue.append((statement, values))
+            self._queued += 1
+
+    def round_opened(self, reference: RoundReference, cohort: Mapping[str, str], inputs_sha256: str) -> None:
+        """An attempt begins with this cohort (name -> digest of its identity key), from these inputs."""
+        self._write(sql.OPEN, *reference, json.dumps(dict(cohort)), inputs_sha256)
+
+    def member_dropped(self, reference: RoundReference, client_id: str, reason: str) -> None:
+        """Nothing more is expected of a member in this attempt."""
+        self._write(sql.DROP, *reference, client_id, reason)
+
+    def round_closing(self, reference: RoundReference, submitted: tuple[str, ...]) -> None:
+        """The attempt ends with these members' updates."""
+        self._write(sql.CLOSE, json.dumps(submitted), *reference)
+
+    def round_abandoned(self, reference: RoundReference, reason: str) -> None:
+        """The attempt ends without a quorum."""
+        self._write(sql.ABANDON, reason, *reference)
+
+    def upload_accepted(self, key: UploadKey, sha256: str, payload: StoredFile) -> None:
+        """An upload came whole and will be trained on, scored or rejected."""
+        with self._queue_lock:
+            self._queue.append((sql.ACCEPT_UPLOAD, (*_values(key), self._sequence, sha256, payload.name, payload.size_bytes)))
+            self._queued += 1
+            self._sequence += 1
+
+    def upload_trained(self, key: UploadKey, position: int, answer: StoredAnswer, cut_gradient: StoredFile | None) -> None:
+        """An upload was the `position`-th that the attempt's training took."""
+        gradient = (cut_gradient.name, cut_gradient.size_bytes) if cut_gradient is not None else (None, None)
+        self._write(sql.TRAIN_UPLOAD, position, answer_to_json(answer), *gradient, *_values(key))
+
+    def upload_scored(self, key: UploadKey, position: int) -> None:
+        """An upload of held-out samples was scored."""
+        self._write(sql.SCORE_UPLOAD, position, *_values(key))
+
+    def upload_rejected(self, key: UploadKey, position: int, reason: str) -> None:
+        """An acknowledged upload is not trained on, and why."""
+        self._write(sql.REJECT_UPLOAD, position, *_values(key))
+        self._write(sql.NOTE_REJECTION, *_values(key), reason)
+
+    def update_accepted(
+        self,
+        reference: RoundReference,
+        client_id: str,
+        sha256: str,
+        payload: StoredFile | None,
+        statistics: LocalStatistics,
+        log_bytes: bytes | None,
+    ) -> None:
+        """A client's update of the attempt came whole."""
+        name, size = (payload.name, payload.size_bytes) if payload is not None else (None, 0)
+        self._write(sql.ACCEPT_UPDATE, *reference, client_id, sha256, name, size, json.dumps(asdict(statistics)), log_bytes)
+
+    def payload_forgotten(self, key: UploadKey) -> None:
+        """A checkpoint holds what came of an upload: its payload is not needed any more."""
+        self._write(sql.FORGET_PAYLOAD, *_values(key))
+
+    def gradient_forgotten(self, key: UploadKey) -> None:
+        """The gradients that answered an upload are not kept any more."""
+        self._write(sql.FORGET_GRADIENT, *_values(key))
+
+    def quarantined(self, client_id: str, round_index: int, reason: str) -> None:
+        """A client takes no part any more."""
+        self._write(sql.QUARANTINE, client_id, round_index, reason)
+
+    def settled(self, reference: RoundReference, abandoned_because: str | None = None) -> None:
+        """A checkpoint covers an attempt, or it is undone: count its uploads and forget its details."""
+        if abandoned_because is None:
+            self._write(sql.SETTLE_CLOSED, *reference * 5)
+        else:
+            self._write(sql.SETTLE_ABANDONED, abandoned_because, *reference * 3)
+        for statement in sql.CLEAR:
+            self._write(statement, *reference)
+
+    def attempts(self) -> tuple[RecordedAttempt, ...]:
+        """Return the attempts that are not settled, in order; commits first."""
+        self.sync()
+        with self._commit_lock:
+            return read_attempts(self._connection)
+
+    def begun_attempts(self) -> dict[int, int]:
+        """Return the last attempt that was begun at each round; commits first."""
+        self.sync()
+        with self._commit_lock:
+            return dict(self._connection.execute("SELECT round_index, max(attempt) FROM attempts GROUP BY round_index").fetchall())
+
+    def quarantines(self) -> dict[str, str]:
+        """Return the clients that take no part any more, and why; commits first."""
+        self.sync()
+        with self._commit_lock:
+            return dict(self._connection.execute("SELECT client_id, reason FROM quarantines").fetchall())
+
+    def balance(self) -> Balance:
+        """Count the uploads of the whole run by what became of them; commits first."""
+        self.sync()
+        with self._commit_lock:
+            settled = self._connection.execute("SELECT sum(accepted), sum(trained), sum(scored), sum(rejected) FROM attempts").fetchone()
+            states = dict(self._connection.execute("SELECT state, count(*) FROM uploads GROUP BY state").fetchall())
+        open_counts = (sum(states.values()), *(states.get(state, 0) for state in ("trained", "scored", "rejected")))
+        return Balance(*((done or 0) + now for done, now in zip(settled, open_counts, strict=True)))
+
+    def _first(self, statement: str) -> int:
+        value: int = self._connection.execute(statement).fetchone()[0]
+        return value
+
+
+def _values(key: UploadKey) -> tuple[Any, ...]:
+    return (*key.round, key.client_id, key.purpose.value, key.local_step)

@@ -1,0 +1,82 @@
+"""A checkpoint inside a round: beside what one at a boundary holds, what the round started from and everything that it moved since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from heron_common.ids import RoundReference
+from heron_server.rounds.jobs import RoundInputs, SaveJob
+from heron_server.training.run_parts import RunParts
+from heron_server.training.uploads import DecodedUpload
+
+_FRONT, _HEAD, _STATISTICS, _OWN_HEAD, _ROWS = "input.front", "input.head", "input.statistics", "input_head.", "rows."
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """What to go on with: the attempt, what it started from, and how many uploads in its order of training are covered."""
+
+    round: RoundReference
+    inputs: RoundInputs
+    positions: int
+
+
+def open_round_tensors(parts: RunParts, inputs: RoundInputs) -> dict[str, torch.Tensor]:
+    """Return the tensors that a round has of its own while it is open."""
+    tensors = {_FRONT: _bytes(inputs.front), _HEAD: _bytes(inputs.head), _STATISTICS: _bytes(inputs.statistics)}
+    tensors |= {f"{_OWN_HEAD}{client}": _bytes(head) for client, head in inputs.heads.items()}
+    if parts.trainer.replicas is not None:
+        tensors |= parts.trainer.replicas.weights()
+    if parts.alignment is not None:
+        for client, pieces in parts.alignment.kept().items():
+            for index, piece in enumerate(pieces):
+                name = f"{_ROWS}{client}/{index:06d}."
+                tensors |= {f"{name}activations": torch.from_numpy(piece.activations), f"{name}labels": torch.from_numpy(piece.labels)}
+                tensors |= {f"{name}mask": torch.from_numpy(piece.mask)} if piece.mask is not None else {}
+    return tensors
+
+
+def open_round_state(job: SaveJob) -> dict[str, Any]:
+    """Return the rest of it as JSON values."""
+    inputs = job.inputs
+    return {
+        "round": list(job.round),
+        "positions": job.positions,
+        "scales": list(inputs.scales),
+        "second_moment": inputs.second_moment,
+        "derivative_quantile": inputs.derivative_quantile,
+        "rests": inputs.rests,
+    }
+
+
+def restore_open_round(parts: RunParts, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> OpenRound:
+    """Set replicas and kept rows to what they were, and return what to go on with; weights and moments were loaded before."""
+    if parts.trainer.replicas is not None:
+        parts.trainer.replicas.load_weights(tensors)
+    if parts.alignment is not None:
+        parts.alignment.forget()
+        for name in sorted(n for n in tensors if n.startswith(_ROWS) and n.endswith(".activations")):
+            stem = name[: -len("activations")]
+            mask = tensors[f"{stem}mask"].numpy() if f"{stem}mask" in tensors else None
+            piece = DecodedUpload(tensors[name].numpy(), tensors[f"{stem}labels"].numpy(), mask)
+            parts.alignment.keep(stem[len(_ROWS) :].rpartition("/")[0], piece)
+    heads = {name[len(_OWN_HEAD) :]: value.numpy().tobytes() for name, value in tensors.items() if name.startswith(_OWN_HEAD)}
+    inputs = RoundInputs(
+        tensors[_FRONT].numpy().tobytes(),
+        tensors[_HEAD].numpy().tobytes(),
+        tuple(float(s) for s in state["scales"]),
+        float(state["second_moment"]),
+        float(state["derivative_quantile"]),
+        heads,
+        bool(state["rests"]),
+        tensors[_STATISTICS].numpy().tobytes(),
+    )
+    return OpenRound(RoundReference(*state["round"]), inputs, int(state["positions"]))
+
+
+def _bytes(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
