@@ -1,6 +1,6 @@
 """What gates against poisoned uploads refuse: of honest clients with unlike data, and of one that scales its activations or sends random labels.
 
-Digits, the front of the demo trained by exact gradients of its head, four to twelve clients, Dirichlet shards; three seeds a row. No network and no
+Digits, the front of the demo trained by exact gradients of its head, four clients, shards by Dirichlet or two classes each; one seed. No network and no
 programs: the same figures reach the gate, and every mixture takes seconds. Prints the table of docs/hostile-input.md.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from heron_cli.simulated_clients import shares
 from heron_common.data.check import check_source
 from heron_common.data.partition import parse_partition
 from heron_common.data.sources import open_source
@@ -22,11 +23,10 @@ from heron_server.config import GatesSection
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.training.gates import Gate, GateSettings
-from heron_cli.simulated_clients import shares
 
 OPTIONS = {"front_widths": (4, 2), "front_strides": (1, 2)}
 ROUNDS, STEPS, BATCH = 30, 10, 32
-SEEDS = (0, 1, 2)
+SEEDS = (0,)
 
 Poison = Callable[[torch.Tensor, torch.Tensor, np.random.Generator], tuple[torch.Tensor, torch.Tensor]]
 
@@ -128,10 +128,12 @@ def main() -> None:
     """Print a row for each mixture."""
     quiet_libraries()
     settings = GatesSection(gates=True).settings()
-    print("| clients, shards | client 0 sends | honest uploads refused | honest clients set apart | poisoned uploads refused | accuracy with gates | without |")
+    print(
+        "| clients, shards | client 0 sends | honest uploads refused | honest clients set apart | poisoned uploads refused | accuracy with gates | without |"
+    )
     print("|---|---|---|---|---|---|---|")
-    partitions = ("iid", "dirichlet:0.3", "dirichlet:0.1", "labels:2")
-    for (clients, partition), (name, poison) in itertools.product(itertools.product((4, 12), partitions), POISONS.items()):
+    partitions = ("dirichlet:0.1", "labels:2")
+    for (clients, partition), (name, poison) in itertools.product(itertools.product((4,), partitions), POISONS.items()):
         gated = [run(clients, partition, poison, seed, settings) for seed in SEEDS]
         plain = [run(clients, partition, poison, seed, None) for seed in SEEDS]
         shown = [np.mean([getattr(outcome, field.name) for outcome in gated]) for field in dataclasses.fields(Outcome)]

@@ -203,7 +203,9 @@ class GatesSection(Section):
     gradient_factor: float = Field(
         10.0, ge=0, description="a server step's gradient is shortened to so many times the median of the clients'; 0 for never"
     )
-    gate_warmup_uploads: int = Field(64, ge=1, description="nothing is refused or shortened before so many uploads of at least three clients were trained on")
+    gate_warmup_uploads: int = Field(
+        64, ge=1, description="nothing is refused or shortened before so many uploads of at least three clients were trained on"
+    )
     quarantine_after: int = Field(
         5, ge=0, description="strikes at which a client is set apart: a refused upload is one more, an accepted one less; 0 for never"
     )

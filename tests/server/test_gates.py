@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from heron_server.training.gates import MIN_UPLOADS, Gate, GateReason, GateSettings, Verdict
 
-SETTINGS = GateSettings(
-    norm_factor=10.0, loss_factor=2.0, gradient_factor=4.0, warmup_uploads=32, quarantine_after=3, quarantine_rounds=2
-)
+SETTINGS = GateSettings(norm_factor=10.0, loss_factor=2.0, gradient_factor=4.0, warmup_uploads=32, quarantine_after=3, quarantine_rounds=2)
 HONEST = ("a", "b", "c", "d")
 
 

@@ -109,11 +109,13 @@ class Gate:
         self._clients: dict[str, _Client] = {}
         self._accepted = 0
         self._start_loss = 0.0
+        self._refused_in_round: Counter[str] = Counter()
 
     def judge_norm(self, client_id: str, round_index: int, activation_norm: float) -> Verdict:
         """Judge an upload by the root mean square of its base activations, and by whether its client is set apart in this round."""
         if self.is_quarantined(client_id, round_index):
             self._of(client_id).refused[GateReason.QUARANTINED] += 1
+            self._refused_in_round[client_id] += 1
             return Verdict(GateReason.QUARANTINED)
         factor, reference = self._settings.norm_factor, self._reference("norms")
         if not factor or reference is None:
@@ -169,23 +171,34 @@ class Gate:
         client = self._of(client_id)
         client.released_at, client.strikes, client.quarantines = 0, 0, 0
 
+    def refused_in_round(self, client_id: str) -> int:
+        """Return how many of a client's uploads were refused since `round_closed`: they do not count where its weights are averaged."""
+        return self._refused_in_round[client_id]
+
+    def round_closed(self) -> None:
+        """A round was averaged."""
+        self._refused_in_round.clear()
+
     def refusals(self) -> dict[str, dict[str, int]]:
         """Return how many uploads of each client were refused, by reason; clients without any are left out."""
-        return {name: dict(sorted(client.refused.items())) for name, client in sorted(self._clients.items()) if client.refused}
+        return {
+            name: {str(reason): count for reason, count in sorted(client.refused.items())}
+            for name, client in sorted(self._clients.items())
+            if client.refused
+        }
 
     def state(self) -> dict[str, Any]:
         """Return everything that decides as plain JSON values; `restore` takes it back, exactly."""
         clients = {name: {**vars(client), "refused": dict(client.refused)} for name, client in sorted(self._clients.items())}
         copied = {name: {key: list(v) if isinstance(v, list) else v for key, v in row.items()} for name, row in clients.items()}
-        return {"accepted": self._accepted, "start_loss": self._start_loss, "clients": copied}
+        in_round = dict(sorted(self._refused_in_round.items()))
+        return {"accepted": self._accepted, "start_loss": self._start_loss, "refused_in_round": in_round, "clients": copied}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state` returned."""
         self._accepted, self._start_loss = int(state["accepted"]), float(state["start_loss"])
-        self._clients = {
-            name: _Client(**{key: list(v) if isinstance(v, list) else v for key, v in row.items()} | {"refused": Counter(row["refused"])})
-            for name, row in state["clients"].items()
-        }
+        self._refused_in_round = Counter(state["refused_in_round"])
+        self._clients = {name: _restored(row) for name, row in state["clients"].items()}
 
     @property
     def _is_warm(self) -> bool:
@@ -202,6 +215,7 @@ class Gate:
     def _refuse(self, client_id: str, round_index: int, reason: GateReason, measured: float, limit: float) -> Verdict:
         client, settings = self._of(client_id), self._settings
         client.refused[reason] += 1
+        self._refused_in_round[client_id] += 1
         client.strikes += 1
         quarantines = bool(settings.quarantine_after) and client.strikes >= settings.quarantine_after
         if quarantines:
@@ -214,6 +228,11 @@ class Gate:
 
     def _of(self, client_id: str) -> _Client:
         return self._clients.setdefault(client_id, _Client())
+
+
+def _restored(row: dict[str, Any]) -> _Client:
+    copied: dict[str, Any] = {key: list(value) if isinstance(value, list) else value for key, value in row.items()}
+    return _Client(**copied | {"refused": Counter(row["refused"])})
 
 
 def _quantile(figures: list[float], share: float) -> float:

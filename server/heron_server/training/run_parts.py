@@ -14,6 +14,7 @@ from heron_server.metrics import ServerMetrics
 from heron_server.storage.audit import AuditTrail
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.trainer import Trainer
 
 
@@ -35,4 +36,5 @@ class RunParts:
     audit: AuditTrail
     sync: Callable[[], None]
     """Returns when everything that the run decided so far is on disk; raises StorageError."""
+    gatekeeper: Gatekeeper
     alignment: HeadAlignment | None
