@@ -25,7 +25,7 @@ from heron_server.rounds.clients import ClientRegistry
 from heron_server.rounds.coordinator import Coordinator, RunFacts
 from heron_server.rounds.intake import Intake
 from heron_server.rounds.reception import Pace, Reception
-from heron_server.rounds.state import RoundMachine, RoundRules
+from heron_server.rounds.state import RoundMachine, RoundRules, WithoutQuorum
 from heron_server.rounds.worklist import Worklist
 from heron_server.service.server import NetworkServer
 from heron_server.service.servicer import Servicer
@@ -132,7 +132,11 @@ def assemble_run(
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
-    left = resume(worker, checkpoints, ledger, clients) if config.run.resume else Resumption()
+    left = (
+        resume(worker, checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
+        if config.run.resume
+        else Resumption()
+    )
     parts.gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
     spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
@@ -228,8 +232,22 @@ def _coordinator(
         blobs.put(published.model.tokenizer)
     if facts.base is not None:
         blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
+    return Coordinator(
+        facts,
+        RoundMachine(_round_rules(config), completed_rounds, ledger.begun_attempts()),
+        clients,
+        spool,
+        blobs,
+        metrics,
+        clock,
+        ledger,
+        left.recorded,
+    )
+
+
+def _round_rules(config: TrainingConfig) -> RoundRules:
     rounds = config.rounds
-    rules = RoundRules(
+    return RoundRules(
         config.run.clients,
         config.min_updates,
         config.run.rounds,
@@ -238,17 +256,8 @@ def _coordinator(
         rounds.cohort_wait_seconds,
         rounds.participation,
         config.run.seed,
-    )
-    return Coordinator(
-        facts,
-        RoundMachine(rules, completed_rounds, ledger.begun_attempts()),
-        clients,
-        spool,
-        blobs,
-        metrics,
-        clock,
-        ledger,
-        left.recorded,
+        rounds.over_selection,
+        rounds.without_quorum,
     )
 
 

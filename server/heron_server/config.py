@@ -26,7 +26,7 @@ from heron_common.presets import PRESETS
 from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
-from heron_server.rounds.state import cohort_size
+from heron_server.rounds.state import WithoutQuorum, cohort_size
 from heron_server.training.gates import GateSettings
 
 
@@ -92,6 +92,16 @@ class RoundsSection(Section):
 
     participation: float = Field(
         1.0, gt=0, le=1, description="share of the clients that each round takes in, drawn anew from the seed every time; the others wait"
+    )
+    over_selection: float = Field(
+        1.0,
+        ge=1,
+        le=3,
+        description="so many times as many clients are drawn as --participation says, and the round ends with that many updates: 1.3 keeps slow or lost "
+        "devices from holding a round up; the work of the slowest is not used",
+    )
+    without_quorum: WithoutQuorum = Field(
+        WithoutQuorum.REPEAT, description="a round without a quorum is tried again (repeat), or counts as done without an update (skip)"
     )
     round_deadline_seconds: float = Field(
         600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
@@ -350,5 +360,16 @@ PROCESS_OPTIONS = frozenset(
 )
 """Options that say how this process runs, not what is trained: they may differ after --resume."""
 
-MAY_CHANGE_ON_RESUME = frozenset({"rounds", "round_deadline_seconds", "liveness_seconds", "cohort_wait_seconds", "clients", "min_updates"})
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "rounds",
+        "round_deadline_seconds",
+        "liveness_seconds",
+        "cohort_wait_seconds",
+        "clients",
+        "min_updates",
+        "over_selection",
+        "without_quorum",
+    }
+)
 """Options of the run that an operator may change on --resume: how long it goes on and how patient it is."""

@@ -24,8 +24,10 @@ class Resumption:
     inside: OpenRound | None = None
 
 
-def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry) -> Resumption:
+def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry, skips: bool = False) -> Resumption:
     """Load the newest checkpoint that is undamaged, settle what it covers, and return what is left to go on with.
+
+    `skips` says that a round without a quorum counts as done.
 
     Raises:
         CheckpointError: there is no usable checkpoint.
@@ -33,6 +35,7 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
 
     """
     boundary = checkpoints.read_newest()
+    without_quorum = [a for a in ledger.attempts() if a.outcome == "abandoned" and a.round.round_index == boundary.completed_rounds]
     recorded = _unfinished(ledger, boundary.completed_rounds)
     inside = _inside(checkpoints, boundary.completed_rounds, recorded)
     if recorded and _gave_payloads_up(recorded[0], inside):
@@ -50,7 +53,9 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
         return clients.by_name.setdefault(name, ClientRecord(name, identity_sha256=""))
 
     restore_clients((inside or boundary).state["clients"], make)
-    log.info("resuming", extra={"rounds_completed": boundary.completed_rounds, "open_rounds": len(recorded)})
+    if skips and without_quorum and not recorded:
+        worker.skip_round(without_quorum[-1].round, len(without_quorum[-1].cohort))
+    log.info("resuming", extra={"rounds_completed": len(worker.rounds), "open_rounds": len(recorded)})
     return Resumption(recorded, opened)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxruntime
 
+from heron_common.ids import RoundReference
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_server.rounds.clients import ClientRecord
 
@@ -52,6 +53,23 @@ class RoundRecord:
     def federated_figures(self) -> list[tuple[str, str]]:
         """Return name and value of each figure of the held-out samples, for people; none if nothing was held out."""
         return federated_figures(asdict(self))
+
+
+def skipped_round(reference: RoundReference, num_members: int) -> RoundRecord:
+    """Return the record of a round that ended without a quorum and is not repeated: no update, no figures, the weights as they were."""
+    return RoundRecord(
+        round_index=reference.round_index,
+        attempt=reference.attempt,
+        cohort=num_members,
+        updates=0,
+        test_accuracy=None,
+        test_loss=None,
+        local_loss=None,
+        server_loss=None,
+        client_forward_passes=0,
+        client_forward_equivalents=0.0,
+        seconds=0.0,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -46,6 +46,8 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "log_level": ("debug", "warning", "error"),
     "server_momentum": ("0.1", "0.2", "0.3"),
     "participation": ("0.9", "0.8", "0.7"),
+    "over_selection": ("1.5", "2", "3"),
+    "without_quorum": ("skip", "repeat", "skip"),
     "held_out": ("0.1", "0.2", "0.3"),
     "spool_bytes": ("2000000", "3000000", "4000000"),
     "max_clients": ("65", "66", "67"),

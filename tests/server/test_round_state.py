@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from heron_server.rounds.state import (
     Phase,
     RoundMachine,
     RoundRules,
+    WithoutQuorum,
+    wanted_updates,
 )
 
 
@@ -228,3 +231,40 @@ def test_any_number_of_clients_may_go_silent_at_once(count: int) -> None:
     assert dropped == names[: len(dropped)] and len(dropped) > count - count // 2, "at least until the quorum is out of reach"
     assert [isinstance(effect, AbandonRound) for effect in effects] == [False] * len(dropped) + [True]
     assert m.live == ()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, 1.3, 1.5, 2.0, 3.0])
+def test_over_selection_draws_more_than_it_wants_and_wants_what_was_asked_for(factor: float) -> None:
+    for wanted in range(1, 200):
+        assert wanted_updates(math.ceil(wanted * factor - 1e-9), factor) == wanted
+
+
+def test_a_round_that_drew_more_ends_with_the_fastest() -> None:
+    names = [f"c{n:02d}" for n in range(13)]
+    m = machine(num_clients=13, over_selection=1.3, min_updates=5)
+    for name in names:
+        m.seen(name, 0.0)
+    assert len(m.cohort) == 13
+    for name in names[3:12]:
+        assert m.submitted(name, 1.0) == []
+    effects = m.submitted(names[12], 2.0)
+    assert effects == [*(DropMember(name, "others were faster") for name in names[:3]), CloseRound(m.round, tuple(names[3:]))]
+
+
+def test_a_share_of_the_clients_is_drawn_with_a_reserve() -> None:
+    m = machine(num_clients=10, participation=0.2, over_selection=1.5, min_updates=1)
+    for n in range(10):
+        m.seen(f"c{n}", 0.0)
+    assert len(m.cohort) == 3
+
+
+def test_with_a_reserve_a_deadline_still_ends_the_round_with_a_quorum() -> None:
+    m = opened(machine(over_selection=1.5, min_updates=1), "a", "b", "c")
+    m.submitted("a", 1.0)
+    assert m.tick(100.0)[-1] == CloseRound(m.round, ("a",))
+
+
+def test_a_round_without_a_quorum_is_skipped_if_that_is_the_policy() -> None:
+    m = opened(machine(without_quorum=WithoutQuorum.SKIP), "a", "b", "c")
+    assert isinstance(m.tick(100.0)[-1], AbandonRound)
+    assert m.closed(101.0) == [OpenRound(RoundReference(1, 0), ("a", "b", "c"))]

@@ -26,7 +26,19 @@ from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs
 from heron_server.rounds.reopening import inputs_digest, member_statuses, refill
-from heron_server.rounds.state import AbandonRound, CloseRound, DropMember, Effect, FinishRun, MemberStatus, OpenRound, RoundMachine
+from heron_server.rounds.state import (
+    AbandonRound,
+    CloseRound,
+    DropMember,
+    Effect,
+    FinishRun,
+    MemberStatus,
+    OpenRound,
+    Phase,
+    RoundMachine,
+    WithoutQuorum,
+)
+from heron_server.rounds.waiting import WaitingNote
 from heron_server.storage.blobs import BlobStore
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.recorded import RecordedAttempt
@@ -102,6 +114,7 @@ class Coordinator:
         self._covered = 0
         self._unsettled: list[Attempt] = []
         """Attempts that are over, but that no checkpoint covers yet because the disk refused."""
+        self._waiting = WaitingNote()
         self._orphans: list[tuple[float, Callable[[], None]]] = []
 
     def start(self, inputs: RoundInputs, covered: int = 0) -> None:
@@ -117,8 +130,17 @@ class Coordinator:
         with self.changed:
             if not self.draining:
                 self.apply(self.machine.tick(self.clock.now()))
+                self._say_if_waiting()
             self._cancel_stalled_streams()
             self.metrics.connected_clients.set(self.registry.num_live)
+
+    def _say_if_waiting(self) -> None:
+        waits = self.machine.phase is Phase.WAITING and self.machine.may_open
+        if self._waiting.is_due(waits, self.clock.now()):
+            rules = self.machine.rules
+            log.info(
+                "waiting for clients", extra={"live": self.registry.num_live, "needed": rules.clients_needed, "expected": rules.num_clients}
+            )
 
     def drain(self) -> None:
         """Admit nothing more: a round that is closing is closed, an open one is left for --resume; returns at once."""
@@ -314,10 +336,12 @@ class Coordinator:
         )
 
     def _abandon(self, effect: AbandonRound) -> None:
+        skips = self.machine.rules.without_quorum is WithoutQuorum.SKIP
         log.warning(
-            "attempt abandoned, the round will be repeated", extra={"round_index": effect.round.round_index, "reason": effect.reason}
+            "round skipped without an update" if skips else "attempt abandoned, the round will be repeated",
+            extra={"round_index": effect.round.round_index, "reason": effect.reason},
         )
         self.metrics.rounds_abandoned.inc()
         self.ledger.round_abandoned(effect.round, effect.reason)
         crash_point(CrashPoint.ROUND_ABANDONED)
-        self.closing = AbandonJob(effect.round, effect.reason)
+        self.closing = AbandonJob(effect.round, effect.reason, skips, len(self.machine.cohort))

@@ -64,10 +64,12 @@ class CloseJob:
 
 @dataclass(frozen=True)
 class AbandonJob:
-    """Go back to the last round boundary."""
+    """Go back to the last round boundary; `skips` says that the round then counts as done, without updates."""
 
     round: RoundReference
     reason: str
+    skips: bool = False
+    num_members: int = 0
 
 
 @dataclass(frozen=True)

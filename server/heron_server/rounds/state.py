@@ -2,11 +2,12 @@
 
 WAITING --(enough clients)--> TRAINING --(all submitted, or deadline with quorum)--> CLOSING --(averaged)--> WAITING ... FINISHED
 |
-+--(quorum out of reach, or deadline without)--> CLOSING as abandoned --> WAITING, next attempt
++--(quorum out of reach, or deadline without)--> CLOSING as abandoned --> WAITING, next attempt, or next round if the policy skips it
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ class Phase(StrEnum):
     TRAINING = "training"
     CLOSING = "closing"
     FINISHED = "finished"
+
+
+class WithoutQuorum(StrEnum):
+    """What becomes of a round without a quorum: it is tried again as a new attempt, or skipped, so that the next round starts from the same weights."""
+
+    REPEAT = "repeat"
+    SKIP = "skip"
 
 
 class MemberStatus(StrEnum):
@@ -47,6 +55,8 @@ class RoundRules:
         cohort_wait_seconds: the first round of a process waits so long, from the quorum on, for the rest of `num_clients`.
         participation: the share of live clients that a round takes in, drawn anew for each attempt.
         run_seed: what the draw derives from, with round and attempt.
+        over_selection: so many times as many clients are drawn as updates are wanted; the round ends with the wanted ones, and the slowest do not count.
+        without_quorum: what becomes of a round without a quorum.
 
     """
 
@@ -58,6 +68,18 @@ class RoundRules:
     cohort_wait_seconds: float
     participation: float = 1.0
     run_seed: int = 0
+    over_selection: float = 1.0
+    without_quorum: WithoutQuorum = WithoutQuorum.REPEAT
+
+    @property
+    def clients_needed(self) -> int:
+        """The fewest live clients with which a round opens."""
+        return next(n for n in itertools.count(1) if cohort_size(self.participation, n) >= self.min_updates)
+
+
+def wanted_updates(num_members: int, over_selection: float) -> int:
+    """Return with how many updates of so many members a round ends: floor(n / o), which undoes n = ceil(wanted * o)."""
+    return max(1, math.floor(num_members / over_selection + 1e-9))
 
 
 def cohort_size(participation: float, num_clients: int) -> int:
@@ -66,9 +88,11 @@ def cohort_size(participation: float, num_clients: int) -> int:
     return min(num_clients, max(1, math.ceil(participation * num_clients - 1e-9)))
 
 
-def draw_cohort(live: tuple[str, ...], participation: float, run_seed: int, reference: RoundReference) -> tuple[str, ...]:
+def draw_cohort(
+    live: tuple[str, ...], participation: float, run_seed: int, reference: RoundReference, over_selection: float = 1.0
+) -> tuple[str, ...]:
     """Return the sorted names of those who take part: a function of its arguments, so that a repeated run draws alike."""
-    size = cohort_size(participation, len(live))
+    size = min(len(live), math.ceil(cohort_size(participation, len(live)) * over_selection - 1e-9))
     if size == len(live):
         return live
     order = permutation(derive_seed(run_seed, "", reference, "participation", 0), len(live))
@@ -190,7 +214,8 @@ class RoundMachine:
 
     def closed(self, now: float) -> list[Effect]:
         """The effect CloseRound or AbandonRound was carried out."""
-        self.round = self._next_attempt(self.round.round_index + (0 if self._abandoned else 1))
+        repeated = self._abandoned and self.rules.without_quorum is WithoutQuorum.REPEAT
+        self.round = self._next_attempt(self.round.round_index + (0 if repeated else 1))
         self._abandoned = False
         self.cohort = {}
         self.phase = Phase.WAITING
@@ -233,7 +258,7 @@ class RoundMachine:
             return []
         self._opened_before = True
         self.phase = Phase.TRAINING
-        drawn = draw_cohort(self.eligible, self.rules.participation, self.rules.run_seed, self.round)
+        drawn = draw_cohort(self.eligible, self.rules.participation, self.rules.run_seed, self.round, self.rules.over_selection)
         self.cohort = dict.fromkeys(drawn, MemberStatus.TRAINING)
         self.opened_at = now
         self._begun[self.round.round_index] = self.round.attempt
@@ -242,9 +267,12 @@ class RoundMachine:
     def _close_if_due(self, now: float) -> list[Effect]:
         training, submitted = self.members(MemberStatus.TRAINING), self.members(MemberStatus.SUBMITTED)
         late = now - self.opened_at >= self.rules.round_deadline_seconds
-        if len(submitted) >= self.rules.min_updates and (late or not training):
+        wanted = max(self.rules.min_updates, wanted_updates(len(self.cohort), self.rules.over_selection))
+        enough = len(submitted) >= wanted and self.rules.over_selection > 1
+        if len(submitted) >= self.rules.min_updates and (late or enough or not training):
             self.phase = Phase.CLOSING
-            dropped: list[Effect] = [DropMember(name, "missed the round deadline") for name in training]
+            reason = "others were faster" if enough and not late else "missed the round deadline"
+            dropped: list[Effect] = [DropMember(name, reason) for name in training]
             self.cohort |= dict.fromkeys(training, MemberStatus.DROPPED)
             return [*dropped, CloseRound(self.round, submitted)]
         out_of_reach = len(training) + len(submitted) < self.rules.min_updates

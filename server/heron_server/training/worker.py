@@ -13,6 +13,7 @@ import torch
 from heron_common.assignment import LocalStatistics
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, StorageError
+from heron_common.ids import RoundReference
 from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import merge_running
 from heron_server.programs.publish import scales_of
@@ -20,7 +21,7 @@ from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.worklist import Worklist
 from heron_server.storage.checkpoint import Checkpoint
-from heron_server.summary import RoundRecord, round_rows
+from heron_server.summary import RoundRecord, round_rows, skipped_round
 from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
 from heron_server.training.held_out import HeldOutScore
@@ -203,7 +204,8 @@ class TrainWorker:
             elif isinstance(job, AbandonJob):
                 self._go_back()
                 crash_point(CrashPoint.WENT_BACK)
-                worklist.round_done(self.inputs(), covered=False)
+                covered = job.skips and self.skip_round(job.round, job.num_members)
+                worklist.round_done(self.inputs(), covered)
 
     def _close(self, job: CloseJob) -> bool:
         parts = self._parts
@@ -263,6 +265,11 @@ class TrainWorker:
                 "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate",
                 extra={"round_index": job.round.round_index, "clients": count},
             )
+
+    def skip_round(self, reference: RoundReference, num_members: int) -> bool:
+        """Count a round as done that brought no update; returns whether a checkpoint says so."""
+        self.rounds.append(skipped_round(reference, num_members))
+        return self.save()
 
     def _go_back(self) -> None:
         self._stepper.server_losses.clear()
