@@ -317,16 +317,8 @@ def _commit(writer: SpoolWriter) -> SpoolEntry:
         raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
 
 
-_SIGNED_STATISTICS = {"mean_local_loss", "difference_mean"}
-"""All others are counts, sizes, variances and seconds; the running figures of the next round are averages of some of them."""
-
-
 def _check_statistics(statistics: LocalStatistics) -> None:
     values = dataclasses.asdict(statistics)
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    bad += [name for name, value in values.items() if value < 0 and name not in _SIGNED_STATISTICS]
     if bad:
-        raise RefusedError(
-            ErrorCode.NON_FINITE,
-            f"the statistic {bad[0]!r} must be finite and, where it is a size, at least 0, but {values[bad[0]]} came: sit this round out",
-        )
+        raise RefusedError(ErrorCode.NON_FINITE, f"the statistic {bad[0]!r} must be finite, but {values[bad[0]]} came: sit this round out")
