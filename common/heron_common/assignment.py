@@ -12,6 +12,9 @@ from heron_common.ids import RoundReference
 from heron_common.plan import Objective, Plan, UpdateEncoding
 from heron_common.tensors import DType, TensorSpec
 
+MAX_LENGTHS = 32
+"""Lengths of text in one run: each has programs of its own."""
+
 
 @dataclass(frozen=True)
 class BlobReference:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-MAX_MESSAGE_BYTES = 8 << 20
-"""Eight chunks: bounds the memory of one message; larger things are streamed."""
+MAX_MESSAGE_BYTES = 2 << 20
+"""Two chunks: bounds the memory of one message, which nested messages without content make twenty times as large; larger things are streamed."""
 
 KEEPALIVE_SECONDS = 60
 """Below the four minutes after which common NATs drop a silent connection."""

@@ -1,11 +1,12 @@
-"""Resident memory of this process as the kernel counts it: VmRSS now and VmHWM at its peak.
+"""Memory as the kernel counts it: what this process has, VmRSS now and VmHWM at its peak, and what it may have.
 
 Never `ru_maxrss`: Linux folds the parent's high-water mark into it when a process starts.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 
@@ -24,6 +25,48 @@ def resident_memory(pid: int | str = "self") -> ResidentMemory:
         return ResidentMemory(0, 0)
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return ResidentMemory(_kilobytes(fields.get("VmRSS")), _kilobytes(fields.get("VmHWM")))
+
+
+_UNLIMITED = 1 << 60
+"""What control groups say instead of a limit is far beyond this; no machine has so much."""
+
+
+def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this process may use at most: the machine's, or less where a control group says so; 0 where nobody tells."""
+    limits = [_machine_memory(proc), *_group_limits(proc, groups)]
+    return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=0)
+
+
+def _machine_memory(proc: Path) -> int:
+    try:
+        text = (proc / "meminfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return next((_kilobytes(line.partition(":")[2]) for line in text.splitlines() if line.startswith("MemTotal:")), 0)
+
+
+def _group_limits(proc: Path, groups: Path) -> Iterator[int]:
+    """Yield the limits of this process's control group and of those around it, of version 2 or 1; a container often sees its own as the root."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        inside = PurePosixPath(path.lstrip("/"))
+        for group in (inside, *inside.parents):
+            yield _number_in(root / group / name)
+
+
+def _number_in(path: Path) -> int:
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() else 0
 
 
 def _kilobytes(value: str | None) -> int:

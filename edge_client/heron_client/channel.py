@@ -10,6 +10,7 @@ import grpc
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.grpc_options import channel_options
+from heron_common.wire import LONGEST_WAIT_SECONDS
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 
 if TYPE_CHECKING:
@@ -33,11 +34,16 @@ def translate(error: Any, target: str) -> HeronError:
     metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
     code = metadata.get(ERROR_CODE_METADATA)
     if code in set(ErrorCode):
-        pushback = metadata.get(RETRY_PUSHBACK_METADATA)
-        return RefusedError(ErrorCode(code), error.details(), float(pushback) / 1000.0 if pushback else None)
+        return RefusedError(ErrorCode(code), str(error.details() or "no details")[:1000], _pushback(metadata.get(RETRY_PUSHBACK_METADATA)))
     status = error.code()
     if status in _FATAL_TRANSPORT:
         return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
     # A failed handshake ends in ": OK", which it is not.
     details = (error.details() or "no details").removesuffix(": OK").rpartition(": ")[2]
     return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]})")
+
+
+def _pushback(text: object) -> float | None:
+    """Return when to try again, in seconds; None if the server says nothing, or nothing that is a time to wait."""
+    milliseconds = int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10 else 0
+    return min(milliseconds / 1000.0, LONGEST_WAIT_SECONDS) if milliseconds else None

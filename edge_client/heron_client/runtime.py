@@ -15,6 +15,7 @@ from heron_client.parameters import LocalParameters
 from heron_common.assignment import MAX_PROGRAM_BYTES, DataSpecification, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.layout import FlatLayout
+from heron_common.program_check import check_program
 from heron_common.tensors import NUMPY_DTYPES, Float32Array
 from heron_common.text_lengths import of_length
 
@@ -59,12 +60,13 @@ class Program:
         """Load the program after checking its digest, its inputs and its outputs. With an `arena` it keeps the memory of its temporaries between runs.
 
         Raises:
-            ProgramError: wrong digest or size, not loadable, or its inputs are not the model's.
+            ProgramError: wrong digest or size, more in it than standard operators, not loadable, or its inputs are not the model's.
 
         """
         self.kind = reference.kind
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
+        check_program(data)
         self._session = _load(data, threads, arena)
         if reference.length not in (model.lengths or (0,)):
             raise ProgramError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from heron_common.clock import Clock
 from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
-from heron_common.errors import DataError, ProgramError
+from heron_common.errors import DataError, ProgramError, StorageError
 from heron_common.tensors import Int64Array, raw_bytes
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ class Supplies:
             # A device that lost power while it wrote has nobody beside it who would delete a file.
             log.warning("the frozen weights kept here are damaged, fetching them again", extra={"path": str(path)})
             path.unlink()
+        check_room(path, membership.base)
         log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
         self._fetch_file(membership.base, "base", "the frozen weights", path)
         return path
@@ -178,6 +180,21 @@ def _lengths(reader: SampleReader) -> Int64Array | None:
 
 def _some(lengths: Int64Array | None, rows: Int64Array) -> Int64Array | None:
     return None if lengths is None else lengths[rows]
+
+
+def check_room(path: Path, blob: BlobReference) -> None:
+    """Refuse a blob that would leave less than a tenth of what is free on its disk, before it is fetched.
+
+    Raises:
+        StorageError: it would.
+
+    """
+    free = shutil.disk_usage(path.parent).free
+    if blob.size_bytes > free - free // 10:
+        raise StorageError(
+            f"the frozen weights take {blob.size_bytes} bytes, but {path.parent} has {free} free, a tenth of which stays so: "
+            "free some space or choose another --state-dir"
+        )
 
 
 def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:

@@ -14,7 +14,10 @@ import grpc
 import numpy as np
 import onnxruntime
 
+from heron_client.answer_reader import AnswerReader
 from heron_client.channel import open_channel, translate
+from heron_client.membership_checks import check_membership
+from heron_client.memory_budget import memory_budget
 from heron_client.state_directory import has_digest
 from heron_client.uploader import Chunk, UploadRequest
 from heron_common.assignment import (
@@ -34,7 +37,7 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, StorageError, TransportError
 from heron_common.grpc_options import CALL_DEADLINE_SECONDS
 from heron_common.ids import RoundReference
-from heron_common.tensors import TensorSpec, raw_bytes, total_bytes
+from heron_common.tensors import raw_bytes, total_bytes
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_common.wire import (
     answer_from_proto,
@@ -93,6 +96,7 @@ class Transport:
         Raises:
             RefusedError: the server refuses it, for good or for now.
             TransportError: the server cannot be reached.
+            ProgramError: its answer is not one that a client can work with.
 
         """
         request = pb.JoinRequest(
@@ -108,6 +112,7 @@ class Transport:
         )
         response = self._call(self._stub.Join, request)
         membership = membership_from_proto(response)
+        check_membership(membership, memory_budget())
         self._session, self._run_id, self._losses_seen = membership.session, membership.run_id, 0
         return membership
 
@@ -137,13 +142,13 @@ class Transport:
         digest, filled = hashlib.sha256(), 0
         request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256)
         with self._mapped():
-            for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
-                self._count("down", kind, len(part.data))
-                if filled + len(part.data) > len(target):
+            for piece in self._pieces(request):
+                self._count("down", kind, len(piece))
+                if filled + len(piece) > len(target):
                     raise ProgramError(f"blob {blob.sha256[:12]} was announced with {len(target)} bytes, but more came: it is refused")
-                target[filled : filled + len(part.data)] = part.data
-                digest.update(part.data)
-                filled += len(part.data)
+                target[filled : filled + len(piece)] = piece
+                digest.update(piece)
+                filled += len(piece)
         if filled != len(target) or digest.hexdigest() != blob.sha256:
             raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
 
@@ -160,19 +165,26 @@ class Transport:
             with partial.open("ab") as file, self._mapped():
                 request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256, offset_bytes=file.tell())
                 # A blob that takes longer than the deadline takes another call, which goes on where this one ended.
-                for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
-                    if file.tell() + len(part.data) > blob.size_bytes:
+                for piece in self._pieces(request):
+                    if file.tell() + len(piece) > blob.size_bytes:
                         file.truncate(0)
                         break
-                    file.write(part.data)
+                    file.write(piece)
                     crash_point(CrashPoint.CLIENT_BLOB_PART)
-                    self._count("down", kind, len(part.data))
+                    self._count("down", kind, len(piece))
             if not has_digest(partial, blob):
                 partial.unlink()
                 raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
             partial.replace(path)
         except OSError as exc:
             raise StorageError(f"cannot write {partial} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc
+
+    def _pieces(self, request: pb.FetchBlobRequest) -> Iterator[bytes]:
+        """Yield a blob as it comes; pieces of nothing could come for ever."""
+        for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
+            if not part.data:
+                raise ProgramError(f"blob {request.sha256[:12]} came with a piece of no bytes: it is refused")
+            yield part.data
 
     def upload(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         """Send one upload as its chunks become available and return the server's answer."""
@@ -193,31 +205,23 @@ class Transport:
         messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, lambda: call[0].cancel())
         with self._mapped():
             call.append(self._stub.TrainBatch(messages, timeout=self._stream_deadline))
-            answer = self._read_answer(self._tracked(call[0]), request.answer_tensors)
+            answer = self._read_answer(self._tracked(call[0]), request)
         return dataclasses.replace(answer, losses=self._new_losses(header.losses_seen, answer.losses))
 
-    def _read_answer(self, responses: Iterator[Any], expected: tuple[TensorSpec, ...]) -> UploadAnswer:
+    def _read_answer(self, responses: Iterator[Any], request: UploadRequest) -> UploadAnswer:
         """Read the scalars, and behind them the tensors that the plan asks for, up to their announced size and checked against their digest."""
-        answer: UploadAnswer | None = None
-        account, size = StreamAccount(), total_bytes(expected)
-        data = bytearray()
-        complete = not expected
+        reading = AnswerReader(request.answer_tensors, request.num_probe_losses)
         for response in responses:
             part = response.WhichOneof("part")
             if part == "answer":
-                answer = answer_from_proto(response.answer)
+                reading.answer(answer_from_proto(response.answer))
                 self._count("down", "losses", response.ByteSize())
             elif part == "chunk":
-                if len(data) + len(response.chunk.data) > size:
-                    raise TransportError(f"the answer to an upload has {size} bytes of gradients, but more came")
-                data += response.chunk.data
-                account.add(response.chunk.data)
-                self._count("down", expected[response.chunk.tensor_index].name, len(response.chunk.data))
+                name = reading.chunk(response.chunk.tensor_index, response.chunk.data)
+                self._count("down", name, len(response.chunk.data))
             elif part == "trailer":
-                complete = account.length_bytes == size and account.sha256 == response.trailer.sha256
-        if answer is None or not complete:
-            raise TransportError("the server closed the upload without a whole answer")
-        return dataclasses.replace(answer, cut_gradient=data)
+                reading.trailer(response.trailer.length_bytes, response.trailer.sha256)
+        return reading.whole()
 
     def submit(self, reference: RoundReference, steps: int, submission: Submission, statistics: LocalStatistics) -> tuple[UploadLoss, ...]:
         """Submit what a round made; safe to repeat."""

@@ -38,6 +38,8 @@ from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, versions
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.gatekeeping import Gatekeeper
+from heron_server.training.gates import GateSettings
 from heron_server.training.open_round import OpenRound
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import Trainer, TrainerSettings
@@ -142,7 +144,7 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger)
+    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, config.gates.settings())
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
@@ -151,6 +153,7 @@ def assemble_run(
         if config.run.resume
         else Resumption()
     )
+    parts.gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
     spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
     coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
@@ -184,6 +187,7 @@ def _run_parts(
     client_rows: Callable[[], dict[str, Any]],
     clock: Clock,
     ledger: Ledger,
+    gates: GateSettings | None,
 ) -> RunParts:
     algorithm = published.algorithm
     aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
@@ -201,6 +205,7 @@ def _run_parts(
         facts.run_seed,
         AuditTrail(directory.audit),
         ledger,
+        Gatekeeper(gates, metrics),
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
     )
 

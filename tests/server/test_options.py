@@ -54,6 +54,8 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "max_clients": ("65", "66", "67"),
     "run_dir": ("one", "two", "three"),
     "program_cache": ("one", "two", "three"),
+    **dict.fromkeys(("norm_factor", "loss_factor", "gradient_factor"), ("4", "5", "6")),
+    "release_clients": ("a,b", "c", "d"),
 }
 """Three values of each option that is not a plain number; those take 1, 2 and 3."""
 
@@ -84,7 +86,7 @@ def expected(section: str, name: str, text: str) -> Any:
     return getattr(sections_of(ServerConfig)[section].model_validate({name: text}), name)
 
 
-@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "insecure")])
+@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "insecure", "gates")])
 def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, section: str, name: str) -> None:
     in_file, in_environment, in_flag = VALUES.get(name, ("1", "2", "3"))
     path, fallback = toml(tmp_path, section, name, in_file), value_of(read(), section, name)

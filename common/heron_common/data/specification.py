@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from heron_common.assignment import DataSpecification, Task
+from heron_common.assignment import MAX_LENGTHS, DataSpecification, Task
 from heron_common.data.cifar import CIFAR_10_SPECIFICATION
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.fashion_mnist import FASHION_MNIST_SPECIFICATION
@@ -53,6 +53,8 @@ def parse_specification(text: str) -> DataSpecification:
 def _lengths(text: str, word: str) -> tuple[int, ...]:
     """Read one length of text, or several."""
     lengths = tuple(int(part) for part in word.split(","))
+    if len(lengths) > MAX_LENGTHS:
+        raise ConfigurationError(f"texts have at most {MAX_LENGTHS} lengths in a run, but {text!r} has {len(lengths)}: write fewer")
     if len(lengths) > 1:
         ordered = sorted({length for length in lengths if length > 0})
         if list(lengths) != ordered:

@@ -121,6 +121,7 @@ class Coordinator:
         """Give the first round's inputs; rounds may open from now on. A recorded attempt goes on, without its first `covered` uploads to train."""
         with self.changed:
             self._inputs, self._covered = inputs, covered
+            self.machine.set_apart = frozenset(inputs.set_apart)
             self._go_on()
             self.tick()
 
@@ -172,6 +173,7 @@ class Coordinator:
                     self._settle(attempt, None)
                 self._unsettled.clear()
             self.previous, self.attempt, self.closing, self._inputs = self.attempt, None, None, inputs
+            self.machine.set_apart = frozenset(inputs.set_apart)
             self.machine.may_open = False
             self.apply(self.machine.closed(self.clock.now()))
             self._go_on()

@@ -54,7 +54,7 @@ class Servicer(SplitTrainingServicer):
         membership = (
             self._reception.visit(speaker)
             if request.only_checks
-            else self._reception.join(request.client_name, request.identity_key, request.num_examples, version, speaker)
+            else self._reception.join(request.client_name, request.identity_key, request.num_examples, version[:100], speaker)
         )
         response = membership_to_proto(membership)
         self._count_control(self._reception.client(membership.session, speaker), request, response)

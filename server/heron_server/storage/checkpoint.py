@@ -174,7 +174,7 @@ class CheckpointStore:
             return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise CheckpointError(
                 f"{self._directory / manifest} is damaged ({exc!r}): restore it from a backup or start a new run"
             ) from exc
@@ -192,6 +192,10 @@ def _entry(checkpoint: Checkpoint, path: Path, data: bytes) -> dict[str, Any]:
 
 def _state_of(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    state: dict[str, Any] = json.loads(header["__metadata__"]["state"])
+    try:
+        state = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+    except (KeyError, TypeError, RecursionError) as exc:
+        raise ValueError(f"its header holds no state ({exc!r})") from exc
+    if not isinstance(state, dict):
+        raise ValueError("its state is no JSON object")
     return state

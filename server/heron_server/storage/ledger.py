@@ -169,6 +169,8 @@ class Ledger:
     def upload_rejected(self, key: UploadKey, position: int, reason: str) -> None:
         """An acknowledged upload is not trained on, and why."""
         self._write(sql.REJECT_UPLOAD, position, *_values(key))
+        # After a restart the same upload may be judged again.
+        self._write(sql.FORGET_REJECTION, *_values(key))
         self._write(sql.NOTE_REJECTION, *_values(key), reason)
 
     def update_accepted(
@@ -193,7 +195,7 @@ class Ledger:
         self._write(sql.FORGET_GRADIENT, *_values(key))
 
     def quarantined(self, client_id: str, round_index: int, reason: str) -> None:
-        """A client takes no part any more."""
+        """A client is set apart from this round on; for how long is the gates' affair, whose state is in checkpoints."""
         self._write(sql.QUARANTINE, client_id, round_index, reason)
 
     def settled(self, reference: RoundReference, abandoned_because: str | None = None) -> None:
@@ -218,7 +220,7 @@ class Ledger:
             return dict(self._connection.execute("SELECT round_index, max(attempt) FROM attempts GROUP BY round_index").fetchall())
 
     def quarantines(self) -> dict[str, str]:
-        """Return the clients that take no part any more, and why; commits first."""
+        """Return the clients that were set apart, and why the last time; commits first."""
         self.sync()
         with self._commit_lock:
             return dict(self._connection.execute("SELECT client_id, reason FROM quarantines").fetchall())

@@ -57,6 +57,7 @@ ACCEPT_UPLOAD = (
 TRAIN_UPLOAD = f"UPDATE uploads SET state = 'trained', position = ?, answer = ?, gradient_file = ?, gradient_bytes = ? WHERE {_UPLOAD}"
 SCORE_UPLOAD = f"UPDATE uploads SET state = 'scored', position = ? WHERE {_UPLOAD}"
 REJECT_UPLOAD = f"UPDATE uploads SET state = 'rejected', position = ? WHERE {_UPLOAD}"
+FORGET_REJECTION = f"DELETE FROM rejections WHERE {_UPLOAD}"
 NOTE_REJECTION = "INSERT INTO rejections VALUES (?, ?, ?, ?, ?, ?)"
 FORGET_PAYLOAD = f"UPDATE uploads SET file = NULL WHERE {_UPLOAD}"
 FORGET_GRADIENT = f"UPDATE uploads SET gradient_file = NULL WHERE {_UPLOAD}"

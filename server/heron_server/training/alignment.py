@@ -14,6 +14,7 @@ from torch.func import functional_call
 from heron_common.plan import Alignment
 from heron_common.tensors import Float32Array
 from heron_server.models.split_model import SplitModel, device_of, flat_parameters, predict, trained_parameters
+from heron_server.training.aligned import aligned_tensor
 from heron_server.training.uploads import DecodedUpload, padded_alike
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class HeadAlignment:
         limit, pieces = self._settings.max_rows, padded_alike(rows.pieces)
 
         def batches(arrays: list[Any]) -> list[torch.Tensor]:
-            return list(torch.split(torch.from_numpy(np.concatenate(arrays)[-limit:]).to(device), ALIGNMENT_BATCH))
+            return list(torch.split(aligned_tensor(np.concatenate(arrays)[-limit:], device), ALIGNMENT_BATCH))
 
         z, y = batches([piece.activations for piece in pieces]), batches([piece.labels for piece in pieces])
         masks = [piece.mask for piece in pieces if piece.mask is not None]

@@ -62,6 +62,8 @@ class TrainWorker:
         self._parts.metrics.diverged.set(self.diverged_round is not None)
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
         self._seconds_before = float(state["seconds"])
+        # Checkpoints of versions without gates have none.
+        self._parts.gatekeeper.restore(state.get("gates"))
 
     def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
@@ -84,6 +86,7 @@ class TrainWorker:
             {client: own.tobytes() for client, own in heads.items()},
             rests=self.diverged_round is not None,
             statistics=self._parts.trainer.statistics().tobytes(),
+            set_apart=self._parts.gatekeeper.set_apart(len(self.rounds)),
         )
 
     def start(self, worklist: Worklist, on_end: Callable[[], None]) -> None:
@@ -140,6 +143,7 @@ class TrainWorker:
             "rounds": round_rows(self.rounds),
             "clients": self._parts.client_table(),
             "seconds": self._seconds(),
+            "gates": self._parts.gatekeeper.state(),
         }
 
     def _try_to_save(self, write: Callable[[], None]) -> bool:
@@ -169,6 +173,7 @@ class TrainWorker:
             "clients": self._parts.client_table(),
             "seconds": round(self._seconds(), 3),
             "diverged_round": self.diverged_round,
+            "rejected_uploads": self._parts.gatekeeper.report(),
             "checkpoint": str(self._parts.checkpoints.path_of(len(self.rounds))),
         }
         try:
@@ -212,7 +217,7 @@ class TrainWorker:
 
     def _close(self, job: CloseJob) -> bool:
         parts = self._parts
-        weights = aggregation_weights(list(job.rows), parts.algorithm.weighting)
+        weights = aggregation_weights(self._counted_rows(job), parts.algorithm.weighting)
         take_over_updates(parts, job, weights)
         crash_point(CrashPoint.ROUND_AVERAGED)
         parts.trainer.close_round([update.client_id for update in job.updates], weights)
@@ -240,11 +245,16 @@ class TrainWorker:
             **self._held_out.figures(job.round.round_index),
         )
         self.rounds.append(record)
+        parts.gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()
         self._held_out.forget()
         report_round(parts.metrics, job, record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
+
+    def _counted_rows(self, job: CloseJob) -> list[int]:
+        counted = self._parts.gatekeeper.counted_rows
+        return [counted(u.client_id, rows, job.plan.batch_size) for u, rows in zip(job.updates, job.rows, strict=True)]
 
     def _merge(self, statistics: list[LocalStatistics], weights: Float64Array) -> None:
         moments = np.array([s.second_moment for s in statistics], np.float64)
@@ -283,6 +293,7 @@ class TrainWorker:
             )
             return
         self._load_tensors(checkpoint)
+        self._parts.gatekeeper.restore(checkpoint.state.get("gates"))
         try:
             self._parts.checkpoints.drop_open()
         except OSError as exc:
