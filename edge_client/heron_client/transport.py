@@ -133,6 +133,7 @@ class Transport:
         with self._mapped():
             for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
                 data += part.data
+                crash_point(CrashPoint.CLIENT_BLOB_PART)
                 self._count("down", kind, len(part.data))
                 if len(data) > blob.size_bytes:
                     raise ProgramError(f"blob {blob.sha256[:12]} was announced with {blob.size_bytes} bytes, but more came: it is refused")

@@ -115,11 +115,11 @@ class _Simulation:
             stub = LoopbackStub(parts.servicer, self._refused(parts), parts.ledger.sync)
             crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
             directory.record(parts.identity)
-            if config.run.resume:
-                self._rounds_told = len(parts.worker.rounds)
-                parts.worker.write_summary()
-            else:
+            self._rounds_told = len(parts.worker.rounds)
+            if parts.begins:
                 parts.worker.save()
+            else:
+                parts.worker.write_summary()
             stack.callback(self._end, parts, stub, crowd, directory)
             parts.open()
             parts.worker.start(parts.worklist, on_end=parts.ended.set)

@@ -60,13 +60,17 @@ class Assembly:
     ledger: Ledger
     inside: OpenRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
+    begins: bool
+    """Whether the run has no checkpoint yet."""
 
     def open(self) -> None:
         """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
-        if self.inside is not None:
-            self.coordinator.start(self.inside.inputs, self.inside.positions)
-        else:
-            self.coordinator.start(self.worker.inputs())
+        inputs, covered = (self.inside.inputs, self.inside.positions) if self.inside is not None else (self.worker.inputs(), 0)
+        if not self.coordinator.reopen(inputs, covered) and self.inside is not None:
+            # The model has what the round had trained by then, and the round is repeated.
+            self.worker.go_back()
+            inputs = self.worker.inputs()
+        self.coordinator.start(inputs)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def assemble_run(
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
-    left = resume(worker, checkpoints, ledger, clients) if config.run.resume else Resumption()
+    left = resume(worker, checkpoints, ledger, clients) if config.run.resume else Resumption(begun=False)
     needed = {name for attempt in left.recorded for name in attempt.files()}
     spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
     coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
@@ -142,7 +146,17 @@ def assemble_run(
         metrics.rejections.labels(reason=code.value).inc()
 
     return Assembly(
-        coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity, ledger, left.inside
+        coordinator,
+        reception,
+        Worklist(coordinator),
+        worker,
+        servicer,
+        on_refusal,
+        threading.Event(),
+        identity,
+        ledger,
+        left.inside,
+        begins=not left.begun,
     )
 
 
@@ -244,6 +258,7 @@ def _coordinator(
         clock,
         ledger,
         left.recorded,
+        left.present,
     )
 
 

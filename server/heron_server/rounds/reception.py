@@ -51,6 +51,7 @@ class Reception:
         with run.changed:
             run.refuse_if_draining()
             record = run.registry.join(name, identity_key)
+            run.ledger.joined(name, record.identity_sha256)
             run.orphan_stream(record)
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
@@ -88,7 +89,9 @@ class Reception:
             if (visitor := run.registry.visitor(session)) is not None:
                 return visitor
             record = run.registry.of_session(session)
-            record.live = True
+            if not record.live:
+                record.live = True
+                run.ledger.joined(record.name, record.identity_sha256)
             run.apply(run.machine.seen(record.name, run.clock.now()))
             return record
 
@@ -153,7 +156,7 @@ class Reception:
                 run.registry.end_visit(record.session)
                 return
             record.note_memory(peak_memory_bytes)
-            run.registry.depart(record.name, forget_session=True)
+            run.depart(record, forget_session=True)
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})
             run.apply(run.machine.departed(record.name, run.clock.now(), "left"))
 

@@ -165,6 +165,10 @@ class RoundMachine:
         self.cohort[client_id] = MemberStatus.SUBMITTED
         return self.seen(client_id, now)
 
+    def expect(self, client_id: str, now: float) -> None:
+        """A client that was live when an earlier process ended counts as heard of now."""
+        self._last_seen[client_id] = now
+
     def reopen(self, reference: RoundReference, cohort: Mapping[str, MemberStatus], now: float) -> None:
         """Go on with an attempt that an earlier process opened; its members count as heard of now, and its deadline starts anew."""
         self.round, self.phase, self.opened_at = reference, Phase.TRAINING, now

@@ -196,7 +196,7 @@ class TrainWorker:
                 worklist.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
-                self._go_back()
+                self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
                 worklist.round_done(self.inputs(), covered=False)
 
@@ -254,7 +254,8 @@ class TrainWorker:
                 extra={"round_index": job.round.round_index, "clients": count},
             )
 
-    def _go_back(self) -> None:
+    def go_back(self) -> None:
+        """Undo what the open round has trained, if a checkpoint of its beginning is there; says so if not."""
         self._stepper.server_losses.clear()
         self._held_out.forget()
         try:
