@@ -15,6 +15,7 @@ quiet_libraries()
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
 _LONGEST_FIRST = (
+    "test_crashes",
     "test_learning",
     "test_export",
     "test_examples",
@@ -32,6 +33,8 @@ _LONGEST_FIRST = (
     "test_audit",
     "test_resnet",
     "test_held_out",
+    "test_resumption",
+    "test_service_life",
     "test_batch_norm",
 )
 
