@@ -93,6 +93,8 @@ class ForkingGroup(ProcessGroup):
 
 
 def _serve() -> None:
+    import torch._dynamo  # noqa: F401 - torch imports it with the first model that is traced, for two seconds
+
     import heron_client.app
     import heron_client.cli
     import heron_server.app

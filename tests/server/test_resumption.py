@@ -180,6 +180,22 @@ def test_a_checkpoint_inside_the_round_covers_what_was_trained_before_it(
     assert not saved_inside(run)
 
 
+def test_payloads_that_were_to_be_given_up_when_the_server_was_killed_are_removed(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The checkpoint inside the round is written, and nothing was released yet.
+    save_inside_the_round_at(monkeypatch, 2)
+    monkeypatch.setattr(Worklist, "open_round_saved", lambda *_: monkeypatch.setattr(Worklist, "_is_worth_saving", lambda *_: False))
+    run = start()
+    begin_round(joined(run.server, "a", "b"), 0, 2)
+    run.trained(4)
+    assert saved_inside(run) and len(run.server.spooled_files) == 4
+    run.kill()
+    assert len(run.server.spooled_files) == 2
+    take_part(run.server, joined(run.server, "a", "b"), 0)
+    assert run.server.spooled_files == [] and run.server.spooled_bytes == 0
+
+
 def test_a_round_with_a_checkpoint_inside_that_cannot_be_gone_on_with_goes_back_to_its_beginning(
     start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,8 @@ class Coordinator:
             return False
         self.attempt = attempt
         self.ledger.gone_on_with(reference, self._covered)
+        # Killed between a checkpoint inside the round and what it makes room for, the earlier process left payloads that nobody needs.
+        self.spool.discard(recorded.files() - {entry.path.name for entry in attempt.entries()})
         for name, identity in recorded.cohort.items():
             self.registry.know(name, identity)
         log.info(
