@@ -34,6 +34,7 @@ _LONGEST_FIRST = (
     "test_resnet",
     "test_held_out",
     "test_resumption",
+    "test_resumption_clients",
     "test_service_life",
     "test_batch_norm",
 )
