@@ -149,6 +149,7 @@ class Transport:
                 target[filled : filled + len(piece)] = piece
                 digest.update(piece)
                 filled += len(piece)
+                crash_point(CrashPoint.CLIENT_BLOB_PART)
         if filled != len(target) or digest.hexdigest() != blob.sha256:
             raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
 

@@ -59,11 +59,11 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
 
 def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory, metrics_port: int) -> None:
     directory.record(parts.identity)
-    if config.run.resume:
+    if parts.begins:
+        parts.worker.save()
+    else:
         # The checkpoint of this boundary is there; writing it again could only damage it.
         parts.worker.write_summary()
-    else:
-        parts.worker.save()
     parts.open()
     parts.worker.start(parts.worklist, on_end=parts.ended.set)
     parts.network.start()

@@ -66,13 +66,17 @@ class Assembly:
     ledger: Ledger
     inside: OpenRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
+    begins: bool
+    """Whether the run has no checkpoint yet."""
 
     def open(self) -> None:
         """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
-        if self.inside is not None:
-            self.coordinator.start(self.inside.inputs, self.inside.positions)
-        else:
-            self.coordinator.start(self.worker.inputs())
+        inputs, covered = (self.inside.inputs, self.inside.positions) if self.inside is not None else (self.worker.inputs(), 0)
+        if not self.coordinator.reopen(inputs, covered) and self.inside is not None:
+            # The model has what the round had trained by then, and the round is repeated.
+            self.worker.go_back()
+            inputs = self.worker.inputs()
+        self.coordinator.start(inputs)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def assemble_run(
     left = (
         resume(worker, checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
         if config.run.resume
-        else Resumption()
+        else Resumption(begun=False)
     )
     parts.gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
@@ -165,7 +169,17 @@ def assemble_run(
         metrics.rejections.labels(reason=code.value).inc()
 
     return Assembly(
-        coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity, ledger, left.inside
+        coordinator,
+        reception,
+        Worklist(coordinator),
+        worker,
+        servicer,
+        on_refusal,
+        threading.Event(),
+        identity,
+        ledger,
+        left.inside,
+        begins=not left.begun,
     )
 
 
@@ -266,6 +280,7 @@ def _coordinator(
         clock,
         ledger,
         left.recorded,
+        left.present,
     )
 
 

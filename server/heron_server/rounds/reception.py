@@ -51,6 +51,7 @@ class Reception:
         with run.changed:
             run.refuse_if_draining()
             record = run.registry.join(name, identity_key, speaker)
+            run.ledger.joined(name, record.identity_sha256)
             run.orphan_stream(record)
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
@@ -90,7 +91,9 @@ class Reception:
             run.registry.check_speaker(record, speaker)
             if visitor is not None:
                 return visitor
-            record.live = True
+            if not record.live:
+                record.live = True
+                run.ledger.joined(record.name, record.identity_sha256)
             run.apply(run.machine.seen(record.name, run.clock.now()))
             return record
 
@@ -155,7 +158,7 @@ class Reception:
                 run.registry.end_visit(record.session)
                 return
             record.note_memory(peak_memory_bytes)
-            run.registry.depart(record.name, forget_session=True)
+            run.depart(record, forget_session=True)
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})
             run.apply(run.machine.departed(record.name, run.clock.now(), "left"))
 

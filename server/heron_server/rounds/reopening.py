@@ -8,7 +8,7 @@ from heron_common.assignment import Assignment, UploadPurpose
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.state import MemberStatus
-from heron_server.storage.recorded import RecordedAttempt, RecordedUpload, StoredFile
+from heron_server.storage.recorded import RecordedAttempt, RecordedUpload, StoredAnswer, StoredFile
 from heron_server.storage.spool import Spool, SpoolEntry
 from heron_server.training.schedule import UploadSlot
 
@@ -82,13 +82,7 @@ def _is_covered(upload: RecordedUpload, covered: int) -> bool:
 
 
 def _upload(recorded: RecordedUpload, covered: int, entry: SpoolEntry | None, gradient: SpoolEntry | None, now: float) -> AcceptedUpload:
-    return AcceptedUpload(
-        recorded.key,
-        recorded.sha256,
-        entry,
-        now,
-        recorded.answer,
-        gradient,
-        trained=_is_covered(recorded, covered),
-        length=recorded.length,
-    )
+    trained = _is_covered(recorded, covered)
+    # A rejection is covered without an answer of its own; its client may wait for one.
+    answer = recorded.answer or (StoredAnswer(0, None, None) if trained else None)
+    return AcceptedUpload(recorded.key, recorded.sha256, entry, now, answer, gradient, trained, length=recorded.length)

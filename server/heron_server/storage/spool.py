@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +155,11 @@ class Spool:
         """Delete a payload and free its bytes; call once for each entry."""
         entry.path.unlink(missing_ok=True)
         self._free(entry.size_bytes)
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Delete payloads that an earlier process committed and nobody took up."""
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
 
     def _free(self, size_bytes: int) -> None:
         with self._lock:
