@@ -17,6 +17,7 @@ from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.tensors import num_parameters
+from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
@@ -85,7 +86,13 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     """
     parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
     network = NetworkServer(
-        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync
+        parts.servicer,
+        config.network.host,
+        config.network.port,
+        config.network.max_clients,
+        Timing(config.rounds.liveness_seconds),
+        parts.on_refusal,
+        parts.ledger.sync,
     )
     return ServerAssembly(**vars(parts), network=network)
 

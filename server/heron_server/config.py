@@ -23,6 +23,7 @@ from heron_common.plan import (
     Weighting,
 )
 from heron_common.presets import PRESETS
+from heron_common.timing import DEFAULT_LIVENESS_SECONDS
 from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
@@ -96,7 +97,9 @@ class RoundsSection(Section):
         600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
     )
     liveness_seconds: float = Field(
-        30.0, ge=3, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often"
+        DEFAULT_LIVENESS_SECONDS,
+        ge=3,
+        description="a client that sent nothing for so long has departed; heartbeats, keepalive and every timeout of the network are derived from it",
     )
     cohort_wait_seconds: float = Field(
         30.0,

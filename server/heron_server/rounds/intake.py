@@ -13,6 +13,7 @@ from heron_common.errors import RefusedError, SpoolFullError, StorageError
 from heron_common.ids import RoundReference, new_token
 from heron_common.plan import UpdateEncoding
 from heron_common.tensors import TensorSpec, total_bytes
+from heron_common.timing import Timing
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord
@@ -56,6 +57,7 @@ class Intake:
         """`hold_seconds` is how long an upload that comes too early waits instead of being refused; it keeps its caller's thread."""
         self._run = coordinator
         self._hold_seconds = hold_seconds
+        self._heartbeat_seconds = Timing(coordinator.machine.rules.liveness_seconds).heartbeat_seconds
 
     def admit_upload(
         self,
@@ -119,14 +121,17 @@ class Intake:
         finally:
             self._release_all([entry])
 
-    def answer(self, ticket: UploadTicket, losses_seen: int) -> tuple[UploadAnswer, SpoolEntry | None]:
-        """Return the answer to an accepted upload, and where lambda lies if the plan needs it; waits for the trainer only where the step does.
+    def answer(self, ticket: UploadTicket, losses_seen: int) -> tuple[UploadAnswer, SpoolEntry | None] | None:
+        """Return the answer to an accepted upload, and where lambda lies if the plan needs it.
+
+        Waits for the trainer only where the step does, and at most a heartbeat: None means not yet.
 
         Raises:
             RefusedError: ROUND_OVER, NOT_IN_COHORT or DRAINING while it waited.
 
         """
         run = self._run
+        until = run.clock.now() + self._heartbeat_seconds
         with run.changed:
             while True:
                 attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
@@ -138,7 +143,9 @@ class Intake:
                     said = upload.answer if upload.answer is not None and upload.answer.probe_losses else None
                     version, probes = (said.server_version, said.probe_losses or ()) if said is not None else (0, ())
                     return UploadAnswer(version, probes, ticket.client.losses_after(losses_seen)), upload.cut_gradient
-                run.changed.wait(1.0)
+                if run.clock.now() >= until:
+                    return None
+                run.changed.wait(min(1.0, self._heartbeat_seconds))
 
     def _refuse_without_gradients(self, attempt: Attempt, upload: AcceptedUpload) -> None:
         """A client that begins its round again may ask for gradients that gave way to others: it sits the attempt out."""

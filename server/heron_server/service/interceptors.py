@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class ErrorInterceptor(grpc.ServerInterceptor):
     """Wraps every handler; `on_refusal` is told each refusal's code.
 
-    `before_answer` is called before a call's first answer, refusals included: it returns when everything that was decided so far is on disk, so that
+    `before_answer` is called before each of a call's answers, refusals included: it returns when everything that was decided so far is on disk, so that
     no client ever knows what a crash could make the server forget.
     """
 
@@ -56,12 +56,11 @@ class ErrorInterceptor(grpc.ServerInterceptor):
     def _wrap_stream(self, behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
         def call(request: Any, context: Any) -> Iterator[Any]:
             try:
-                responses = behaviour(request, context)
-                first = next(responses, None)
+                # Before each answer, not only the first: that may have been a sign that the true one is still to come.
+                for response in behaviour(request, context):
+                    self._sync()
+                    yield response
                 self._sync()
-                if first is not None:
-                    yield first
-                yield from responses
             except Exception as exc:
                 self._abort(context, exc)
 

@@ -14,9 +14,11 @@ from heron_common.addresses import join_host_port
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
 from heron_common.grpc_options import server_options
+from heron_common.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
 from heron_server.service.interceptors import ErrorInterceptor
+from heron_server.service.seals import SealInterceptor
 from heron_server.service.servicer import Servicer
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class NetworkServer:
         host: str,
         port: int,
         max_clients: int,
+        timing: Timing,
         on_refusal: Callable[[ErrorCode], None],
         before_answer: Callable[[], None],
     ) -> None:
@@ -50,8 +53,8 @@ class NetworkServer:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
             self._pool,
-            interceptors=[ErrorInterceptor(on_refusal, before_answer)],
-            options=server_options(),
+            interceptors=[ErrorInterceptor(on_refusal, before_answer), SealInterceptor()],
+            options=server_options(timing),
             maximum_concurrent_rpcs=threads,
         )
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]

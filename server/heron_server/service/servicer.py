@@ -95,7 +95,10 @@ class Servicer(SplitTrainingServicer):
             crash_point(CrashPoint.UPLOAD_RECEIVED)
             self._intake.accept_upload(ticket, digest)
         crash_point(CrashPoint.UPLOAD_ACCEPTED)
-        answer, cut_gradient = self._intake.answer(ticket, header.losses_seen)
+        while (answered := self._intake.answer(ticket, header.losses_seen)) is None:
+            # The client counts the silence, and cannot know how long others take.
+            yield pb.TrainBatchResponse()
+        answer, cut_gradient = answered
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
         self._count(record, "down", "losses", response.ByteSize())
         yield response
