@@ -7,6 +7,12 @@ from heron_common.timing import Timing
 MAX_MESSAGE_BYTES = 8 << 20
 """Eight chunks: bounds the memory of one message; larger things are streamed."""
 
+UNREAD_STREAM_BYTES = 256 << 10
+"""What gRPC takes of a stream before anybody reads it; at a round trip of 50 ms it still passes 5 MB/s."""
+
+STREAMS_PER_CLIENT = 3
+"""On one connection: an upload or a download, a control call, and one that ends while the next begins."""
+
 _SHARED: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -36,7 +42,11 @@ def server_options(timing: Timing) -> list[tuple[str, int]]:
     return [
         *_SHARED,
         *_keepalive(timing),
-        ("grpc.http2.lookahead_bytes", 16 << 20),
+        ("grpc.http2.lookahead_bytes", UNREAD_STREAM_BYTES),
+        # Its probes raise that window by themselves, to megabytes a stream, and a client that is refused fills it again and again.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CLIENT),
+        ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", often),
         ("grpc.http2.min_ping_interval_without_data_ms", often),
         ("grpc.so_reuseport", 0),

@@ -139,7 +139,8 @@ def assemble_run(
     torch.manual_seed(config.run.seed)
     left = resume(worker, checkpoints, ledger, clients) if config.run.resume else Resumption()
     needed = {name for attempt in left.recorded for name in attempt.files()}
-    spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
+    storage = config.storage
+    spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
     coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
     reception = Reception(coordinator, pace)
     servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
@@ -59,6 +60,10 @@ class Intake:
         self._hold_seconds = hold_seconds
         self._heartbeat_seconds = Timing(coordinator.machine.rules.liveness_seconds).heartbeat_seconds
 
+    def awaiting_header(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
+        """A stream begins: it is cancelled if its header does not come."""
+        return self._run.awaiting_header(cancel)
+
     def admit_upload(
         self,
         record: ClientRecord,
@@ -84,7 +89,7 @@ class Intake:
             self._refuse_second_stream(record)
             writer = None
             if attempt.known_digest(key) is None:
-                writer = self._writer(total_bytes(specs), attempt.is_needed_next(key))
+                writer = self._writer(total_bytes(specs), attempt.is_needed_next(key), record.name)
             token = self._occupy(record, cancel)
             return UploadTicket(record, key, specs, writer, run.clock.now(), token)
 
@@ -251,9 +256,9 @@ class Intake:
             if entry is not None:
                 self._run.spool.release(entry)
 
-    def _writer(self, size_bytes: int, always: bool) -> SpoolWriter:
+    def _writer(self, size_bytes: int, always: bool, owner: str = "") -> SpoolWriter:
         try:
-            return self._run.spool.open(size_bytes, always)
+            return self._run.spool.open(size_bytes, always, owner)
         except (SpoolFullError, StorageError) as exc:
             raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
 

@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
+from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, ErrorCode
 from heron_common.errors import RefusedError, StorageError
+from heron_server.service.retry_info import retry_metadata
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,6 @@ class ErrorInterceptor(grpc.ServerInterceptor):
                 error = exc
         self._on_refusal(error.code)
         log.debug("request refused", extra={"code": error.code.value, "reason": error.sentence})
-        metadata = [(ERROR_CODE_METADATA, error.code.value)]
-        if error.retry_after_seconds is not None:
-            metadata.append((RETRY_PUSHBACK_METADATA, str(int(error.retry_after_seconds * 1000))))
-        context.set_trailing_metadata(tuple(metadata))
+        context.set_trailing_metadata(((ERROR_CODE_METADATA, error.code.value), *retry_metadata(error)))
         context.abort(grpc.StatusCode[CATALOG[error.code].grpc_status], error.sentence)
         raise AssertionError("abort raises")

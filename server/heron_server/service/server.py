@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from heron_common.addresses import join_host_port
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
-from heron_common.grpc_options import server_options
+from heron_common.grpc_options import STREAMS_PER_CLIENT, server_options
 from heron_common.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
@@ -22,9 +22,6 @@ from heron_server.service.seals import SealInterceptor
 from heron_server.service.servicer import Servicer
 
 log = logging.getLogger(__name__)
-
-THREADS_PER_CLIENT = 2
-"""A client has one stream and one control call at a time."""
 
 SPARE_THREADS = 8
 """For health checks and clients that are being refused."""
@@ -49,7 +46,8 @@ class NetworkServer:
             ConfigurationError: the address cannot be bound.
 
         """
-        threads = THREADS_PER_CLIENT * max_clients + SPARE_THREADS
+        # As many as the connections of all clients may have streams: none of them can take the threads of others.
+        threads = STREAMS_PER_CLIENT * max_clients + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
             self._pool,

@@ -83,7 +83,8 @@ class Servicer(SplitTrainingServicer):
         return response
 
     def TrainBatch(self, messages: Iterator[pb.TrainBatchRequest], context: Any) -> Iterator[pb.TrainBatchResponse]:  # noqa: N802
-        header: pb.UploadHeader = receive_header(messages)
+        with self._intake.awaiting_header(context.cancel):
+            header: pb.UploadHeader = receive_header(messages)
         record = self._reception.client(header.session)
         key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
         specs = tensor_specs_from_proto(header.tensors)
@@ -115,7 +116,8 @@ class Servicer(SplitTrainingServicer):
         yield pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
-        header: pb.UpdateHeader = receive_header(messages)
+        with self._intake.awaiting_header(context.cancel):
+            header: pb.UpdateHeader = receive_header(messages)
         record = self._reception.client(header.session)
         encoding = encoding_from_proto(header.encoding)
         reference = round_from_proto(header.round)
