@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heron_common.timing import DEFAULT_LIVENESS_SECONDS
 from heron_server.storage.ledger import Balance, Ledger
 from tests.harness.cluster import NARROWEST, Cluster, log_of, wait_for_exit
 from tests.harness.fault_proxy import Fault, FaultProxy, Harm
@@ -19,7 +20,7 @@ CALLS = ("Join", "FetchBlob", "NextAssignment", "TrainBatch", "SubmitUpdate", "L
 IN_THE_MESSAGE, IN_THE_PAYLOAD = 300, 20_000
 
 
-def _run(directory: Path, *faults: Fault) -> tuple[dict[str, torch.Tensor], Balance]:
+def _run(directory: Path, *faults: Fault, liveness_seconds: int = LIVENESS) -> tuple[dict[str, torch.Tensor], Balance]:
     """Train; one client's network does the faults. Return the final tensors and what became of the uploads."""
     with Cluster(directory) as cluster:
         server = cluster.server(
@@ -29,7 +30,7 @@ def _run(directory: Path, *faults: Fault) -> tuple[dict[str, torch.Tensor], Bala
             local_steps=STEPS,
             batch_size=512,
             server_schedule="lockstep",
-            liveness_seconds=LIVENESS,
+            liveness_seconds=liveness_seconds,
             model_options=NARROWEST,
             eval_data=None,
         )
@@ -52,8 +53,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
     return tensors
 
 
-def _check(undisturbed: dict[str, torch.Tensor], directory: Path, *faults: Fault) -> None:
-    tensors, balance = _run(directory, *faults)
+def _check(undisturbed: dict[str, torch.Tensor], directory: Path, *faults: Fault, liveness_seconds: int = LIVENESS) -> None:
+    tensors, balance = _run(directory, *faults, liveness_seconds=liveness_seconds)
     assert balance.waiting == 0 and balance.accepted == balance.trained == STEPS * ROUNDS * CLIENTS
     assert [name for name in undisturbed if not torch.equal(undisturbed[name], tensors[name])] == []
 
@@ -99,5 +100,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(undisturbed: dict[str, torch.Te
 @pytest.mark.parametrize("harm", list(Harm), ids=lambda harm: harm.value.replace(" ", "-"))
 @pytest.mark.parametrize("call", CALLS)
 def test_every_harm_at_every_call(call: str, harm: Harm, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    _check(undisturbed, tmp_path / "up", Fault(call, harm, IN_THE_MESSAGE))
-    _check(undisturbed, tmp_path / "down", Fault(call, harm, downwards=True))
+    # Before its first answer a client does not know the server's liveness and assumes the usual one.
+    liveness = DEFAULT_LIVENESS_SECONDS if call == "Join" else LIVENESS
+    _check(undisturbed, tmp_path / "up", Fault(call, harm, IN_THE_MESSAGE), liveness_seconds=int(liveness))
+    _check(undisturbed, tmp_path / "down", Fault(call, harm, downwards=True), liveness_seconds=int(liveness))
