@@ -26,6 +26,8 @@ _LONGEST_FIRST = (
     "test_algorithms_reference",
     "test_algorithms_ledger",
     "test_recovery",
+    "test_network_faults",
+    "test_backpressure",
     "test_lean_client",
     "test_client_memory",
     "test_demo",

@@ -18,6 +18,7 @@ from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.tensors import num_parameters
+from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
@@ -97,7 +98,14 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     tls = _tls(config.network.tls_dir)
     parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
     network = NetworkServer(
-        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync, tls
+        parts.servicer,
+        config.network.host,
+        config.network.port,
+        config.network.max_clients,
+        Timing(config.rounds.liveness_seconds),
+        parts.on_refusal,
+        parts.ledger.sync,
+        tls,
     )
     return ServerAssembly(**vars(parts), network=network)
 
@@ -159,7 +167,8 @@ def assemble_run(
     )
     parts.gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
-    spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
+    storage = config.storage
+    spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
     coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
     reception = Reception(coordinator, pace)
     servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)

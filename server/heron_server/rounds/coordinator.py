@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 STALLED_STREAM_SECONDS = 5.0
-"""A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room."""
+"""A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room. So is one without a header."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,18 @@ class Coordinator:
             self.metrics.round.set(self.machine.round.round_index)
             self.moved.notify_all()
         self.changed.notify_all()
+
+    @contextmanager
+    def awaiting_header(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """A stream has begun, and nobody knows whose it is until its header is there: it does not keep its thread for long."""
+        with self.changed:
+            begun = (self.clock.now(), cancel)
+            self._orphans.append(begun)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._orphans = [orphan for orphan in self._orphans if orphan is not begun]
 
     def _cancel_stalled_streams(self) -> None:
         now = self.clock.now()

@@ -10,6 +10,7 @@ from heron_common.assignment import Assignment, Finished, Membership, NextStep, 
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
+from heron_common.timing import Timing
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.state import MemberStatus, Phase
@@ -32,10 +33,6 @@ class Pace:
     idle_seconds: float = 1.0
     closing_seconds: float = 0.1
     hold_seconds: float = 0.0
-
-
-HEARTBEATS_PER_LIVENESS = 3
-"""Two heartbeats may be lost before a client counts as departed."""
 
 
 class Reception:
@@ -67,7 +64,7 @@ class Reception:
 
     def _membership(self, record: ClientRecord) -> Membership:
         facts, rules = self._run.facts, self._run.machine.rules
-        heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
+        heartbeat = Timing(rules.liveness_seconds).heartbeat_seconds
         return Membership(
             facts.run_id,
             record.session,

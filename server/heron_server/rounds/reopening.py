@@ -46,15 +46,21 @@ def refill(attempt: Attempt, recorded: RecordedAttempt, spool: Spool, covered: i
     """
     held: list[SpoolEntry] = []
 
-    def take(file: StoredFile | None, needed: bool) -> SpoolEntry | None:
+    def take(file: StoredFile | None, needed: bool, owner: str = "") -> SpoolEntry | None:
         if file is None or file.name is None or not needed:
             return None
-        held.append(spool.recover(file.name, file.size_bytes))
+        held.append(spool.recover(file.name, file.size_bytes, owner))
         return held[-1]
 
     try:
         uploads = [
-            _upload(upload, covered, take(upload.payload, not _is_covered(upload, covered)), take(upload.cut_gradient, True), now)
+            _upload(
+                upload,
+                covered,
+                take(upload.payload, not _is_covered(upload, covered), upload.key.client_id),
+                take(upload.cut_gradient, True),
+                now,
+            )
             for upload in recorded.uploads
         ]
         updates = [AcceptedUpdate(u.client_id, u.sha256, take(u.payload, True), u.statistics, u.log) for u in recorded.updates]
