@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from heron_client.config import ClientConfig
+from heron_client.downloads import MemoryDownload
 from heron_client.supplies import check_tokenizer
 from heron_client.tls import diagnose_tls, warn_of_transport
 from heron_client.transport import Transport
@@ -34,11 +35,12 @@ def check_data(config: ClientConfig) -> None:
         tokenizer = None
         if specification.tokenizer is not None:
             check_tokenizer(specification.tokenizer)
-            tokenizer = transport.fetch(specification.tokenizer, "tokenizer")
+            tokenizer = bytearray(specification.tokenizer.size_bytes)
+            transport.fetch(MemoryDownload(specification.tokenizer, memoryview(tokenizer)), "tokenizer")
         _leave(transport)
     finally:
         transport.close()
-    found = inspect_source(source, specification, tokenizer)
+    found = inspect_source(source, specification, bytes(tokenizer) if tokenizer is not None else None)
     print(page(found, specification.input_shape[0] if specification.tokens else 0))
     if found.differences:
         raise DataError(f"{config.data} does not fit the run: see what was printed and mend the data or the server's --data-spec")

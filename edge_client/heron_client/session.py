@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,6 +13,7 @@ from random import Random
 from typing import TypeVar
 
 from heron_client.assignment_checks import check_assignment
+from heron_client.downloads import FileDownload, MemoryDownload
 from heron_client.heartbeat import Heartbeat
 from heron_client.held_out import send_held_out
 from heron_client.local_training import LocalContext, LocalRound
@@ -329,13 +331,17 @@ class Session:
         return resident_memory().peak_bytes if self._settings.owns_process else 0
 
     def _fetch(self, blob: BlobReference, kind: str, what: str) -> bytes:
-        return self._retry(lambda: self._transport.fetch(blob, kind), f"fetch {what}")
+        data = bytearray(blob.size_bytes)
+        self._fetch_into(blob, kind, what, memoryview(data))
+        return bytes(data)
 
     def _fetch_into(self, blob: BlobReference, kind: str, what: str, target: memoryview) -> None:
-        self._retry(lambda: self._transport.fetch_into(blob, kind, target), f"fetch {what}")
+        download = MemoryDownload(blob, target)
+        self._retry(lambda: self._transport.fetch(download, kind), f"fetch {what}")
 
     def _fetch_file(self, blob: BlobReference, kind: str, what: str, path: Path) -> None:
-        self._retry(lambda: self._transport.fetch_file(blob, kind, path), f"fetch {what}")
+        with closing(FileDownload(blob, path)) as download:
+            self._retry(lambda: self._transport.fetch(download, kind), f"fetch {what}")
 
     def _retry(self, call: Callable[[], T], what: str) -> T:
         """Call until it succeeds, as long as patience lasts."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -16,14 +14,13 @@ import onnxruntime
 
 from heron_client.answer_reader import AnswerReader
 from heron_client.channel import open_channel, translate
+from heron_client.downloads import Download
 from heron_client.membership_checks import check_membership
 from heron_client.memory_budget import memory_budget
 from heron_client.stall import Progress, StallWatch
-from heron_client.state_directory import has_digest
 from heron_client.uploader import Chunk, UploadRequest
 from heron_common.assignment import (
     EVALUATION_KIND,
-    BlobReference,
     LocalStatistics,
     Membership,
     NextStep,
@@ -36,7 +33,7 @@ from heron_common.chunks import StreamAccount, split_rows, usual_chunk_bytes
 from heron_common.clock import MonotonicClock
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import ProgramError, RefusedError, StorageError, TransportError
+from heron_common.errors import ProgramError, RefusedError, TransportError
 from heron_common.ids import RoundReference
 from heron_common.seal import Damaged
 from heron_common.tensors import raw_bytes, total_bytes
@@ -152,59 +149,21 @@ class Transport:
         response = self._call(self._stub.NextAssignment, request)
         return next_step_from_proto(response), self._new_losses(request.losses_seen, losses_from_proto(response.losses))
 
-    def fetch(self, blob: BlobReference, kind: str) -> bytes:
-        """Fetch a blob; checks size and digest. A caller that repeats it after a TransportError gets the whole blob again.
-
-        Raises:
-            ProgramError: the bytes are not the ones that the digest names.
-
-        """
-        data = bytearray(blob.size_bytes)
-        self.fetch_into(blob, kind, memoryview(data))
-        return bytes(data)
-
-    def fetch_into(self, blob: BlobReference, kind: str, target: memoryview) -> None:
-        """The same into memory of the blob's size, without a copy beside it; what stands there after an error is neither the blob nor what was there."""
-        digest, filled = hashlib.sha256(), 0
-        request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256)
-        with self._mapped():
-            for piece in self._pieces(request):
-                self._count("down", kind, len(piece))
-                if filled + len(piece) > len(target):
-                    raise ProgramError(f"blob {blob.sha256[:12]} was announced with {len(target)} bytes, but more came: it is refused")
-                target[filled : filled + len(piece)] = piece
-                digest.update(piece)
-                filled += len(piece)
-                crash_point(CrashPoint.CLIENT_BLOB_PART)
-        if filled != len(target) or digest.hexdigest() != blob.sha256:
-            raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
-
-    def fetch_file(self, blob: BlobReference, kind: str, path: Path) -> None:
-        """Fetch a blob into a file, which appears when size and digest are right. A repeated call goes on where the one before was interrupted.
+    def fetch(self, download: Download, kind: str) -> None:
+        """Fetch what a download lacks; a repeated call goes on where the one before was interrupted, or outlasted its deadline.
 
         Raises:
             ProgramError: the bytes are not the ones that the digest names; the next call begins anew.
             StorageError: the disk refuses.
 
         """
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("ab") as file, self._mapped():
-                request = pb.FetchBlobRequest(session=self._session, sha256=blob.sha256, offset_bytes=file.tell())
-                # A blob that takes longer than the deadline takes another call, which goes on where this one ended.
-                for piece in self._pieces(request):
-                    if file.tell() + len(piece) > blob.size_bytes:
-                        file.truncate(0)
-                        break
-                    file.write(piece)
-                    crash_point(CrashPoint.CLIENT_BLOB_PART)
-                    self._count("down", kind, len(piece))
-            if not has_digest(partial, blob):
-                partial.unlink()
-                raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
-            partial.replace(path)
-        except OSError as exc:
-            raise StorageError(f"cannot write {partial} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc
+        request = pb.FetchBlobRequest(session=self._session, sha256=download.blob.sha256, offset_bytes=download.offset_bytes)
+        with self._mapped():
+            for piece in self._pieces(request):
+                self._count("down", kind, len(piece))
+                download.take(piece)
+                crash_point(CrashPoint.CLIENT_BLOB_PART)
+        download.finish()
 
     def _pieces(self, request: pb.FetchBlobRequest) -> Iterator[bytes]:
         """Yield a blob as it comes; pieces of nothing could come for ever."""

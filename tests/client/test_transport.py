@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from heron_client.downloads import FileDownload, MemoryDownload
 from heron_client.transport import Transport
 from heron_common.assignment import BlobReference, UploadLoss
 from heron_common.errors import ProgramError, TransportError
@@ -124,10 +126,12 @@ def test_a_file_whose_fetch_was_interrupted_goes_on_where_it_ended(tmp_path: Pat
     stub = BlobStub(CONTENT, 3, 0, 2)
     transport, counted = _fetching(stub)
     for _ in range(3):
-        with pytest.raises(TransportError):
-            transport.fetch_file(BLOB, "base", tmp_path / "blob")
+        # A process of its own each time: what the one before fetched is in the file.
+        with closing(FileDownload(BLOB, tmp_path / "blob")) as download, pytest.raises(TransportError):
+            transport.fetch(download, "base")
         assert not (tmp_path / "blob").exists()
-    transport.fetch_file(BLOB, "base", tmp_path / "blob")
+    with closing(FileDownload(BLOB, tmp_path / "blob")) as download:
+        transport.fetch(download, "base")
     assert stub.offsets == [0, 30, 30, 50] and sum(counted) == len(CONTENT)
     assert (tmp_path / "blob").read_bytes() == CONTENT and [path.name for path in tmp_path.iterdir()] == ["blob"]
 
@@ -136,9 +140,35 @@ def test_a_file_whose_fetch_was_interrupted_goes_on_where_it_ended(tmp_path: Pat
 def test_a_file_that_is_not_what_its_digest_names_is_not_kept(wrong: bytes, tmp_path: Path) -> None:
     stub = BlobStub(wrong)
     transport, _ = _fetching(stub)
-    with pytest.raises(ProgramError, match="does not match its digest"):
-        transport.fetch_file(BLOB, "base", tmp_path / "blob")
+    with closing(FileDownload(BLOB, tmp_path / "blob")) as download, pytest.raises(ProgramError, match="it is refused"):
+        transport.fetch(download, "base")
     assert list(tmp_path.iterdir()) == []
     stub.content = CONTENT
-    transport.fetch_file(BLOB, "base", tmp_path / "blob")
+    with closing(FileDownload(BLOB, tmp_path / "blob")) as download:
+        transport.fetch(download, "base")
     assert stub.offsets == [0, 0] and (tmp_path / "blob").read_bytes() == CONTENT
+
+
+def test_memory_that_was_filled_in_part_is_filled_on_where_the_connection_broke() -> None:
+    stub = BlobStub(CONTENT, 3, 0, 2)
+    transport, counted = _fetching(stub)
+    target = bytearray(len(CONTENT))
+    download = MemoryDownload(BLOB, memoryview(target))
+    for _ in range(3):
+        with pytest.raises(TransportError):
+            transport.fetch(download, "weights")
+    transport.fetch(download, "weights")
+    assert stub.offsets == [0, 30, 30, 50] and sum(counted) == len(CONTENT) and bytes(target) == CONTENT
+
+
+@pytest.mark.parametrize("wrong", [CONTENT[:-1] + b"!", CONTENT + b"more than was announced", b"short"])
+def test_memory_that_is_not_what_its_digest_names_is_refused_and_begun_anew(wrong: bytes) -> None:
+    stub = BlobStub(wrong)
+    transport, _ = _fetching(stub)
+    target = bytearray(len(CONTENT))
+    download = MemoryDownload(BLOB, memoryview(target))
+    with pytest.raises(ProgramError, match="it is refused"):
+        transport.fetch(download, "weights")
+    stub.content = CONTENT
+    transport.fetch(download, "weights")
+    assert stub.offsets == [0, 0] and bytes(target) == CONTENT

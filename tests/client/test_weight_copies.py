@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heron_client.downloads import MemoryDownload
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.parameters import LocalParameters, SentFront
 from heron_client.patience import Patience
@@ -116,7 +117,7 @@ def test_weights_are_fetched_into_their_buffer_without_a_copy_beside_it() -> Non
         def cancel(self) -> None: ...
 
     transport = Transport("nowhere", lambda *_: None, lambda _: None, connect=lambda: (Stub(), lambda: None))
-    peak = _allocated_at_peak(lambda: transport.fetch_into(blob, "weights", raw_bytes(buffer)))
+    peak = _allocated_at_peak(lambda: transport.fetch(MemoryDownload(blob, raw_bytes(buffer)), "weights"))
     assert buffer.tobytes() == content and peak < buffer.nbytes / 8
 
 
