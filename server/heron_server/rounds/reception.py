@@ -159,11 +159,16 @@ class Reception:
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})
             run.apply(run.machine.departed(record.name, run.clock.now(), "left"))
 
-    def wait_until_empty(self, timeout_seconds: float) -> None:
-        """Wait until every live client has left, so that each has heard that the run is finished; at most `timeout_seconds`."""
+    def wait_until_empty(self, timeout_seconds: float, expected_seconds: float | None = None) -> None:
+        """Wait until every live client has left, so that each has heard that the run is finished; at most `timeout_seconds`.
+
+        Those that this process only expects, because an earlier one had them, may have left already: for them alone it waits `expected_seconds`.
+        """
         run = self._run
+        first = timeout_seconds if expected_seconds is None else min(expected_seconds, timeout_seconds)
         with run.changed:
-            run.changed.wait_for(lambda: run.registry.num_live == 0, timeout_seconds)
+            if not run.changed.wait_for(lambda: run.registry.num_live == 0, first):
+                run.changed.wait_for(lambda: not any(record.session for record in run.registry.live_records()), timeout_seconds - first)
 
     def _has_news(self, record: ClientRecord) -> bool:
         run = self._run
