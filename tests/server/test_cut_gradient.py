@@ -264,8 +264,8 @@ class LosesFirstAnswers:
         self._read = read
         self._lost: set[bytes] = set()
 
-    def __call__(self, transport: Transport, responses: Any, expected: Any) -> Any:
-        answer = self._read(transport, responses, expected)
+    def __call__(self, transport: Transport, *arguments: Any) -> Any:
+        answer = self._read(transport, *arguments)
         key = hashlib.sha256(bytes(answer.cut_gradient) + np.array(answer.probe_losses, "<f4").tobytes()).digest()
         if key not in self._lost:
             self._lost.add(key)
