@@ -22,7 +22,7 @@ from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
-from heron_server.resumption import Resumption, resume
+from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.clients import ClientRegistry
 from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.facts import RunFacts
@@ -73,12 +73,7 @@ class Assembly:
 
     def open(self) -> None:
         """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
-        inputs, covered = (self.inside.inputs, self.inside.positions) if self.inside is not None else (self.worker.inputs(), 0)
-        if not self.coordinator.reopen(inputs, covered) and self.inside is not None:
-            # The model has what the round had trained by then, and the round is repeated.
-            self.worker.go_back()
-            inputs = self.worker.inputs()
-        self.coordinator.start(inputs)
+        open_rounds(self.coordinator, self.worker, self.inside)
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ def assemble_run(
 
     def client_rows() -> dict[str, Any]:
         with coordinator.changed:
-            return client_table(clients.by_name.values())
+            return client_table(clients.records())
 
     parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, config.gates.settings())
     worker = TrainWorker(parts, _summary_facts(config, identity, published))

@@ -12,8 +12,8 @@ def console_rows(parts: Assembly) -> list[tuple[str, str]]:
     machine, worker = parts.coordinator.machine, parts.worker
     last = worker.rounds[-1] if worker.rounds else None
     with parts.coordinator.changed:
-        up = sum(sum(r.bytes_up.values()) for r in parts.coordinator.registry.by_name.values())
-        down = sum(sum(r.bytes_down.values()) for r in parts.coordinator.registry.by_name.values())
+        up = sum(sum(r.bytes_up.values()) for r in parts.coordinator.registry.records())
+        down = sum(sum(r.bytes_down.values()) for r in parts.coordinator.registry.records())
         live, cohort = parts.coordinator.registry.num_live, len(machine.cohort)
     return [
         ("round", f"{min(machine.round.round_index + 1, machine.rules.num_rounds)} of {machine.rules.num_rounds}, {machine.phase.value}"),

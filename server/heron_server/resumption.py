@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from heron_common.ids import RoundReference
-from heron_server.rounds.clients import ClientRecord, ClientRegistry
+from heron_server.rounds.clients import ClientRegistry
+from heron_server.rounds.coordinator import Coordinator
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.recorded import RecordedAttempt
@@ -54,15 +55,21 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
     if opened is None:
         newest = boundary
         worker.restore(boundary)
-
-    def make(name: str) -> ClientRecord:
-        return clients.by_name.setdefault(name, ClientRecord(name, identity_sha256=""))
-
-    restore_clients(newest.state["clients"], make)
+    restore_clients(newest.state["clients"], clients.recall)
     if skips and without_quorum and not recorded:
         worker.skip_round(without_quorum[-1].round, len(without_quorum[-1].cohort))
     log.info("resuming", extra={"rounds_completed": len(worker.rounds), "open_rounds": len(recorded)})
     return Resumption(recorded, opened, present)
+
+
+def open_rounds(coordinator: Coordinator, worker: TrainWorker, inside: OpenRound | None) -> None:
+    """Let rounds open, or the recorded one go on, inside it where a checkpoint was taken there."""
+    inputs, covered = (inside.inputs, inside.positions) if inside is not None else (worker.inputs(), 0)
+    if not coordinator.reopen(inputs, covered) and inside is not None:
+        # The model has what the round had trained by then, and the round is repeated.
+        worker.go_back()
+        inputs = worker.inputs()
+    coordinator.start(inputs)
 
 
 def _inside(checkpoints: CheckpointStore, completed_rounds: int, attempts: tuple[RecordedAttempt, ...]) -> Checkpoint | None:

@@ -11,7 +11,7 @@ import onnxruntime
 
 from heron_common.ids import RoundReference
 from heron_common.version import PROTOCOL_VERSION, VERSION
-from heron_server.rounds.clients import ClientRecord
+from heron_server.rounds.clients import FORGOTTEN, ClientRecord
 
 SUMMARY_VERSION = 4
 
@@ -79,9 +79,10 @@ def versions() -> dict[str, str]:
 
 
 def client_table(records: Iterable[ClientRecord]) -> dict[str, dict[str, Any]]:
-    """Return what each client did, by name."""
+    """Return what each client did, by name, and what the clients did together that departed too long ago to be kept apart."""
     return {
         record.name: {
+            **({"clients": record.stands_for} if record.name == FORGOTTEN else {}),
             "examples": record.num_examples,
             "rounds_completed": record.rounds_completed,
             "peak_memory_bytes": record.peak_memory_bytes,
@@ -97,6 +98,7 @@ def restore_clients(table: dict[str, dict[str, Any]], make: Any) -> None:
     """Take up the tallies of an earlier process of the same run; `make(name)` returns a record to fill."""
     for name, row in table.items():
         record: ClientRecord = make(name)
+        record.stands_for = int(row.get("clients", 1))
         record.num_examples = int(row["examples"])
         record.rounds_completed = int(row["rounds_completed"])
         record.peak_memory_bytes = int(row["peak_memory_bytes"])

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from heron_common.assignment import UploadLoss
@@ -18,6 +18,15 @@ log = logging.getLogger(__name__)
 
 MAX_VISITS = 64
 """Sessions that are open at a time of clients that only check their data; the oldest is forgotten for a new one."""
+
+MAX_DEPARTED = 1000
+"""Departed clients that have a record of their own; the tallies of those that departed before are added up in one, so that a run's memory has a bound."""
+
+FORGOTTEN = "(forgotten)"
+"""The name of that one, which no client can have."""
+
+MAX_LOSSES = 4096
+"""Losses kept for a client that does not say which ones it has seen; it misses the oldest then."""
 
 
 @dataclass
@@ -42,7 +51,9 @@ class ClientRecord:
     """Update logs of this client whose replay arrived elsewhere, so that its weights were asked for."""
     bytes_up: Counter[str] = field(default_factory=Counter)
     bytes_down: Counter[str] = field(default_factory=Counter)
-    _losses: deque[UploadLoss] = field(default_factory=deque)
+    stands_for: int = 1
+    """How many clients this is the tally of."""
+    _losses: deque[UploadLoss] = field(default_factory=lambda: deque(maxlen=MAX_LOSSES))
     _losses_dropped: int = 0
 
     def open_session(self, session: str) -> None:
@@ -62,17 +73,30 @@ class ClientRecord:
             self._losses_dropped += 1
         return tuple(self._losses)
 
+    def absorb(self, other: ClientRecord) -> None:
+        """Add another client's tally to this one; the peak is the largest of all."""
+        self.stands_for += other.stands_for
+        self.num_examples += other.num_examples
+        self.rounds_completed += other.rounds_completed
+        self.log_mismatches += other.log_mismatches
+        self.bytes_up.update(other.bytes_up)
+        self.bytes_down.update(other.bytes_down)
+        self.note_memory(other.peak_memory_bytes)
+
     def note_memory(self, peak_memory_bytes: int) -> None:
         """Keep the largest peak that was reported."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes)
 
 
 class ClientRegistry:
-    """All clients that ever joined, by name, and the live ones by session."""
+    """The clients of a run by name, live and lately departed, by session while one is open, and the tally of those that were forgotten."""
 
     def __init__(self, max_clients: int) -> None:
         self._max_clients = max_clients
         self.by_name: dict[str, ClientRecord] = {}
+        self.forgotten = ClientRecord(FORGOTTEN, identity_sha256="", stands_for=0)
+        self._live: dict[str, ClientRecord] = {}
+        self._departed: OrderedDict[str, None] = OrderedDict()
         self._by_session: dict[str, ClientRecord] = {}
         self._visits: OrderedDict[str, ClientRecord] = OrderedDict()
 
@@ -106,7 +130,7 @@ class ClientRegistry:
                     f"a live client is called {name!r} already: choose another --name, or stop the other client first",
                 )
             log.warning("a device joined beside itself: it lost its state, or two devices share one certificate", extra={"client": name})
-        if (record is None or not record.live) and sum(r.live for r in self.by_name.values()) >= self._max_clients:
+        if (record is None or not record.live) and len(self._live) >= self._max_clients:
             raise RefusedError(
                 ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0
             )
@@ -116,17 +140,48 @@ class ClientRegistry:
         self._by_session.pop(record.session, None)
         record.open_session(new_token())
         self._by_session[record.session] = record
+        self.revive(record)
         return record
+
+    def revive(self, record: ClientRecord) -> None:
+        """Count a client as live."""
+        record.live = True
+        self._live[record.name] = record
+        self._departed.pop(record.name, None)
+
+    def recall(self, name: str) -> ClientRecord:
+        """Return the record of a client that an earlier process knew, to take up its tally."""
+        if name == FORGOTTEN:
+            return self.forgotten
+        if name not in self.by_name:
+            self.by_name[name] = ClientRecord(name, identity_sha256="")
+            self._departed[name] = None
+        return self.by_name[name]
+
+    def forget_departed(self, but: Collection[str] = ()) -> None:
+        """Add up the tallies of those that departed longest ago, beyond the newest MAX_DEPARTED and those `but`, that a round still counts on."""
+        while len(self._departed) > MAX_DEPARTED:
+            name = next((name for name in self._departed if name not in but), None)
+            if name is None:
+                return
+            del self._departed[name]
+            record = self.by_name.pop(name)
+            self._by_session.pop(record.session, None)
+            self.forgotten.absorb(record)
+
+    def records(self) -> list[ClientRecord]:
+        """Return every client's record, and the one of all that were forgotten if there are any."""
+        return [*self.by_name.values(), *([self.forgotten] if self.forgotten.stands_for else [])]
 
     def know(self, name: str, identity_sha256: str) -> ClientRecord:
         """Return the record of a client that an earlier process knew."""
-        record = self.by_name.setdefault(name, ClientRecord(name, identity_sha256))
+        record = self.recall(name)
         record.identity_sha256 = identity_sha256
         return record
 
     def expect(self, name: str, identity_sha256: str) -> None:
         """Count a client as live that was when an earlier process ended: it has no session yet, and only its own key may open one."""
-        self.know(name, identity_sha256).live = True
+        self.revive(self.know(name, identity_sha256))
 
     def visit(self, speaker: str = "") -> ClientRecord:
         """Open a session for a client that only checks its data: it is among no clients, and has no name that one of them could have."""
@@ -175,14 +230,16 @@ class ClientRegistry:
         """Mark a client as not live; a silent one keeps its session, so that a late message revives it."""
         record = self.by_name[name]
         record.live = False
+        if self._live.pop(name, None) is not None:
+            self._departed[name] = None
         if forget_session:
             self._by_session.pop(record.session, None)
 
     def live_records(self) -> list[ClientRecord]:
         """Return the live clients."""
-        return [record for record in self.by_name.values() if record.live]
+        return list(self._live.values())
 
     @property
     def num_live(self) -> int:
         """How many clients are live."""
-        return sum(record.live for record in self.by_name.values())
+        return len(self._live)

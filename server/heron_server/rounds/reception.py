@@ -49,6 +49,7 @@ class Reception:
             run.refuse_if_draining()
             record = run.registry.join(name, identity_key, speaker)
             run.ledger.joined(name, record.identity_sha256)
+            run.registry.forget_departed(but=run.attempt.cohort if run.attempt is not None else ())
             run.orphan_stream(record)
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
@@ -89,7 +90,7 @@ class Reception:
             if visitor is not None:
                 return visitor
             if not record.live:
-                record.live = True
+                run.registry.revive(record)
                 run.ledger.joined(record.name, record.identity_sha256)
             run.apply(run.machine.seen(record.name, run.clock.now()))
             return record
