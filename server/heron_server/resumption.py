@@ -63,7 +63,12 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
 
 
 def open_rounds(coordinator: Coordinator, worker: TrainWorker, inside: OpenRound | None) -> None:
-    """Let rounds open, or the recorded one go on, inside it where a checkpoint was taken there."""
+    """Let rounds open, or the recorded one go on, inside it where a checkpoint was taken there.
+
+    Raises:
+        StorageError: the ledger's disk refuses.
+
+    """
     inputs, covered = (inside.inputs, inside.positions) if inside is not None else (worker.inputs(), 0)
     if not coordinator.reopen(inputs, covered) and inside is not None:
         # The model has what the round had trained by then, and the round is repeated.

@@ -265,6 +265,7 @@ def test_what_a_checkpoint_does_not_cover_waits_again_and_keeps_its_answer(ledge
     ledger.upload_rejected(key(step=2), 2, "its norm")
     ledger.gone_on_with(FIRST, covered=1)
     uploads = ledger.attempts()[0].uploads
+    assert [u.payload.name is None for u in uploads] == [True, False, False], "a checkpoint has what it covers"
     assert [(u.state, u.position, u.answer) for u in uploads] == [
         ("trained", 0, answer),
         ("accepted", None, answer),

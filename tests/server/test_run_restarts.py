@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from heron_common.plan import ServerSchedule
+from heron_server.rounds.jobs import AbandonJob
+from heron_server.rounds.state import WithoutQuorum
 from tests.server.restartable_run import RunShape
+from tests.server.run_life import Snapshot
 from tests.server.test_run_machine import RunLife
 
 
@@ -78,3 +81,94 @@ def test_what_was_done_in_another_order_before_a_crash_is_not_taken_for_covered(
     life.crash_or_drain(drains=False)
     life.do_rounds(("a", "b"), in_turn=True, rounds=1)
     assert len(life.run.trainer.rounds) >= 1
+
+
+def test_what_a_restart_trains_again_waits_in_the_books_until_then_and_keeps_its_answer(life: RunLife) -> None:
+    life.begin(RunShape("heron-server-loss", min_updates=2))
+    for name in ("a", "b"):
+        life.ask(life.devices[name])
+    life.go_on("a", 3)
+    assert life.run.ledger.balance().trained == 3
+    life.crash()
+    assert life.run.ledger.balance().waiting == 3
+    life.work(1)
+    life.open_the_books()
+    assert life.run.ledger.balance().waiting == 2
+    life.begin_the_round_again("a")
+    life.work(40)
+    assert life.run.ledger.balance().waiting == 0
+
+
+def test_a_round_skipped_without_a_quorum_accounts_for_every_upload_wherever_a_crash_comes() -> None:
+    """Its uploads were set back by a restart, and are rejected with it: at no point are they neither waiting for the trainer nor settled."""
+    hit, crashed = 0, True
+    while crashed:
+        life = RunLife()
+        life.begin(RunShape("heron-server-loss", min_updates=2, without_quorum=WithoutQuorum.SKIP, spool_bytes=800))
+        for name in ("a", "b"):
+            life.ask(life.devices[name])
+        life.go_on("a", 3)
+        life.crash()
+        crashed = life.crash_during(lambda life=life: skip_the_round(life), hit)  # type: ignore[misc]
+        check(life)
+        skip_the_round(life)
+        check(life)
+        balance = life.run.ledger.balance()
+        assert (balance.accepted, balance.rejected, balance.waiting) == (3, 3, 0)
+        assert all(taken is None for _, _, taken, _ in life.run.trainer.rounds) and life.run.files == {}
+        life.teardown()
+        hit += 1
+    assert hit > 8, "a step, commits, and the decision were among the places"
+
+
+def skip_the_round(life: RunLife) -> None:
+    """Let the trainer take one upload, and a member leave that the quorum needs."""
+    life.work(1)
+    life.join("a")
+    life.leave_or_join_again("a", leaves=True)
+    assert life.run.coordinator.attempt is None or isinstance(life.run.coordinator.closing, AbandonJob)
+    life.work(40)
+    life.run.ledger.sync()
+
+
+def test_a_payload_that_a_restart_finds_covered_is_named_no_more(life: RunLife) -> None:
+    """The process that took the checkpoint was killed before the ledger said so, and the one after it deleted the file: its name was given again."""
+    life.begin(RunShape(min_updates=2))
+    for name in ("a", "b"):
+        life.ask(life.devices[name])
+    life.go_on("a", 1)
+    life.work(1)
+    life.run.ledger.sync()
+    assert life.crash_during(life.run.save_inside_round, 0)
+    assert life.run.coordinator.attempt is not None and life.run.coordinator.attempt.positions == 1
+    assert life.run.files == {} and life.run.ledger.attempts()[0].files() == set()
+    life.crash()
+    assert life.run.coordinator.attempt is not None
+    life.go_on("b", 2)
+    # Damaged, which undoes the attempt. By the old names uploads would be read from files of others; the trainer compares what it reads with what came.
+    life.disk.inside.clear()
+    life.undone.add(life.run.coordinator.attempt.assignment.round)
+    life.crash()
+    life.do_rounds(("a", "b"), in_turn=True, rounds=1)
+    assert [entry[:2] for entry in life.run.trainer.rounds[:1]] == [[0, 1]], "the round is repeated, for its payloads were given up"
+
+
+def test_a_restart_deletes_what_is_covered_only_once_the_ledger_names_it_no_more(life: RunLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    life.begin(RunShape(min_updates=2))
+    for name in ("a", "b"):
+        life.ask(life.devices[name])
+    life.go_on("a", 1)
+    life.work(1)
+    monkeypatch.setattr(life.run.worklist, "open_round_saved", lambda *_: None)
+    life.run.save_inside_round()
+    seen = []
+    take_snapshot = life.take_snapshot
+
+    def look() -> Snapshot:
+        snapshot = take_snapshot()
+        seen.append({path.name for path in (snapshot.disk.directory / "spool").iterdir()})
+        return snapshot
+
+    monkeypatch.setattr(life, "take_snapshot", look)
+    assert life.crash_during(life.crash, 0), "the restart commits what it gives up"
+    assert seen == [{"000000000.upload"}] and life.run.files == {}

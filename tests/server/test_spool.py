@@ -97,6 +97,8 @@ def test_what_is_needed_stays_is_taken_up_once_and_its_numbers_are_not_given_aga
     again = spool.recover(kept.path.name, 4)
     assert bytes(again.read()) == b"kept" and spool.used_bytes == 4
     assert stored(spool, b"new").path.name > kept.path.name
+    gone = "000000077.upload"
+    assert stored(Spool(tmp_path, 100, {gone}), b"new").path.name > gone, "a name in the ledger never comes to mean another payload"
 
 
 def test_what_nobody_takes_up_is_discarded(tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ class Coordinator:
         """Go on with the first recorded attempt, which began from `inputs`, without its first `covered` uploads to train.
 
         Returns False if it cannot be gone on with: then it is undone, as are those after it, and its round will be repeated.
+
+        Raises:
+            StorageError: the ledger's disk refuses.
+
         """
         with self.changed:
             self._inputs, self._covered = inputs, covered
@@ -203,7 +207,11 @@ class Coordinator:
         self.attempt = attempt
         self.ledger.gone_on_with(reference, self._covered)
         # Killed between a checkpoint inside the round and what it makes room for, the earlier process left payloads that nobody needs.
-        self.spool.discard(recorded.files() - {entry.path.name for entry in attempt.entries()})
+        left = recorded.files() - {entry.path.name for entry in attempt.entries()}
+        if left:
+            # First the ledger: a name that stood there without its file would one day be another payload's.
+            self.ledger.sync()
+            self.spool.discard(left)
         for name, identity in recorded.cohort.items():
             self.registry.know(name, identity)
         log.info(

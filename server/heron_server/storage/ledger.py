@@ -207,7 +207,8 @@ class Ledger:
         self._write(sql.ACCEPT_UPDATE, *reference, client_id, sha256, name, size, json.dumps(asdict(statistics)), log_bytes)
 
     def gone_on_with(self, reference: RoundReference, covered: int) -> None:
-        """An attempt goes on after a restart: what a checkpoint does not cover waits to be trained again, perhaps in another order."""
+        """An attempt goes on after a restart: payloads that a checkpoint covers are not needed any more, the others wait, perhaps for another order."""
+        self._write(sql.FORGET_COVERED, *reference, covered)
         self._write(sql.FORGET_REJECTIONS, *reference, covered)
         self._write(sql.WAIT_AGAIN, *reference, covered)
 

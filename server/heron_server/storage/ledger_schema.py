@@ -66,6 +66,7 @@ FORGET_REJECTIONS = (
     f"(SELECT round_index, attempt, client_id, purpose, local_step FROM uploads WHERE {_BEYOND})"
 )
 WAIT_AGAIN = f"UPDATE uploads SET state = 'accepted', position = NULL WHERE {_BEYOND}"
+FORGET_COVERED = f"UPDATE uploads SET file = NULL WHERE {_KEY} AND position < ?"
 FORGET_PAYLOAD = f"UPDATE uploads SET file = NULL WHERE {_UPLOAD}"
 FORGET_GRADIENT = f"UPDATE uploads SET gradient_file = NULL WHERE {_UPLOAD}"
 ACCEPT_UPDATE = "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

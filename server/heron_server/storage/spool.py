@@ -99,11 +99,10 @@ class Spool:
         self._lock = threading.Lock()
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            numbers = []
+            # Also of files that are gone: a name in the ledger never comes to mean another payload.
+            numbers = [int(Path(name).stem) for name in needed]
             for left in directory.glob("*.upload"):
-                if left.name in needed:
-                    numbers.append(int(left.stem))
-                else:
+                if left.name not in needed:
                     left.unlink()
         except (OSError, ValueError) as exc:
             raise StorageError(f"cannot prepare the spool {directory} ({exc}): choose another --run-dir") from exc
