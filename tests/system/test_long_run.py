@@ -60,10 +60,14 @@ def watch(cluster: Cluster, rounds: int) -> tuple[list[Sample], list[Sample]]:
     return of_server, of_client
 
 
-def assert_memory_is_flat(samples: list[Sample], bound: int) -> None:
-    """Hold the slope of resident memory in the later two thirds of a run against a bound in bytes a round."""
+def assert_memory_is_flat(name: str, samples: list[Sample], bound: int) -> None:
+    """Hold the slope of resident memory in the later two thirds of a run against a bound in bytes a round; `pytest -s` shows it."""
     late = resting(after_warm_up(samples))
     slope = bytes_a_round(late)
+    first, last = late[0], late[-1]
+    print(
+        f"{name}: {slope:.0f} bytes a round, {first.resident_bytes >> 20} MiB at round {first.rounds}, {last.resident_bytes >> 20} at {last.rounds}"
+    )
     assert slope < bound, f"{slope:.0f} bytes a round: {[(one.rounds, one.resident_bytes) for one in late]}"
 
 
@@ -71,6 +75,9 @@ def assert_nothing_stays_open(samples: list[Sample]) -> None:
     """Hold files and threads in the last third of a run against the most that the second third needed."""
     late = after_warm_up(samples)
     half = len(late) // 2
+    print(
+        f"files {late[0].open_files} and {late[-1].open_files}, threads {late[0].threads} and {late[-1].threads} at rounds {late[0].rounds} and {late[-1].rounds}"
+    )
     for name in ("open_files", "threads"):
         before, after = (max(getattr(one, name) for one in part) for part in (late[:half], late[half:]))
         assert after <= before + SPREAD, f"{name} grew from {before} to {after}"
@@ -95,8 +102,8 @@ def test_no_file_and_no_thread_stays_behind(cluster: Cluster) -> None:
 @pytest.mark.slow
 def test_three_hundred_rounds_leave_memory_files_and_threads_where_they_were(cluster: Cluster) -> None:
     of_server, of_client = watch(cluster, 300)
-    assert_memory_is_flat(of_server, SERVER_BOUND)
-    assert_memory_is_flat(of_client, CLIENT_BOUND)
+    assert_memory_is_flat("server", of_server, SERVER_BOUND)
+    assert_memory_is_flat("client", of_client, CLIENT_BOUND)
     for samples in (of_server, of_client):
         assert_nothing_stays_open(samples)
     summary = cluster.summary()
