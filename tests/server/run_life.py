@@ -42,6 +42,7 @@ class Life(DrivenRun):
     def __init__(self) -> None:
         super().__init__()
         self.snapshot: Snapshot | None = None
+        self.crashes = 0
 
     # ---- what the server does -----------------------------------------------------------------------------------------------------
 
@@ -93,6 +94,7 @@ class Life(DrivenRun):
         self.disk.refuses = self.disk.refuses_checkpoints = False
         stood = self.run.trainer.undone_steps_stand
         self.run = RestartableRun(self.disk, self.shape, self.clock, resumes=True)
+        self.crashes += 1
         self.run.trainer.undone_steps_stand = stood
         self.forget_what_was_lost()
         self.open_attempts_go_on()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import ClassVar
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -27,11 +30,16 @@ SHAPES = [
 
 
 class RunLife(Life, RuleBasedStateMachine):
+    seen: ClassVar[Counter[str]] = Counter()
+    """What all lives had together, for those who want to know whether anything happened in them."""
+
     @initialize(shape=st.sampled_from(SHAPES))
     def begin(self, shape: RunShape) -> None:
         self.start(shape)
 
     def teardown(self) -> None:
+        if hasattr(self, "run"):
+            self.seen.update(lives=1, crashes=self.crashes, rounds=len(self.run.trainer.rounds), uploads=len(self.known.uploads))
         self.end()
 
     # ---- what devices do ----------------------------------------------------------------------------------------------------------
@@ -205,10 +213,19 @@ QUICK = settings(
 )
 
 
+def live(many: settings) -> None:
+    """Draw so many lives; `pytest -s` shows what they had. Lives in which nothing happens would prove nothing."""
+    RunLife.seen.clear()
+    run_state_machine_as_test(RunLife, settings=many)
+    seen = RunLife.seen
+    print(", ".join(f"{count} {what}" for what, count in seen.items()))
+    assert seen["lives"] >= many.max_examples and min(seen["crashes"], seen["rounds"], seen["uploads"]) >= seen["lives"]
+
+
 def test_nothing_acknowledged_is_lost_and_nothing_trained_twice() -> None:
-    run_state_machine_as_test(RunLife, settings=QUICK)
+    live(QUICK)
 
 
 @pytest.mark.slow
 def test_nothing_acknowledged_is_lost_in_many_more_lives() -> None:
-    run_state_machine_as_test(RunLife, settings=settings(QUICK, max_examples=2000, stateful_step_count=60))
+    live(settings(QUICK, max_examples=2000, stateful_step_count=60))
