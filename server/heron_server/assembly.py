@@ -130,7 +130,7 @@ def assemble_run(
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
-    metrics = ServerMetrics(registry, lambda: spool.used_bytes)
+    metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
     base = write_frozen_weights(published.model, directory.blobs, config.run.resume)

@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from heron_common.console import LiveConsole, human_bytes
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
 from heron_common.metrics_server import CallbackGauge, MetricsServer, ProcessMemoryCollector
-from heron_common.process_memory import ResidentMemory, resident_memory
+from heron_common.process_memory import ResidentMemory, memory_limit, resident_memory
 from heron_common.signals import stop_on_signals
 
 HOST = "127.0.0.1"
@@ -181,3 +182,24 @@ def test_off_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_the_memory_limit_is_the_smallest_of_the_control_groups_above_a_process(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/system.slice/heron-client.service\n")
+    groups = tmp_path / "groups"
+    own = groups / "system.slice" / "heron-client.service"
+    own.mkdir(parents=True)
+    assert memory_limit(groups, membership) is None
+    (own / "memory.max").write_text("max\n")
+    (groups / "memory.max").write_text("9000\n")
+    assert memory_limit(groups, membership) == 9000
+    (own.parent / "memory.max").write_text("5000\n")
+    assert memory_limit(groups, membership) == 5000
+    (own / "memory.max").write_text("7000\n")
+    assert memory_limit(groups, membership) == 5000
+    # A container sees its own group as the root.
+    membership.write_text("0::/\n")
+    assert memory_limit(groups, membership) == 9000
+    membership.write_text("7:memory:/old\n")
+    assert memory_limit(groups, membership) is None

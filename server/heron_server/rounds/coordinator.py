@@ -121,6 +121,9 @@ class Coordinator:
         """Give the first round's inputs; rounds may open from now on. A recorded attempt goes on, without its first `covered` uploads to train."""
         with self.changed:
             self._inputs, self._covered = inputs, covered
+            self.metrics.planned_rounds.set(self.machine.rules.num_rounds)
+            self.metrics.expected_clients.set(self.machine.rules.num_clients)
+            self.metrics.spool_budget_bytes.set(self.spool.budget_bytes)
             self._go_on()
             self.tick()
 

@@ -72,7 +72,7 @@ class Spool:
 
         """
         self._directory = directory
-        self._budget = budget_bytes
+        self.budget_bytes = budget_bytes
         self._durable = durable
         self._used = 0
         self._lock = threading.Lock()
@@ -96,7 +96,7 @@ class Spool:
     @property
     def is_half_full(self) -> bool:
         """Whether more than half of the budget is used."""
-        return 2 * self._used > self._budget
+        return 2 * self._used > self.budget_bytes
 
     def recover(self, name: str, size_bytes: int) -> SpoolEntry:
         """Take up a payload that an earlier process committed.
@@ -141,8 +141,8 @@ class Spool:
         """
         with self._lock:
             # An upload larger than the whole budget is admitted alone: refused for ever, it would keep its round from ending.
-            if self._used and self._used + size_bytes > self._budget and not always:
-                raise SpoolFullError(f"the spool holds {self._used} of {self._budget} bytes, so an upload of {size_bytes} has to wait")
+            if self._used and self._used + size_bytes > self.budget_bytes and not always:
+                raise SpoolFullError(f"the spool holds {self._used} of {self.budget_bytes} bytes, so an upload of {size_bytes} has to wait")
             self._used += size_bytes
             path = self._directory / f"{next(self._numbers):09d}.upload"
         try:
