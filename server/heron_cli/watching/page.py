@@ -112,4 +112,5 @@ def _reasons(counts: dict[str, float]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.4f}" if value is not None and math.isfinite(value) else "-"
+    """Return a loss; a gauge that nobody has set yet is zero."""
+    return f"{value:.4f}" if value and math.isfinite(value) else "-"
