@@ -38,6 +38,7 @@ from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, versions
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.event_files import EventFiles
 from heron_server.training.open_round import OpenRound
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import Trainer, TrainerSettings
@@ -123,6 +124,7 @@ def assemble_run(
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
+    event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
     published = publish_run(config)
     identity = _with_code(identity, published.model.code_digest, config.run.resume)
     algorithm, data = published.algorithm, published.data
@@ -142,7 +144,7 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger)
+    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, event_files)
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
@@ -184,6 +186,7 @@ def _run_parts(
     client_rows: Callable[[], dict[str, Any]],
     clock: Clock,
     ledger: Ledger,
+    event_files: EventFiles | None,
 ) -> RunParts:
     algorithm = published.algorithm
     aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
@@ -202,6 +205,7 @@ def _run_parts(
         AuditTrail(directory.audit),
         ledger.sync,
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
+        event_files,
     )
 
 

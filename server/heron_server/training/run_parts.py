@@ -14,6 +14,7 @@ from heron_server.metrics import ServerMetrics
 from heron_server.storage.audit import AuditTrail
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.event_files import EventFiles
 from heron_server.training.trainer import Trainer
 
 
@@ -36,3 +37,4 @@ class RunParts:
     sync: Callable[[], None]
     """Returns when everything that the run decided so far is on disk; raises StorageError."""
     alignment: HeadAlignment | None
+    event_files: EventFiles | None
