@@ -14,7 +14,7 @@ import pytest
 
 from heron_client.config import parse_config
 from heron_server.certificates.authority import Authority
-from tests.deploy.debian import DEPLOY, program, run
+from tests.deploy.programs import DEPLOY, program, run
 
 SCRIPT = DEPLOY / "install-client.sh"
 CURRENT = "opt/heron-client/current/heron-client"

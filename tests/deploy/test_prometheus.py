@@ -27,7 +27,7 @@ from heron_cli.watching.catalogue import catalogue
 from heron_cli.watching.panels import ROWS
 from heron_common.exit_codes import ExitCode
 from heron_server.certificates.authority import Authority
-from tests.deploy.debian import DEPLOY, program, run
+from tests.deploy.programs import DEPLOY, program, run
 from tests.harness.certificates import issued
 from tests.harness.cluster import Cluster, free_port, log_of
 from tests.harness.polling import eventually

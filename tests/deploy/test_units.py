@@ -12,7 +12,7 @@ from heron_client.config import parse_config
 from heron_common.exit_codes import EXIT_HELP, ExitCode
 from heron_server.config import ServerConfig
 from heron_server.options import OptionSource, read_options
-from tests.deploy.debian import DEPLOY, program, run
+from tests.deploy.programs import DEPLOY, program, run
 
 UNITS = ("heron-client.service", "heron-server.service")
 MOST_EXPOSED = 2.0

@@ -19,7 +19,7 @@ from heron_client.metrics import ClientMetrics
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
 from heron_server.metrics import ServerMetrics
-from tests.deploy.debian import DEPLOY, program, run
+from tests.deploy.programs import DEPLOY, program, run
 
 SCRAPE_LABELS = {"job", "instance", "le"}
 

@@ -1,9 +1,11 @@
-"""Programs of Debian packages that some tests need; without them these tests are skipped with the package's name."""
+"""Programs that some tests need, mostly of Debian packages; without them these tests are skipped, and say how to get them."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 
 
-def program(name: str, package: str) -> str:
-    """Return where a program is, or skip the test."""
-    path = shutil.which(name)
+def program(name: str, package: str = "", remedy: str = "") -> str:
+    """Return where a program is, beside this Python or on the path, or skip the test."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if path is None:
-        pytest.skip(f"{name} is not installed: apt-get install {package}")
+        pytest.skip(f"{name} is not installed: {remedy or f'apt-get install {package}'}")
     return path
 
 
