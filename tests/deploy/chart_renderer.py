@@ -67,10 +67,8 @@ def value_of(action: str, scope: dict[str, Any]) -> str:
     if match is None:
         raise ValueError(f"{{{{ {action} }}}} is not known here: keep the templates to simple forms, or teach it to this stand-in")
     value = lookup(match[2], scope)
-    if match[1]:
-        text = yaml.safe_dump(value, default_flow_style=False).rstrip("\n")
-    else:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+    plain = str(value).lower() if isinstance(value, bool) else str(value)
+    text = yaml.safe_dump(value, default_flow_style=False).rstrip("\n") if match[1] else plain
     if match[3] == "quote":
         return json.dumps(text)
     if match[4]:

@@ -168,6 +168,8 @@ def test_prometheus_and_grafana_of_compose_know_the_same_places(compose: dict[st
     (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090" and source["isDefault"]
     (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/heron.yml").read_text())["providers"]
-    assert any(volume.startswith(f"./grafana/dashboards:{provider['options']['path']}") for volume in compose["services"]["grafana"]["volumes"])
+    assert any(
+        volume.startswith(f"./grafana/dashboards:{provider['options']['path']}") for volume in compose["services"]["grafana"]["volumes"]
+    )
     result = run(program("promtool", "prometheus"), "check", "config", tmp_path / "prometheus.yml")
     assert result.returncode == 0, result.stdout + result.stderr
