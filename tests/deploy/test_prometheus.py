@@ -162,6 +162,8 @@ def test_the_health_of_a_server_with_mutual_tls(watched: Watched) -> None:
     allowed, stranger = run(*asked, "--tls-dir", folder), run(*asked)
     assert (allowed.returncode, allowed.stdout.strip()) == (ExitCode.OK, "serving"), allowed.stderr
     assert stranger.returncode == ExitCode.UNREACHABLE and "does not answer" in stranger.stderr
+    watched.authority.revoke("probe")
+    assert run(*asked, "--tls-dir", folder).returncode == ExitCode.REFUSED
 
 
 def test_a_killed_client_raises_the_alerts(watched: Watched) -> None:
