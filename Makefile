@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto dashboards clean
+.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,10 @@ bench-defaults: install  ## compare plans on the digits task, three seeds (about
 
 bench-accuracy: install  ## every preset at equal client passes on Fashion-MNIST, three seeds (under 150 minutes; QUICK=1 under 10); writes docs/results/accuracy.md
 	$(BIN)/python benchmarks/accuracy.py
+
+bench-backpressure: install  ## what 200 greedy clients do to the server's memory, and what its windows cost in throughput (about 2 minutes)
+	$(BIN)/python benchmarks/backpressure.py
+	$(BIN)/python benchmarks/stream_throughput.py
 
 bench-client: install  ## a client's step on ResNet-18's front: memory, seconds, bytes, beside plain PyTorch (under 8 minutes; QUICK=1 under 4); writes docs/results/client.md
 	$(BIN)/python benchmarks/client.py

@@ -65,7 +65,7 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         """A round that notes what its steps cost beside two bare passes over the same batch."""
 
         def run_step(self, local_step: int) -> None:
-            batch = Batch(*self._context.read_batch(self._order.indices(local_step)))
+            batch = Batch(*self._context.read_batch(*self._order.draw(local_step)))
             self._context.parameters.show_base()
             bare = [two_passes(program, batch) for program in load(self._context, DataSpecification("", batch.x.shape[1:], 10))]
 

@@ -12,6 +12,9 @@ from heron_common.ids import RoundReference
 from heron_common.plan import Objective, Plan, UpdateEncoding
 from heron_common.tensors import DType, TensorSpec
 
+MAX_LENGTHS = 32
+"""Lengths of text in one run: each has programs of its own."""
+
 
 @dataclass(frozen=True)
 class BlobReference:
@@ -42,11 +45,12 @@ class ProgramKind(StrEnum):
 
 @dataclass(frozen=True)
 class ProgramReference:
-    """A program to fetch; one run of it takes `micro_batch` samples."""
+    """A program to fetch; one run of it takes `micro_batch` samples, where texts have several lengths those of `length`, else 0."""
 
     kind: ProgramKind
     blob: BlobReference
     micro_batch: int
+    length: int = 0
 
 
 CLASS_LABEL = TensorSpec("labels", DType.INT64, ())
@@ -66,6 +70,7 @@ class ModelSpec:
         base: frozen tensors of front and head in the order of the base's blob; int8 ones are followed there by a float32 scale per row.
         statistics: running statistics of front and head that training moves but no step does, in the order of their flat buffer: named `front.` and
             then `head.` with the layer's own name. Where there are any, samples are normalised by their batch, which programs then take whole.
+        lengths: those that texts are padded to, ascending; cut, labels and context are of the last. Empty where all samples have one shape.
 
     """
 
@@ -76,6 +81,7 @@ class ModelSpec:
     context: tuple[TensorSpec, ...] = ()
     base: tuple[TensorSpec, ...] = ()
     statistics: tuple[TensorSpec, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def statistics_read(self, with_head: bool) -> tuple[TensorSpec, ...]:
         """Return the statistics that a program of the front, or of front and head, moves: a prefix of all."""
@@ -119,6 +125,8 @@ class DataSpecification:
         class_names: in the order of their numbers; empty if classes have none.
         tokenizer: turns text into tokens; None where samples are no text.
         refuses_overlong: whether text longer than `input_shape` is refused; else it is cut off and counted.
+        lengths: those that texts are padded to, each text to the smallest that holds it, ascending, the last that of `input_shape`; empty where
+            there is only that.
 
     """
 
@@ -134,6 +142,7 @@ class DataSpecification:
     channel_deviations: tuple[float, ...] = ()
     tokenizer: BlobReference | None = None
     refuses_overlong: bool = False
+    lengths: tuple[int, ...] = ()
 
     @property
     def labels(self) -> TensorSpec:
@@ -272,7 +281,10 @@ class Submission:
 
 
 def upload_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
-    """Return the tensors of one upload: activations of the base and each probe in the wire dtype, labels, and what goes with them."""
+    """Return the tensors of one upload: activations of the base and each probe in the wire dtype, labels, and what goes with them.
+
+    An upload is of one length: where texts have several, `model` is the one `of_length` (`heron_common.text_lengths`).
+    """
     activations = TensorSpec("activations", DType(plan.wire_dtype.value), (plan.batch_size * (1 + plan.num_probes), *model.cut.shape))
     beside = tuple(TensorSpec(spec.name, spec.dtype, (plan.batch_size, *spec.shape)) for spec in (model.labels, *model.context))
     return (activations, *beside)

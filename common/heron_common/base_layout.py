@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from heron_common.errors import ProgramError
 from heron_common.tensors import NUMPY_DTYPES, DType, TensorSpec
 
 ALIGNMENT = 64
@@ -30,12 +31,21 @@ class BaseLayout:
 
 
 def base_layout(specs: tuple[TensorSpec, ...]) -> BaseLayout:
-    """Return the layout of these tensors."""
+    """Return the layout of these tensors.
+
+    Raises:
+        ProgramError: an int8 tensor has no rows.
+
+    """
     regions: list[BaseRegion] = []
     end = 0
     for index, spec in enumerate(specs):
         parts = [(f"base.{index}", spec.dtype, spec.shape)]
         if spec.dtype is DType.INT8:
+            if not spec.shape:
+                raise ProgramError(
+                    f"a frozen int8 tensor has rows, each with a scale, but {spec.name[:80]!r} is a single number: restart the server"
+                )
             parts.append((f"base.{index}.scales", DType.FLOAT32, (spec.shape[0],)))
         for name, dtype, shape in parts:
             offset = -(-end // ALIGNMENT) * ALIGNMENT

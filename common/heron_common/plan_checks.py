@@ -22,13 +22,16 @@ from heron_common.zeroth_order import FiniteDifference
 _REPLAYED = {ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE}
 """Optimisers whose step is a sum of directions, so that a list of coefficients is the whole step."""
 
+MAX_COUNT = 1_000_000
+"""Of steps, samples, groups and directions: a client that is told more has been told nonsense, and would be at it for ever."""
+
 
 def plan_mistakes(plan: Plan) -> list[str]:
     """Return every mistake in a complete plan, each one sentence with what to write instead; empty if there is none."""
     counts = ("local_steps", "upload_interval", "batch_size", "direction_groups", "num_directions", "micro_batch")
     reals = (("smoothing_radius", plan.smoothing_radius), ("client_learning_rate", plan.learning_rate), ("clip_factor", plan.clip_factor))
-    wrong = [name for name in counts if getattr(plan, name) < 1]
-    mistakes = [f"{name} must be at least 1, not {getattr(plan, name)}: give a positive number" for name in wrong]
+    wrong = [name for name in counts if not 1 <= getattr(plan, name) <= MAX_COUNT]
+    mistakes = [f"{name} must be at least 1 and at most {MAX_COUNT}, not {getattr(plan, name)}: give such a number" for name in wrong]
     mistakes += [
         f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
         for name, value in reals

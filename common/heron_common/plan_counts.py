@@ -40,7 +40,8 @@ def round_bytes(plan: Plan, model: ModelSpec) -> dict[str, dict[str, int]]:
     """Return the payload bytes of one client's round, {"up": {kind: bytes}, "down": {kind: bytes}}; kinds without bytes are left out.
 
     Scalar answers ("losses"), control messages and programs are not counted: their sizes are the encoding's, not the plan's.
-    Nor are held-out samples ("evaluation"): how many a client has is its own shard's affair.
+    Nor are held-out samples ("evaluation"): how many a client has is its own shard's affair. Of a run with several lengths of text these are the bytes
+    at the greatest, and so the most that a round can have.
     """
     sending, uploads = len(plan.sending_steps), upload_specs(plan, model)
     up = {spec.name: sending * spec.size_bytes for spec in uploads} | {"update": total_bytes(update_specs(plan, model))}

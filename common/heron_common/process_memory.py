@@ -1,11 +1,12 @@
-"""Memory of this process as the kernel counts it: VmRSS now, VmHWM at its peak, and the limit of its control group.
+"""Memory as the kernel counts it: what this process has, VmRSS now and VmHWM at its peak, and what it may have.
 
 Never `ru_maxrss`: Linux folds the parent's high-water mark into it when a process starts.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 
@@ -26,25 +27,51 @@ def resident_memory(pid: int | str = "self") -> ResidentMemory:
     return ResidentMemory(_kilobytes(fields.get("VmRSS")), _kilobytes(fields.get("VmHWM")))
 
 
-def memory_limit(control_groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Return the bytes at which the kernel ends this process (systemd's MemoryMax, a container's limit); None without one, or without cgroup v2."""
+_UNLIMITED = 1 << 60
+"""What control groups say instead of a limit is far beyond this; no machine has so much."""
+
+
+def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this process may use at most: the machine's, or less where a control group says so; 0 where nobody tells."""
+    limits = (_machine_memory(proc), memory_limit(proc, groups) or 0)
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def memory_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes at which the kernel ends this process: systemd's MemoryMax, a container's limit; None without one."""
+    return min((limit for limit in _group_limits(proc, groups) if 0 < limit < _UNLIMITED), default=None)
+
+
+def _machine_memory(proc: Path) -> int:
     try:
-        own = next(line[3:] for line in membership.read_text(encoding="ascii").splitlines() if line.startswith("0::"))
-    except (OSError, ValueError, StopIteration):
-        return None
-    group = control_groups / own.strip("/")
-    limits = []
-    # A limit further up counts for everything below it.
-    for directory in (group, *group.parents):
-        try:
-            text = (directory / "memory.max").read_text(encoding="ascii").strip()
-        except OSError:
-            text = "max"
-        if text.isdigit():
-            limits.append(int(text))
-        if directory == control_groups:
-            break
-    return min(limits, default=None)
+        text = (proc / "meminfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return next((_kilobytes(line.partition(":")[2]) for line in text.splitlines() if line.startswith("MemTotal:")), 0)
+
+
+def _group_limits(proc: Path, groups: Path) -> Iterator[int]:
+    """Yield the limits of this process's control group and of those around it, of version 2 or 1; a container often sees its own as the root."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        inside = PurePosixPath(path.lstrip("/"))
+        for group in (inside, *inside.parents):
+            yield _number_in(root / group / name)
+
+
+def _number_in(path: Path) -> int:
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() else 0
 
 
 def _kilobytes(value: str | None) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from heron_common.assignment import (
+    MAX_LENGTHS,
     Assignment,
     BlobReference,
     DataSpecification,
@@ -60,6 +61,32 @@ _PLAN_ENUMS: dict[str, dict[Any, int]] = {
 }
 
 
+MAX_TENSORS = 8192
+"""Of one kind in a message; a transformer of a hundred blocks has some two thousand."""
+
+MAX_NAME_CHARACTERS = 512
+"""Of a tensor: a path through modules."""
+
+MAX_CLASS_NAMES = 1 << 16
+"""In a data specification."""
+
+MAX_CHANNELS = 1 << 12
+"""With a mean and a deviation of their own."""
+
+SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.001, 3600.0
+"""Between two questions of a client without work."""
+
+MAX_LOSSES = 1 << 16
+"""In an answer: far more uploads than a client has under way."""
+
+
+def _few(values: Any, most: int, what: str) -> Any:
+    """Return `values` if they are not too many: a message of a mebibyte may hold half a million of them, and each becomes an object."""
+    if len(values) > most:
+        raise RefusedError(ErrorCode.OVERSIZED, f"a message has at most {most} {what}, but {len(values)} came: update the older side")
+    return values
+
+
 def _member(table: dict[Member, int], number: int, what: str) -> Member:
     for member, value in table.items():
         if value == number:
@@ -78,12 +105,16 @@ def tensor_spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
         raise RefusedError(
             ErrorCode.INVALID_TENSOR, f"a shape has at most {MAX_RANK} dimensions of at least 1, but {list(message.shape)[:16]} came"
         )
+    if len(message.name) > MAX_NAME_CHARACTERS:
+        raise RefusedError(
+            ErrorCode.INVALID_TENSOR, f"a tensor's name has at most {MAX_NAME_CHARACTERS} characters, but {message.name[:80]!r}... came"
+        )
     return TensorSpec(message.name, _member(_DTYPE, message.dtype, "dtype"), tuple(message.shape))
 
 
 def tensor_specs_from_proto(messages: Any) -> tuple[TensorSpec, ...]:
-    """Decode several tensor specifications."""
-    return tuple(tensor_spec_from_proto(message) for message in messages)
+    """Decode several tensor specifications; refuses more than MAX_TENSORS."""
+    return tuple(tensor_spec_from_proto(message) for message in _few(messages, MAX_TENSORS, "tensors"))
 
 
 def blob_to_proto(blob: BlobReference) -> pb.Blob:
@@ -133,17 +164,18 @@ def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecific
     """Decode what the model expects of data; refuses a task that this version does not know."""
     return DataSpecification(
         name=message.name,
-        input_shape=tuple(message.input_shape),
+        input_shape=tuple(_few(message.input_shape, MAX_RANK, "dimensions of a sample")),
         num_classes=message.num_classes,
         mean=message.mean,
         standard_deviation=message.standard_deviation,
         task=_member(_TASK, message.task, "task"),
         tokens=message.tokens,
-        class_names=tuple(message.class_names),
-        channel_means=tuple(message.channel_means),
-        channel_deviations=tuple(message.channel_deviations),
+        class_names=tuple(_few(message.class_names, MAX_CLASS_NAMES, "class names")),
+        channel_means=tuple(_few(message.channel_means, MAX_CHANNELS, "channels")),
+        channel_deviations=tuple(_few(message.channel_deviations, MAX_CHANNELS, "channels")),
         tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
         refuses_overlong=message.refuses_overlong,
+        lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
     )
 
 
@@ -157,6 +189,7 @@ def model_to_proto(model: ModelSpec) -> pb.Model:
         context=[tensor_spec_to_proto(spec) for spec in model.context],
         base=[tensor_spec_to_proto(spec) for spec in model.base],
         statistics=[tensor_spec_to_proto(spec) for spec in model.statistics],
+        lengths=model.lengths,
     )
 
 
@@ -170,6 +203,7 @@ def model_from_proto(message: pb.Model) -> ModelSpec:
         context=tensor_specs_from_proto(message.context),
         base=tensor_specs_from_proto(message.base),
         statistics=tensor_specs_from_proto(message.statistics),
+        lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
     )
 
 
@@ -182,7 +216,7 @@ def membership_to_proto(membership: Membership) -> pb.JoinResponse:
         data_specification=data_specification_to_proto(membership.data_specification),
         model=model_to_proto(membership.model),
         programs=[
-            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch)  # type: ignore[arg-type]
+            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch, length=p.length)  # type: ignore[arg-type]
             for p in membership.programs
         ],
         heartbeat_seconds=membership.heartbeat_seconds,
@@ -202,8 +236,8 @@ def membership_from_proto(message: pb.JoinResponse) -> Membership:
         data_specification=data_specification_from_proto(message.data_specification),
         model=model_from_proto(message.model),
         programs=tuple(
-            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch)
-            for p in message.programs
+            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch, p.length)
+            for p in _few(message.programs, len(ProgramKind) * MAX_LENGTHS, "programs")
         ),
         heartbeat_seconds=message.heartbeat_seconds,
         num_rounds=message.num_rounds,
@@ -234,7 +268,7 @@ def assignment_from_proto(message: pb.Assignment) -> Assignment:
         plan=plan_from_proto(message.plan),
         client_model=blob_from_proto(message.client_model),
         auxiliary_head=blob_from_proto(message.auxiliary_head) if message.HasField("auxiliary_head") else None,
-        direction_scales=tuple(message.direction_scales),
+        direction_scales=tuple(_few(message.direction_scales, 2 * MAX_TENSORS, "direction scales")),
         second_moment=message.second_moment,
         derivative_quantile=message.derivative_quantile,
         statistics=blob_from_proto(message.statistics) if message.HasField("statistics") else None,
@@ -252,13 +286,15 @@ def next_step_to_proto(step: NextStep, losses: tuple[UploadLoss, ...]) -> pb.Nex
 
 
 def next_step_from_proto(message: pb.NextAssignmentResponse) -> NextStep:
-    """Decode what to do next; an answer of a kind this version does not know is a short wait."""
+    """Decode what to do next; an answer of a kind this version does not know is a short wait, and no wait is longer than LONGEST_WAIT_SECONDS."""
     which = message.WhichOneof("next")
     if which == "assignment":
         return assignment_from_proto(message.assignment)
     if which == "finished":
-        return FinishedRun(message.finished.reason)
-    return Wait(message.wait.seconds or 1.0, message.wait.reason)
+        return FinishedRun(message.finished.reason[:1000])
+    seconds = message.wait.seconds
+    # What is no time at all would make a client ask again and again without a pause.
+    return Wait(min(seconds, LONGEST_WAIT_SECONDS) if seconds >= SHORTEST_WAIT_SECONDS else 1.0, message.wait.reason[:1000])
 
 
 def loss_to_proto(loss: UploadLoss) -> pb.UploadLoss:
@@ -270,7 +306,9 @@ def loss_to_proto(loss: UploadLoss) -> pb.UploadLoss:
 
 def losses_from_proto(messages: Any) -> tuple[UploadLoss, ...]:
     """Decode the server's losses on uploads."""
-    return tuple(UploadLoss(round_from_proto(m.round), m.local_step, m.server_loss, m.server_version) for m in messages)
+    return tuple(
+        UploadLoss(round_from_proto(m.round), m.local_step, m.server_loss, m.server_version) for m in _few(messages, MAX_LOSSES, "losses")
+    )
 
 
 def answer_to_proto(answer: UploadAnswer) -> pb.UploadAnswer:

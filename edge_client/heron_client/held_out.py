@@ -12,11 +12,13 @@ from heron_client.passes import ACTIVATIONS, LABELS, MASK, Batch
 from heron_client.sending import StepSender
 from heron_client.uploader import Upload, UploadRequest
 from heron_common.assignment import Assignment, UploadPurpose, evaluation_specs
-from heron_common.data.held_out import evaluation_rows
+from heron_common.data.batch_order import Draw
+from heron_common.data.held_out import evaluation_batches
 from heron_common.directions import derive_seed
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.tensors import Float32Array, raw_bytes
+from heron_common.text_lengths import of_length
 from heron_common.wire_dtypes import encode_rows
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,11 @@ def send_held_out(context: LocalContext, assignment: Assignment, sender: StepSen
     held_out, plan = context.held_out, assignment.plan
     if held_out is None:
         return
-    for index, rows in enumerate(evaluation_rows(held_out.num_examples, plan.batch_size, held_out.max_batches)):
-        count = rows.stop - rows.start
-        specs = evaluation_specs(plan, context.model, count)
+    for index, drawn in enumerate(evaluation_batches(held_out.num_examples, plan.batch_size, held_out.max_batches, held_out.lengths)):
+        count = len(drawn.indices)
+        specs = evaluation_specs(plan, of_length(context.model, drawn.length), count)
         request = UploadRequest(assignment.round, UploadPurpose.EVALUATE, index, 0, specs)
-        batch = _padded_batch(held_out, rows, plan.batch_size)
+        batch = _padded_batch(held_out, drawn, plan.batch_size)
         stream = partial(_stream, context=context, assignment=assignment, index=index, count=count, batch=batch)
         try:
             sender.send(request, stream)
@@ -53,15 +55,15 @@ def send_held_out(context: LocalContext, assignment: Assignment, sender: StepSen
             log.warning("a batch of held-out samples is not scored", extra={"batch": index, "reason": exc.sentence})
 
 
-def _padded_batch(held_out: HeldOutSamples, rows: slice, batch_size: int) -> Batch:
+def _padded_batch(held_out: HeldOutSamples, drawn: Draw, batch_size: int) -> Batch:
     """Read a batch, short ones filled up by their own samples over again: programs take whole micro-batches; what fills up stays here."""
-    wanted = rows.start + np.arange(batch_size) % (rows.stop - rows.start)
-    return Batch(*held_out.read_batch(wanted))
+    wanted = np.resize(drawn.indices, batch_size)
+    return Batch(*held_out.read_batch(wanted, drawn.length), drawn.length)
 
 
 def _stream(upload: Upload, context: LocalContext, assignment: Assignment, index: int, count: int, batch: Batch) -> Float32Array:
     """Compute and write one upload of the first `count` samples of a batch; the same call makes the same bytes again for a retry."""
-    plan, program = assignment.plan, context.activation_program()
+    plan, program = assignment.plan, context.activation_program(batch.length)
     noise = derive_seed(context.run_seed, context.client_id, assignment.round, "quantise_held_out", index)
     context.parameters.show_base()
     for start in range(0, count, plan.micro_batch):

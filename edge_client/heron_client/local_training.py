@@ -13,6 +13,7 @@ import numpy.typing as npt
 from heron_client.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.parameters import LocalParameters, SentFront
 from heron_client.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
+from heron_client.programs import Programs
 from heron_client.round_meter import RoundMeter
 from heron_client.runtime import Program
 from heron_client.sending import SendOutcome, StepSender
@@ -28,14 +29,16 @@ from heron_common.assignment import (
     upload_specs,
 )
 from heron_common.clock import Clock
-from heron_common.data.partition import SampleOrder
+from heron_common.data.batch_order import BatchOrder
 from heron_common.directions import Directions, derive_seed
 from heron_common.plan import ClientOptimiser, Estimator, Objective, UpdateEncoding
 from heron_common.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
+from heron_common.text_lengths import of_length
 from heron_common.update_log import step_directions, weights_digest
 from heron_common.zeroth_order import FiniteDifference, RunningQuantile, SecondMoment, directional_derivatives, guard
 
-ReadBatch = Callable[[Int64Array], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+ReadBatch = Callable[[Int64Array, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+"""(indices, length of their texts or 0) -> x and y."""
 
 _NORMALISED = {ClientOptimiser.ADAM, ClientOptimiser.ADAMW}
 
@@ -48,30 +51,39 @@ LONGEST_STEP = 1e3
 
 @dataclass(frozen=True)
 class HeldOutSamples:
-    """What a client keeps from training: samples read by their number from 0, of which at most `max_batches` batches are evaluated in a round."""
+    """What a client keeps from training: samples read by their number from 0, of which at most `max_batches` batches are evaluated in a round.
+
+    `lengths` as in LocalContext.
+    """
 
     read_batch: ReadBatch
     num_examples: int
     max_batches: int
+    lengths: Int64Array | None = None
 
 
 @dataclass(frozen=True)
 class LocalContext:
-    """What stays the same over a client's rounds; `read_batch` and `num_examples` are of the samples that are trained on."""
+    """What stays the same over a client's rounds; `read_batch`, `num_examples` and `lengths` are of the samples that are trained on.
+
+    `lengths` holds the smallest of the run's lengths that holds each sample; None where samples have one shape.
+    """
 
     client_id: str
     run_seed: int
     model: ModelSpec
     parameters: LocalParameters
-    programs: dict[ProgramKind, Program]
+    programs: Programs
     read_batch: ReadBatch
     num_examples: int
     clock: Clock
     held_out: HeldOutSamples | None = None
+    lengths: Int64Array | None = None
 
-    def activation_program(self) -> Program:
+    def activation_program(self, length: int) -> Program:
         """Return a program that computes activations: every one of these does, and a plan may have only one of them."""
-        return next(self.programs[kind] for kind in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if kind in self.programs)
+        kind = next(k for k in (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT) if k in self.programs.kinds)
+        return self.programs.program(kind, length)
 
 
 class LocalRound:
@@ -88,7 +100,15 @@ class LocalRound:
         self._sender = sender
         self._sent = SentFront(context.parameters)
         self._on_step = on_step
-        self._order = SampleOrder(context.run_seed, context.client_id, assignment.round, context.num_examples, plan.batch_size)
+        self._order = BatchOrder(
+            context.run_seed,
+            context.client_id,
+            assignment.round,
+            context.num_examples,
+            plan.batch_size,
+            plan.local_steps,
+            context.lengths,
+        )
         self._layout = context.parameters.trained_layout(plan.trains_head)
         self._trained = context.parameters.theta[: self._layout.num_parameters]
         self._scales = np.array(assignment.direction_scales, np.float64)
@@ -104,7 +124,8 @@ class LocalRound:
     def run_step(self, local_step: int) -> None:
         """Take one local step: base pass (streamed up where the plan says so), perturbed passes or a gradient, step."""
         started = self._context.clock.now()
-        batch = Batch(*self._context.read_batch(self._order.indices(local_step)))
+        drawn = self._order.draw(local_step)
+        batch = Batch(*self._context.read_batch(*drawn), drawn.length)
         outcome = self._base_pass(local_step, batch)
         if self._plan.trains_front:
             if not self.meter.diverged:
@@ -139,7 +160,7 @@ class LocalRound:
             # The upload before may have to be computed again, from its own front.
             self._sender.settle()
             self._sent.begin()
-            return self._sender.send(self._request(local_step), lambda upload: self._stream(upload, local_step, batch))
+            return self._sender.send(self._request(local_step, batch.length), lambda upload: self._stream(upload, local_step, batch))
         if not self._sender.answered:
             self._sent.before_passes()
         exact = self._plan.estimator is Estimator.FIRST_ORDER
@@ -147,7 +168,7 @@ class LocalRound:
         if not exact and not forward:
             return None
         self._context.parameters.show_base()
-        program = self._base_program()
+        program = self._base_program(batch.length)
         losses = self._passes.whole(program, batch, gradient=self._cleared_gradient())
         self._move_statistics(program)
         return SendOutcome(losses, None)
@@ -160,12 +181,12 @@ class LocalRound:
         else:
             self.meter.diverged = True
 
-    def _base_program(self) -> Program:
-        programs = self._context.programs
+    def _base_program(self, length: int) -> Program:
         if self._plan.objective is Objective.AUXILIARY and self._plan.trains_front:
-            return programs[ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS]
+            kind = ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS
+            return self._context.programs.program(kind, length)
         # A front that rests after it diverged may have no program of its own.
-        return self._context.activation_program()
+        return self._context.activation_program(length)
 
     def _cleared_gradient(self) -> Float32Array | None:
         if self._plan.estimator is not Estimator.FIRST_ORDER or self._plan.objective is not Objective.AUXILIARY:
@@ -173,8 +194,8 @@ class LocalRound:
         self._gradient[:] = 0
         return self._gradient
 
-    def _request(self, local_step: int) -> UploadRequest:
-        plan, model = self._plan, self._context.model
+    def _request(self, local_step: int, length: int) -> UploadRequest:
+        plan, model = self._plan, of_length(self._context.model, length)
         purpose = UploadPurpose.PROBE if plan.num_probes else UploadPurpose.TRAIN
         specs = upload_specs(plan, model)
         return UploadRequest(self._assignment.round, purpose, local_step, plan.num_probes, specs, cut_gradient_specs(plan, model))
@@ -186,7 +207,7 @@ class LocalRound:
         noise = derive_seed(context.run_seed, context.client_id, self._assignment.round, "quantise", local_step)
         stream = UploadStream(upload, noise)
         gradient = None if upload.repeats else self._cleared_gradient()
-        program = self._base_program()
+        program = self._base_program(batch.length)
         losses = self._passes.whole(program, batch, stream, gradient)
         if not upload.repeats:
             self._move_statistics(program)
@@ -217,7 +238,8 @@ class LocalRound:
         if self._plan.needs_cut_gradient:
             if outcome is None or outcome.answer is None:
                 raise ValueError("a step on gradients at the cut needs the server's answer")
-            cut_gradient = CutGradient(outcome.answer.cut_gradient, self._plan, self._context.model.cut.shape)
+            cut = of_length(self._context.model, batch.length).cut
+            cut_gradient = CutGradient(outcome.answer.cut_gradient, self._plan, cut.shape)
         if self._exact is not None:
             self._step_exactly(batch, outcome, cut_gradient)
         else:
@@ -227,7 +249,8 @@ class LocalRound:
         if cut_gradient is not None:
             self._context.parameters.show_base()
             self._gradient[:] = 0
-            self._passes.whole(self._context.programs[ProgramKind.PULLBACK], batch, None, self._gradient, cut_gradient)
+            program = self._context.programs.program(ProgramKind.PULLBACK, batch.length)
+            self._passes.whole(program, batch, None, self._gradient, cut_gradient)
         elif outcome is not None:
             self.meter.add_losses(outcome.losses)
             self._note_explosion(outcome.losses)
@@ -276,7 +299,7 @@ class LocalRound:
     ) -> tuple[Float32Array | None, list[Float32Array]]:
         """Return this device's own losses of the base, if the plan has them, and of each perturbed pass."""
         kind = ProgramKind.LOSS if cut_gradient is None else ProgramKind.SURROGATE
-        program = self._context.programs[kind]
+        program = self._context.programs.program(kind, batch.length)
         base = None if outcome is None else outcome.losses
         if cut_gradient is not None:
             base = None

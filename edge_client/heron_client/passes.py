@@ -25,10 +25,11 @@ ACTIVATIONS, LABELS, MASK = 0, 1, 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one local step: x [batch_size, *input_shape], labels y [batch_size, ...]."""
+    """Samples of one local step: x [batch_size, *input_shape], labels y [batch_size, ...]; `length` of its texts, 0 where a run has but one shape."""
 
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
+    length: int = 0
 
 
 @dataclass

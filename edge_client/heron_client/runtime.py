@@ -15,7 +15,9 @@ from heron_client.parameters import LocalParameters
 from heron_common.assignment import MAX_PROGRAM_BYTES, DataSpecification, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.layout import FlatLayout
+from heron_common.program_check import check_program
 from heron_common.tensors import NUMPY_DTYPES, Float32Array
+from heron_common.text_lengths import of_length
 
 PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {
     ProgramKind.LOSS: ("activations", "losses"),
@@ -58,15 +60,22 @@ class Program:
         """Load the program after checking its digest, its inputs and its outputs. With an `arena` it keeps the memory of its temporaries between runs.
 
         Raises:
-            ProgramError: wrong digest or size, not loadable, or its inputs are not the model's.
+            ProgramError: wrong digest or size, more in it than standard operators, not loadable, or its inputs are not the model's.
 
         """
         self.kind = reference.kind
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
+        check_program(data)
         self._session = _load(data, threads, arena)
+        if reference.length not in (model.lengths or (0,)):
+            raise ProgramError(
+                f"the {self.kind.value} program is for texts of {reference.length} tokens, which is no length of this run: restart the server"
+            )
+        model = of_length(model, reference.length)
         rows, cut = reference.micro_batch, model.cut.shape
-        self._x: npt.NDArray[Any] = np.zeros((rows, *specification.input_shape), np.int64 if specification.tokens else np.float32)
+        sample = (reference.length,) if reference.length else specification.input_shape
+        self._x: npt.NDArray[Any] = np.zeros((rows, *sample), np.int64 if specification.tokens else np.float32)
         self._y: npt.NDArray[Any] = np.zeros((rows, *model.labels.shape), NUMPY_DTYPES[model.labels.dtype])
         self._cut_gradient: Float32Array = np.zeros((rows, *cut) if self.kind in _READS_CUT_GRADIENT else 0, np.float32)
         self.activations: Float32Array = np.zeros((rows, *cut), np.float32)

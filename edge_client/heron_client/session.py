@@ -11,10 +11,12 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from heron_client.assignment_checks import check_assignment
 from heron_client.heartbeat import Heartbeat
 from heron_client.held_out import send_held_out
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.memory import return_freed_memory
+from heron_client.memory_budget import memory_budget
 from heron_client.metrics import ClientMetrics
 from heron_client.patience import Diagnose, Patience
 from heron_client.renewal import Renewal, RunChanged
@@ -80,6 +82,14 @@ class SessionSettings:
     owns_process: bool = True
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """What a session has from its joining on."""
+
+    membership: Membership
+    context: LocalContext
+
+
 class Session:
     """Runs until the server says that the run is over or `stop` is set."""
 
@@ -109,7 +119,6 @@ class Session:
         self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
         self._supplies = Supplies(self._fetch, self._fetch_into, self._fetch_file, state, clock, self._give_memory_back)
-        self._heartbeat_seconds = 10.0
         self._reader: SampleReader | None = None
         self._warned_of_truncation = False
         self.state = SessionState.NEW
@@ -120,16 +129,16 @@ class Session:
         Raises:
             RefusedError: the server refuses this client for good.
             TransportError: the server was out of reach for longer than `give_up_after_seconds`.
-            DataError, ProgramError: data or a program does not fit.
+            DataError, ProgramError: data, a program, or what the server asks for does not fit.
 
         """
-        context: LocalContext | None = None
+        joined: _Joined | None = None
         try:
             while self.state is not SessionState.LEFT:
                 try:
-                    if context is None or self.state is SessionState.NEW:
-                        context = self._join()
-                    self._work(context)
+                    if joined is None or self.state is SessionState.NEW:
+                        joined = self._join()
+                    self._work(joined)
                 except RefusedError as exc:
                     if exc.code is not ErrorCode.SESSION_UNKNOWN:
                         raise
@@ -166,7 +175,7 @@ class Session:
         self.state = state
         self._metrics.phase(state.value)
 
-    def _join(self) -> LocalContext:
+    def _join(self) -> _Joined:
         settings = self._settings
         membership = self._retry(self._open_session, "join")
         crash_point(CrashPoint.CLIENT_JOINED)
@@ -178,22 +187,23 @@ class Session:
         context = self._supplies.context(settings.client_name, membership, self._reader, settings.threads, arenas=settings.owns_process)
         self._enter(SessionState.JOINED)
         log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": self._reader.num_examples})
-        self._heartbeat_seconds = membership.heartbeat_seconds
-        return context
+        return _Joined(membership, context)
 
-    def _work(self, context: LocalContext) -> None:
+    def _work(self, joined: _Joined) -> None:
         while self.state is SessionState.JOINED:
             step, losses = self._retry(lambda: self._transport.next_step(None), "ask for work")
             self._note_losses(losses)
             if isinstance(step, Assignment):
-                self._train(context, step)
+                self._train(joined, step)
             elif isinstance(step, Wait):
                 self._patience.pause(step.seconds)
             elif isinstance(step, Finished):
                 log.info("the run is finished", extra={"reason": step.reason})
                 self._leave("the run is finished")
 
-    def _train(self, context: LocalContext, assignment: Assignment) -> None:
+    def _train(self, joined: _Joined, assignment: Assignment) -> None:
+        context = joined.context
+        check_assignment(assignment, joined.membership, memory_budget())
         self._enter(SessionState.TRAINING)
         self._metrics.round_started(assignment)
         self._training = assignment
@@ -201,7 +211,7 @@ class Session:
         round_over = threading.Event()
         sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer, self._renewal.after)
         heartbeat = Heartbeat(
-            self._transport, assignment.round, self._heartbeat_seconds, round_over, self._note_losses, self._renewal.after
+            self._transport, assignment.round, joined.membership.heartbeat_seconds, round_over, self._note_losses, self._renewal.after
         )
         try:
             self._supplies.load_weights(context.parameters, assignment)
@@ -289,7 +299,7 @@ class Session:
         if not self._warned_of_truncation:
             self._warned_of_truncation = True
             log.warning(
-                "texts were longer than the run takes and were cut off: raise LENGTH in --data-spec on the server, or see --check-data",
+                "texts were longer than the run takes and were cut off: raise the (last) LENGTH in --data-spec on the server, or see --check-data",
                 extra={"texts": self._reader.truncated, "of": self._reader.num_examples},
             )
 
@@ -337,5 +347,7 @@ class Session:
                 return call()
             except (TransportError, RefusedError) as exc:
                 # Outside a round the caller joins again from the beginning.
-                if not (self._training is not None and self._renewal.after(exc)):
+                if self._training is not None and self._renewal.after(exc):
+                    attempts = self._patience.begin(what)
+                else:
                     attempts.wait(exc)

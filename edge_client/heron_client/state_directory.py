@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,11 @@ from heron_common.assignment import BlobReference
 from heron_common.atomic import write_atomically
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.directory_lock import DirectoryLock
-from heron_common.errors import ConfigurationError, HeronError, StorageError
+from heron_common.errors import ConfigurationError, HeronError, ProgramError, StorageError
 from heron_common.ids import new_token
+
+KEPT_PROGRAM_BYTES = 256 << 20
+"""Of programs and tokenizers: those of a dozen runs or more. Frozen weights are kept until they are deleted by hand."""
 
 
 class ClientState(Protocol):
@@ -92,20 +96,20 @@ class StateDirectory:
         return data if hashlib.sha256(data).hexdigest() == blob.sha256 else None
 
     def keep_program(self, blob: BlobReference, data: bytes) -> None:
-        """Keep a program for next time."""
+        """Keep a program for next time; the oldest ones make room, so that no server fills this disk with one after the other."""
         self._replace(self._program_path(blob), data)
+        _forget_oldest(self._path / "programs", KEPT_PROGRAM_BYTES)
 
     def large_blob_path(self, blob: BlobReference) -> Path:
         """Return where a blob that is too large for memory is kept, or will be; its name is its digest."""
-        return self._path / "blobs" / f"{int(blob.sha256 or '0', 16):064x}"
+        return self._path / "blobs" / _file_name(blob)
 
     def close(self) -> None:
         """Release the lock; safe to repeat."""
         self._lock.close()
 
     def _program_path(self, blob: BlobReference) -> Path:
-        # The name is computed, never taken from the wire: a digest with a slash in it must not name a path.
-        return self._path / "programs" / f"{int(blob.sha256 or '0', 16):064x}.onnx"
+        return self._path / "programs" / f"{_file_name(blob)}.onnx"
 
     def _read(self) -> dict[str, str]:
         try:
@@ -113,7 +117,7 @@ class StateDirectory:
             return {str(k): str(v) for k, v in known.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError) as exc:
+        except (OSError, ValueError, AttributeError, RecursionError) as exc:
             raise StorageError(f"{self._path / 'client.json'} is damaged ({exc}): delete it to start with a new identity") from exc
 
     def _write(self) -> None:
@@ -125,6 +129,27 @@ class StateDirectory:
             crash_point(CrashPoint.CLIENT_STATE_WRITTEN)
         except OSError as exc:
             raise StorageError(f"cannot write {path} ({exc.strerror or exc}): free some space or choose another --state-dir") from exc
+
+
+def _file_name(blob: BlobReference) -> str:
+    # The name is computed, never taken from the wire: a digest with a slash in it must not name a path.
+    if re.fullmatch(r"[0-9a-f]{64}", blob.sha256) is None:
+        raise ProgramError(f"a digest is 64 hexadecimal digits, not {blob.sha256[:80]!r}: what it names is refused")
+    return blob.sha256
+
+
+def _forget_oldest(folder: Path, budget_bytes: int) -> None:
+    """Delete the files that were written first until the rest fit; the newest stays whatever its size."""
+    kept = 0
+    try:
+        files = [(path, path.stat()) for path in folder.iterdir()]
+    except OSError:
+        # Deleted by hand at this moment: there is room.
+        return
+    for place, (path, state) in enumerate(sorted(files, key=lambda entry: entry[1].st_mtime_ns, reverse=True)):
+        kept += state.st_size
+        if place and kept > budget_bytes:
+            path.unlink(missing_ok=True)
 
 
 def has_digest(path: Path, blob: BlobReference) -> bool:

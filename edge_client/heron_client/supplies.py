@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from heron_client.base import MappedBase
 from heron_client.local_training import HeldOutSamples, LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
+from heron_client.programs import Programs
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
 from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
@@ -20,7 +22,7 @@ from heron_common.clock import Clock
 from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
-from heron_common.errors import DataError, ProgramError
+from heron_common.errors import DataError, ProgramError, StorageError
 from heron_common.tensors import Int64Array, raw_bytes
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,9 @@ class Supplies:
         self._give_memory_back = give_memory_back
 
     def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
-        """Load every program of the run over fresh buffers; with `arenas` each keeps the memory of its temporaries.
+        """Load every program of the run once over fresh buffers, and look at the length of every text.
+
+        With `arenas` each program keeps the memory of its temporaries.
 
         Raises:
             ProgramError: a program is not what its reference says, or cannot be loaded on this device.
@@ -63,9 +67,13 @@ class Supplies:
         """
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        programs = {p.kind: self._program(membership, parameters, base, p, threads, arenas) for p in membership.programs}
+        programs = Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
+        programs.load_each()
         split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
-        held_out = HeldOutSamples(_reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches)
+        lengths = _lengths(reader)
+        held_out = HeldOutSamples(
+            _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
+        )
         return LocalContext(
             client_name,
             membership.run_seed,
@@ -76,6 +84,7 @@ class Supplies:
             len(split.training),
             self._clock,
             held_out if held_out.num_examples else None,
+            _some(lengths, split.training),
         )
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
@@ -128,6 +137,7 @@ class Supplies:
             # A device that lost power while it wrote has nobody beside it who would delete a file.
             log.warning("the frozen weights kept here are damaged, fetching them again", extra={"path": str(path)})
             path.unlink()
+        check_room(path, membership.base)
         log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
         self._fetch_file(membership.base, "base", "the frozen weights", path)
         return path
@@ -160,11 +170,38 @@ def check_tokenizer(blob: BlobReference) -> None:
         )
 
 
+def _lengths(reader: SampleReader) -> Int64Array | None:
+    lengths = reader.lengths()
+    if lengths is not None:
+        counts = {str(length): int(np.sum(lengths == length)) for length in reader.specification.lengths}
+        log.info("texts by length in tokens", extra=counts)
+    return lengths
+
+
+def _some(lengths: Int64Array | None, rows: Int64Array) -> Int64Array | None:
+    return None if lengths is None else lengths[rows]
+
+
+def check_room(path: Path, blob: BlobReference) -> None:
+    """Refuse a blob that would leave less than a tenth of what is free on its disk, before it is fetched.
+
+    Raises:
+        StorageError: it would.
+
+    """
+    free = shutil.disk_usage(path.parent).free
+    if blob.size_bytes > free - free // 10:
+        raise StorageError(
+            f"the frozen weights take {blob.size_bytes} bytes, but {path.parent} has {free} free, a tenth of which stays so: "
+            "free some space or choose another --state-dir"
+        )
+
+
 def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:
     """Return what reads some of these rows of the shard, by their place among them."""
 
-    def read_batch(indices: Int64Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = reader.batch(rows[indices])
+    def read_batch(indices: Int64Array, length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        x, y = reader.batch(rows[indices], length)
         if not bool(np.isfinite(x).all()):
             raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
         return x, y

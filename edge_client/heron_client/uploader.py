@@ -30,6 +30,11 @@ class UploadRequest:
     answer_tensors: tuple[TensorSpec, ...] = ()
     """What the server sends back beside scalars; the step waits for it."""
 
+    @property
+    def num_probe_losses(self) -> int:
+        """How many losses the server judges: one for each row of activations where there are probes, else none."""
+        return self.tensors[0].shape[0] if self.num_probes else 0
+
 
 Chunk = tuple[int, bytes] | None
 """Tensor index and bytes; None gives the stream up."""

@@ -51,7 +51,7 @@ def run_health(options: argparse.Namespace) -> int:
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
             answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as exc:
-            raise translate(exc, options.address) from exc
+            raise translate(exc, options.address, has_joined=False) from exc
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(name.lower())
     return ExitCode.OK if answer.status == health_pb2.HealthCheckResponse.SERVING else ExitCode.FAILURE

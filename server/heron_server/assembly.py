@@ -18,6 +18,7 @@ from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.tensors import num_parameters
+from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
@@ -39,6 +40,8 @@ from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, versions
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.event_files import EventFiles
+from heron_server.training.gatekeeping import Gatekeeper
+from heron_server.training.gates import GateSettings
 from heron_server.training.open_round import OpenRound
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import Trainer, TrainerSettings
@@ -65,13 +68,17 @@ class Assembly:
     ledger: Ledger
     inside: OpenRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
+    begins: bool
+    """Whether the run has no checkpoint yet."""
 
     def open(self) -> None:
         """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
-        if self.inside is not None:
-            self.coordinator.start(self.inside.inputs, self.inside.positions)
-        else:
-            self.coordinator.start(self.worker.inputs())
+        inputs, covered = (self.inside.inputs, self.inside.positions) if self.inside is not None else (self.worker.inputs(), 0)
+        if not self.coordinator.reopen(inputs, covered) and self.inside is not None:
+            # The model has what the round had trained by then, and the round is repeated.
+            self.worker.go_back()
+            inputs = self.worker.inputs()
+        self.coordinator.start(inputs)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,14 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     tls = _tls(config.network.tls_dir)
     parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
     network = NetworkServer(
-        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync, tls
+        parts.servicer,
+        config.network.host,
+        config.network.port,
+        config.network.max_clients,
+        Timing(config.rounds.liveness_seconds),
+        parts.on_refusal,
+        parts.ledger.sync,
+        tls,
     )
     return ServerAssembly(**vars(parts), network=network)
 
@@ -144,17 +158,20 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.by_name.values())
 
-    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, event_files)
+    gates = config.gates.settings()
+    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, gates, event_files)
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
     left = (
         resume(worker, checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
         if config.run.resume
-        else Resumption()
+        else Resumption(begun=False)
     )
+    parts.gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
-    spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
+    storage = config.storage
+    spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
     coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
     reception = Reception(coordinator, pace)
     servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
@@ -164,7 +181,17 @@ def assemble_run(
         metrics.rejections.labels(reason=code.value).inc()
 
     return Assembly(
-        coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity, ledger, left.inside
+        coordinator,
+        reception,
+        Worklist(coordinator),
+        worker,
+        servicer,
+        on_refusal,
+        threading.Event(),
+        identity,
+        ledger,
+        left.inside,
+        begins=not left.begun,
     )
 
 
@@ -186,6 +213,7 @@ def _run_parts(
     client_rows: Callable[[], dict[str, Any]],
     clock: Clock,
     ledger: Ledger,
+    gates: GateSettings | None,
     event_files: EventFiles | None,
 ) -> RunParts:
     algorithm = published.algorithm
@@ -203,7 +231,8 @@ def _run_parts(
         clock,
         facts.run_seed,
         AuditTrail(directory.audit),
-        ledger.sync,
+        ledger,
+        Gatekeeper(gates, metrics),
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
         event_files,
     )
@@ -265,6 +294,7 @@ def _coordinator(
         clock,
         ledger,
         left.recorded,
+        left.present,
     )
 
 

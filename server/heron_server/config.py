@@ -23,11 +23,13 @@ from heron_common.plan import (
     Weighting,
 )
 from heron_common.presets import PRESETS
+from heron_common.timing import DEFAULT_LIVENESS_SECONDS
 from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
 from heron_server.rounds.state import WithoutQuorum, cohort_size
 from heron_server.storage.run_directory import has_begun
+from heron_server.training.gates import GateSettings
 
 
 class Section(BaseModel):
@@ -107,7 +109,9 @@ class RoundsSection(Section):
         600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
     )
     liveness_seconds: float = Field(
-        30.0, ge=3, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often"
+        DEFAULT_LIVENESS_SECONDS,
+        ge=3,
+        description="a client that sent nothing for so long has departed; heartbeats, keepalive and every timeout of the network are derived from it",
     )
     cohort_wait_seconds: float = Field(
         30.0,
@@ -192,6 +196,66 @@ class TrainerSection(Section):
     )
 
 
+class GatesSection(Section):
+    """What becomes of uploads that are unlike what the other clients send."""
+
+    gates: bool = Field(
+        False,
+        description="refuse uploads whose activations or losses are far from the other clients', and set clients apart that keep sending such; "
+        "off by default, for where every device is one's own there is nothing to gain",
+    )
+    norm_factor: float = Field(
+        10.0,
+        ge=0,
+        description="activations so many times larger or smaller than the median of the clients' are refused; clients that average their fronts "
+        "differ by less than 2; 0 for never",
+    )
+    loss_factor: float = Field(
+        2.0,
+        ge=0,
+        description="an upload is refused on which the server's loss is so many times the median of the clients' (or half of what it was at first, if that is "
+        "more); honest clients with two classes each stay below it; 0 for never",
+    )
+    gradient_factor: float = Field(
+        10.0, ge=0, description="a server step's gradient is shortened to so many times the median of the clients'; 0 for never"
+    )
+    gate_warmup_uploads: int = Field(
+        64, ge=1, description="nothing is refused or shortened before so many uploads of at least three clients were trained on"
+    )
+    quarantine_after: int = Field(
+        5, ge=0, description="strikes at which a client is set apart: a refused upload is one more, an accepted one less; 0 for never"
+    )
+    quarantine_rounds: int = Field(
+        10, ge=1, description="rounds that a client is set apart, twice as many each time again; --release-clients hears it at once"
+    )
+    release_clients: str = Field("", description="names, with commas between them, of clients that are heard again from this start on")
+
+    @model_validator(mode="after")
+    def _factors_leave_room(self) -> GatesSection:
+        for name in ("norm_factor", "loss_factor", "gradient_factor"):
+            if 0 < getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 1, or what is usual would be refused, or 0 for never")
+        return self
+
+    @property
+    def released(self) -> tuple[str, ...]:
+        """The clients to release."""
+        return tuple(name.strip() for name in self.release_clients.split(",") if name.strip())
+
+    def settings(self) -> GateSettings | None:
+        """Return the gates' settings; None if there are no gates."""
+        if not self.gates:
+            return None
+        return GateSettings(
+            self.norm_factor,
+            self.loss_factor,
+            self.gradient_factor,
+            self.gate_warmup_uploads,
+            self.quarantine_after,
+            self.quarantine_rounds,
+        )
+
+
 class NetworkSection(Section):
     """Where the server listens and whom it lets in."""
 
@@ -252,6 +316,17 @@ class StorageSection(Section):
     spool_bytes: int = Field(
         1 << 30, ge=1 << 20, description="byte budget of uploads that wait on disk; clients are told to come back when it is full"
     )
+    client_spool_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes of one client's uploads that may wait once the spool is half full, so that nobody takes the room of others "
+        "(default: --spool-bytes divided by the clients of a round)",
+    )
+    inbox_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="byte budget of uploads that are arriving, over all clients; further ones are told to come back before a byte is read",
+    )
     keep_checkpoints: int = Field(3, ge=1, description="how many checkpoints to keep; older ones are used if the newest is damaged")
     program_cache: Path | None = Field(None, description="directory of compiled programs (default: below the user's cache directory)")
     tensorboard_dir: Path | None = Field(
@@ -266,6 +341,7 @@ class TrainingConfig(Section):
     rounds: RoundsSection
     plan: PlanSection
     trainer: TrainerSection
+    gates: GatesSection
     storage: StorageSection
 
     @model_validator(mode="after")
@@ -286,6 +362,12 @@ class TrainingConfig(Section):
     def min_updates(self) -> int:
         """The quorum: half of the cohort unless given, so that a minority of broken devices cannot stop a run."""
         return self.run.min_updates if self.run.min_updates is not None else (self.cohort_size + 1) // 2
+
+    @property
+    def client_spool_bytes(self) -> int:
+        """One client's share of the spool: an equal one unless given."""
+        given = self.storage.client_spool_bytes
+        return given if given is not None else self.storage.spool_bytes // self.cohort_size
 
     def identity(self) -> dict[str, Any]:
         """Return every option that belongs to the run rather than to this process, as JSON values."""
@@ -326,7 +408,17 @@ PROCESS_OPTIONS = frozenset(
         "grace_seconds",
         "log_level",
     }
-    | {"spool_bytes", "keep_checkpoints", "program_cache", "tensorboard_dir", "device", "server_threads"}
+    | {
+        "spool_bytes",
+        "client_spool_bytes",
+        "inbox_bytes",
+        "keep_checkpoints",
+        "program_cache",
+        "tensorboard_dir",
+        "device",
+        "server_threads",
+        "release_clients",
+    }
 )
 """Options that say how this process runs, not what is trained: they may differ after --resume."""
 

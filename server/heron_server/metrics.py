@@ -74,6 +74,11 @@ class ServerMetrics:
             "diverged_clients", "Updates of clients that stopped stepping because a loss or gradient was not finite."
         )
         self.diverged = gauge("diverged", "1 once fronts rest because most clients of a round diverged.")
+        self.uploads_rejected = counter(
+            "uploads_rejected", "Acknowledged uploads that the gates let nothing be trained on, by reason.", ("reason",)
+        )
+        self.gradients_shortened = counter("gradients_shortened", "Server steps whose gradient the gates shortened.")
+        self.quarantined_clients = gauge("quarantined_clients", "Clients that the gates set apart in the round to come.")
         self.rejections = counter("rejections", "Requests that were refused, by reason.", ("reason",))
         self.replay_mismatches = counter(
             "replay_mismatches", "Uploads trained again after a restart whose answer differed from the one that was told."

@@ -114,7 +114,7 @@ def _read_file(path: str | None, sections: dict[str, type[BaseModel]], mistakes:
         return {}
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         mistakes.append(f"--config {path} cannot be read ({exc})")
         return {}
     for name, table in tables.items():

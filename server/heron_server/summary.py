@@ -13,7 +13,7 @@ from heron_common.ids import RoundReference
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_server.rounds.clients import ClientRecord
 
-SUMMARY_VERSION = 3
+SUMMARY_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class TinyModel:
     def torch_head_losses(self, theta: Any, z: Any, y: Any) -> Any:
         """Return per-sample losses of given activations, the head standing in for the server."""
         with torch.no_grad():
-            return self._losses(self._leaves(theta), torch.from_numpy(z.copy()), y).numpy()
+            return self._losses(self._leaves(theta), torch.from_numpy(np.array(z)).clone(), y).numpy()
 
     def torch_gradient(self, theta: Any, x: Any, y: Any) -> Any:
         """Return the gradient of the batch's mean local loss, flat over front and head, by autograd."""
@@ -74,28 +74,28 @@ class TinyModel:
     def torch_pullback(self, theta: Any, x: Any, cut_gradient: Any) -> Any:
         """Return the gradient of the batch's mean <lambda, z>, flat over the front, by autograd."""
         leaves = self._leaves(theta)
-        (self._front(leaves, x) * torch.from_numpy(cut_gradient)).flatten(1).sum(1).mean().backward()  # type: ignore[no-untyped-call]
+        (self._front(leaves, x) * torch.from_numpy(cut_gradient).clone()).flatten(1).sum(1).mean().backward()  # type: ignore[no-untyped-call]
         return np.concatenate([leaf.grad.numpy().reshape(-1) for leaf in leaves[: len(self.model.to_spec().client_model)]])
 
     def torch_cut_gradient(self, theta: Any, z: Any, y: Any) -> Any:
         """Return the gradient of each sample's own loss at the cut, the head standing in for the server, by autograd."""
-        cut = torch.from_numpy(z.copy()).requires_grad_()
+        cut = torch.from_numpy(np.array(z)).clone().requires_grad_()
         self._losses(self._leaves(theta), cut, y).sum().backward()  # type: ignore[no-untyped-call]
         return cut.grad.numpy()
 
     def _leaves(self, theta: Any) -> list[torch.Tensor]:
         spec = self.model.to_spec()
         views = FlatLayout(spec.client_model + spec.auxiliary_head).views(np.ascontiguousarray(theta))
-        return [torch.from_numpy(view.copy()).requires_grad_() for view in views]
+        return [torch.from_numpy(view).clone().requires_grad_() for view in views]
 
     def _front(self, leaves: list[torch.Tensor], x: Any) -> Any:
         names = [s.name for s in self.model.to_spec().client_model]
-        return functional_call(self.model.front, dict(zip(names, leaves, strict=False)), (torch.from_numpy(x),))
+        return functional_call(self.model.front, dict(zip(names, leaves, strict=False)), (torch.from_numpy(x).clone(),))
 
     def _losses(self, leaves: list[torch.Tensor], z: Any, y: Any) -> Any:
         names = [s.name for s in self.model.to_spec().auxiliary_head]
         logits = functional_call(self.model.auxiliary_head, dict(zip(names, leaves[-len(names) :], strict=True)), (z,))
-        return self.model.sample_losses(logits, torch.from_numpy(np.asarray(y)))
+        return self.model.sample_losses(logits, torch.from_numpy(np.array(y)))
 
 
 @functools.cache

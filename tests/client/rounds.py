@@ -13,6 +13,7 @@ import numpy as np
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.parameters import LocalParameters
 from heron_client.patience import Patience
+from heron_client.programs import Programs
 from heron_client.round_meter import RoundMeter
 from heron_client.sending import StepSender
 from heron_client.uploader import Chunk, Uploader, UploadRequest
@@ -52,7 +53,7 @@ class Network:
         self._failures = failures or []
 
     def send(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
-        payload = [b"", b""]
+        payload = [b""] * len(request.tensors)
         for chunk in chunks:
             if chunk is not None:
                 payload[chunk[0]] += chunk[1]
@@ -126,8 +127,8 @@ def run_round(
         parameters.statistics[:] = statistics
     data, labels = samples()
     kinds = needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0))
-    programs = {kind: wrap(kind, tiny.load(kind, parameters)) for kind in kinds}
-    context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
+    programs = Programs([tiny.reference(kind) for kind in kinds], lambda r: wrap(r.kind, tiny.load(r.kind, parameters)))
+    context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
     stop = threading.Event()
     patience = Patience(stop, ManualClock(), Random(0), 0, QUICK)

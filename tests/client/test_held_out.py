@@ -14,6 +14,7 @@ from heron_client.held_out import send_held_out
 from heron_client.local_training import HeldOutSamples, LocalContext
 from heron_client.parameters import LocalParameters
 from heron_client.patience import Patience
+from heron_client.programs import Programs
 from heron_client.sending import StepSender
 from heron_client.uploader import Uploader
 from heron_common.assignment import Assignment, ProgramKind, UploadPurpose, evaluation_specs
@@ -43,9 +44,9 @@ def sent(
     parameters = LocalParameters(spec)
     parameters.theta[:] = tiny.random_weights(1)
     data, labels = samples()
-    held_out = HeldOutSamples(lambda i: (data[i], labels[i]), num_held_out, max_batches)
-    programs = {kind: tiny.load(kind, parameters)}
-    context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i: (data[i], labels[i]), 1, ManualClock(), held_out)
+    held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches)
+    programs = Programs([tiny.reference(kind)], lambda r: tiny.load(r.kind, parameters))
+    context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), 1, ManualClock(), held_out)
     stop = threading.Event()
     sender = StepSender(
         Uploader(network.send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0, QUICK), stop, threading.Event(), lambda _: None

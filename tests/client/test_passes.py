@@ -15,9 +15,10 @@ import pytest
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.parameters import LocalParameters
 from heron_client.patience import Patience
+from heron_client.programs import Programs
 from heron_client.sending import StepSender
 from heron_client.uploader import Chunk, Uploader, UploadRequest
-from heron_common.assignment import Assignment, BlobReference, ModelSpec, ProgramKind, UploadAnswer, cut_gradient_specs
+from heron_common.assignment import Assignment, BlobReference, ModelSpec, ProgramKind, ProgramReference, UploadAnswer, cut_gradient_specs
 from heron_common.chunks import MAX_CHUNK_BYTES
 from heron_common.clock import ManualClock
 from heron_common.ids import RoundReference
@@ -76,8 +77,9 @@ def peak_of(call: Callable[[], object]) -> int:
 def round_of(plan: Plan) -> tuple[LocalRound, Drain]:
     parameters = LocalParameters(MODEL)
     x, y = np.zeros((BATCH_SIZE, 2), np.float32), np.zeros(BATCH_SIZE, np.int64)
-    programs: Any = {kind: Stand(kind, plan.micro_batch) for kind in ProgramKind}
-    context = LocalContext("a", 1, MODEL, parameters, programs, lambda _: (x, y), BATCH_SIZE, ManualClock())
+    references = [ProgramReference(kind, BLOB, plan.micro_batch) for kind in ProgramKind]
+    load: Any = lambda reference: Stand(reference.kind, plan.micro_batch)  # noqa: E731
+    context = LocalContext("a", 1, MODEL, parameters, Programs(references, load), lambda *_: (x, y), BATCH_SIZE, ManualClock())
     tensors = parameters.trained_layout(plan.trains_head).specs
     network = Drain(plan, total_bytes(cut_gradient_specs(plan, MODEL)))
     stop = threading.Event()

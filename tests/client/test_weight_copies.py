@@ -16,6 +16,7 @@ import pytest
 from heron_client.local_training import LocalContext, LocalRound
 from heron_client.parameters import LocalParameters, SentFront
 from heron_client.patience import Patience
+from heron_client.programs import Programs
 from heron_client.sending import StepSender
 from heron_client.transport import Transport
 from heron_client.uploader import Chunk, Uploader, UploadRequest
@@ -72,7 +73,8 @@ def test_a_zeroth_order_round_copies_no_weights(tiny: TinyModel, interval: int) 
     plan = small_plan("heron", local_steps=4, upload_interval=interval)
     x, y = np.zeros((40, 1, 6, 6), np.float32), np.zeros(40, np.int64)
     program: Any = NothingToCompute(parameters.working)
-    context = LocalContext("a", 1, spec, parameters, {ProgramKind.LOSS: program}, lambda i: (x[i], y[i]), 40, ManualClock())
+    programs = Programs([tiny.reference(ProgramKind.LOSS)], lambda _: program)
+    context = LocalContext("a", 1, spec, parameters, programs, lambda rows, _: (x[rows], y[rows]), 40, ManualClock())
     stop = threading.Event()
 
     def send(_request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:

@@ -36,7 +36,7 @@ VALUES = ["local_steps", "upload_interval", "batch_size", "direction_groups", "n
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_count_below_one_is_named(name: str, value: int) -> None:
-    assert plan_mistakes(changed(**{name: value})) == [f"{name} must be at least 1, not {value}: give a positive number"]
+    assert plan_mistakes(changed(**{name: value})) == [f"{name} must be at least 1 and at most 1000000, not {value}: give such a number"]
 
 
 @pytest.mark.parametrize(("name", "option"), [("smoothing_radius",) * 2, ("learning_rate", "client_learning_rate"), ("clip_factor",) * 2])

@@ -184,22 +184,16 @@ def test_off_the_main_thread_signals_are_left_alone() -> None:
     assert seen == [before]
 
 
-def test_the_memory_limit_is_the_smallest_of_the_control_groups_above_a_process(tmp_path: Path) -> None:
-    membership = tmp_path / "cgroup"
-    membership.write_text("0::/system.slice/heron-client.service\n")
-    groups = tmp_path / "groups"
+def test_the_memory_limit_is_the_smallest_of_the_control_groups_around_a_process_and_none_without_one(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
     own = groups / "system.slice" / "heron-client.service"
-    own.mkdir(parents=True)
-    assert memory_limit(groups, membership) is None
+    for folder in (proc / "self", own):
+        folder.mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 4 kB\n")
+    (proc / "self" / "cgroup").write_text("0::/system.slice/heron-client.service\n")
     (own / "memory.max").write_text("max\n")
-    (groups / "memory.max").write_text("9000\n")
-    assert memory_limit(groups, membership) == 9000
+    assert memory_limit(proc, groups) is None
     (own.parent / "memory.max").write_text("5000\n")
-    assert memory_limit(groups, membership) == 5000
+    assert memory_limit(proc, groups) == 5000
     (own / "memory.max").write_text("7000\n")
-    assert memory_limit(groups, membership) == 5000
-    # A container sees its own group as the root.
-    membership.write_text("0::/\n")
-    assert memory_limit(groups, membership) == 9000
-    membership.write_text("7:memory:/old\n")
-    assert memory_limit(groups, membership) is None
+    assert memory_limit(proc, groups) == 5000

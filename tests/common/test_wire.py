@@ -79,13 +79,16 @@ OF_TEXT = dataclasses.replace(
         channel_deviations=(1.5, 2.0),
         tokenizer=BLOB,
         refuses_overlong=True,
+        lengths=(8, 32),
     ),
     model=dataclasses.replace(
         MODEL,
         labels=TensorSpec("labels", DType.INT64, (32,)),
         context=(TensorSpec("mask", DType.UINT8, (32,)),),
         base=(TensorSpec("wte.weight", DType.INT8, (50, 8)), TensorSpec("wpe.weight", DType.BFLOAT16, (32, 8))),
+        lengths=(8, 32),
     ),
+    programs=tuple(ProgramReference(ProgramKind.LOSS, BLOB, 4, length) for length in (8, 32)),
     base=BLOB,
 )
 

@@ -39,7 +39,7 @@ def poison_programs(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     run_step, run_program = LocalRound.run_step, Program.run
 
     def marked_step(self: LocalRound, local_step: int) -> None:
-        for program in self._context.programs.values():
+        for _, program in self._context.programs._loaded.values():
             program.poisoned = (self._assignment.round.round_index, local_step) >= (BAD_ROUND, BAD_STEP)  # type: ignore[attr-defined]
         run_step(self, local_step)
 

@@ -51,9 +51,13 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "without_quorum": ("skip", "repeat", "skip"),
     "held_out": ("0.1", "0.2", "0.3"),
     "spool_bytes": ("2000000", "3000000", "4000000"),
+    "client_spool_bytes": ("2000", "3000", "4000"),
+    "inbox_bytes": ("2000000", "3000000", "4000000"),
     "max_clients": ("65", "66", "67"),
     "run_dir": ("one", "two", "three"),
     "program_cache": ("one", "two", "three"),
+    **dict.fromkeys(("norm_factor", "loss_factor", "gradient_factor"), ("4", "5", "6")),
+    "release_clients": ("a,b", "c", "d"),
 }
 """Three values of each option that is not a plain number; those take 1, 2 and 3."""
 
@@ -84,7 +88,7 @@ def expected(section: str, name: str, text: str) -> Any:
     return getattr(sections_of(ServerConfig)[section].model_validate({name: text}), name)
 
 
-@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "insecure")])
+@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "insecure", "gates")])
 def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, section: str, name: str) -> None:
     in_file, in_environment, in_flag = VALUES.get(name, ("1", "2", "3"))
     path, fallback = toml(tmp_path, section, name, in_file), value_of(read(), section, name)

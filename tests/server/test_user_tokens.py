@@ -158,6 +158,7 @@ def test_what_cannot_work_is_refused_with_the_way_out() -> None:
     assert "6 tokens from 0 to 29" in refusal("narrow", CLASSES, "embedding")
     assert "[2, 6, 30]" in refusal("bag", NEXT, "embedding") and "vocabulary has tokens" in refusal("bag", NEXT, "embedding")
     assert "pad_token=30" in refusal("bag", CLASSES, "embedding", pad_token="30")
+    assert "write one, like text:6" in refusal("language", "text:3,6:next-token", "blocks.0")
     assert "whole number" in refusal("bag", CLASSES, "embedding", vocabulary_size="many")
     with pytest.raises(ConfigurationError, match="reads numbers"):
         build_model("cnn", {}, parse_specification(CLASSES), 0)

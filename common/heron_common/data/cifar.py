@@ -25,6 +25,8 @@ _PICKLE_FOLDER = "cifar-10-batches-py"
 _IMAGE_BYTES = 3 * 32 * 32
 # A record is a label byte, then the image: its red, green and blue plane.
 _RECORD_BYTES = 1 + _IMAGE_BYTES
+# Twice a published batch of ten thousand: an archive of nothing but zeros unpacks to a thousand times its size.
+_MAX_MEMBER_BYTES = 20_000 * _RECORD_BYTES
 
 
 def open_cifar_10(argument: str) -> tuple[JoinedRows, JoinedRows]:
@@ -99,8 +101,10 @@ def _extract(path: Path, members: Sequence[str], output: BinaryIO) -> None:
             for name in members:
                 member = archive.getmember(name)
                 content = archive.extractfile(member) if member.isreg() else None
-                if content is None:
-                    raise DataError(f"{name} of {path} must be a regular file: fetch the archive again")
+                if content is None or member.size > _MAX_MEMBER_BYTES:
+                    raise DataError(
+                        f"{name} of {path} must be a regular file of at most {_MAX_MEMBER_BYTES} bytes: fetch the archive again"
+                    )
                 if name.endswith(".bin"):
                     shutil.copyfileobj(content, output)
                 else:

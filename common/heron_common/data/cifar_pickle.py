@@ -62,8 +62,11 @@ class _Recorded:
         self.state = state
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries, strings and numbers; arrays are recorded, everything else is refused."""
+class _InertUnpickler(pickle._Unpickler):
+    """Builds lists, dictionaries, strings and numbers; arrays are recorded, everything else is refused.
+
+    The reader in Python: the one in C takes room for what a pickle claims before it has come, be it gigabytes.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:

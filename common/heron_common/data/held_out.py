@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from heron_common.data.batch_order import Draw
 from heron_common.data.partition import permutation
 from heron_common.directions import derive_seed
 from heron_common.ids import RoundReference
@@ -33,6 +34,18 @@ def split_shard(run_seed: int, client_id: str, num_examples: int, fraction: floa
     count = min(num_examples - 1, max(1, int(fraction * num_examples + 1e-9)))
     order = permutation(derive_seed(run_seed, client_id, _ALL_ROUNDS, "held_out", 0), num_examples)
     return ShardSplit(np.sort(order[count:]), order[:count])
+
+
+def evaluation_batches(num_held_out: int, batch_size: int, max_batches: int, lengths: Int64Array | None = None) -> list[Draw]:
+    """Return the batches of held-out samples that go up in each round, those of `evaluation_rows`; where texts have several lengths in order of these.
+
+    Each batch is then of its longest text's length: whatever the lengths are, the same samples count, in as many batches.
+    """
+    slices = evaluation_rows(num_held_out, batch_size, max_batches)
+    if lengths is None:
+        return [Draw(np.arange(rows.start, rows.stop), 0) for rows in slices]
+    order = np.argsort(lengths[: slices[-1].stop if slices else 0], kind="stable")
+    return [Draw(order[rows], int(lengths[order[rows.stop - 1]])) for rows in slices]
 
 
 def evaluation_rows(num_held_out: int, batch_size: int, max_batches: int) -> list[slice]:

@@ -15,6 +15,7 @@ from heron_common.data.reading import SampleReader, Samples
 from heron_common.data.sources import DataSource
 from heron_common.errors import DataError
 from heron_common.tensors import Int64Array
+from heron_common.text_lengths import smallest_lengths
 
 _ROWS_AT_ONCE = 256
 _SHOWN = 20
@@ -34,6 +35,7 @@ class Inspection:
         absent: classes of the run that no sample of the shard belongs to.
         longest: tokens of the longest text.
         overlong: texts that are longer than the run takes.
+        by_length: how many texts are padded to each of the run's lengths, if it has several.
         differences: the first sentences about what does not fit, and how often each holds.
         further: how many other things do not fit.
 
@@ -46,6 +48,7 @@ class Inspection:
     absent: list[str] = field(default_factory=list)
     longest: int = 0
     overlong: int = 0
+    by_length: dict[int, int] = field(default_factory=dict)
     differences: Counter[str] = field(default_factory=Counter)
     further: int = 0
 
@@ -69,7 +72,7 @@ def inspect_source(source: DataSource, specification: DataSpecification, tokeniz
         ConfigurationError: a library that this source needs is not installed.
 
     """
-    found = Inspection(source.name, source.num_examples)
+    found = Inspection(source.name, source.num_examples, by_length=dict.fromkeys(specification.lengths, 0))
     try:
         reader = SampleReader(source, specification, tokenizer)
     except DataError as exc:
@@ -126,6 +129,9 @@ def _note_samples(x: Samples, lengths: Int64Array, reader: SampleReader, found: 
     found.sample = f"{list(x.shape[1:])} {x.dtype}{', tokens' if reader.specification.tokens else ''}"
     found.longest = max(found.longest, int(lengths.max()))
     found.overlong = reader.truncated
+    if found.by_length:
+        for length in smallest_lengths(x, None, reader.specification.lengths):
+            found.by_length[int(length)] += 1
     if x.dtype.kind == "f" and (bad := int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum())):
         found.differs(f"samples must be finite, but {found.name!r} holds NaN or infinity: clean the data", bad)
 
@@ -176,6 +182,8 @@ def page(found: Inspection, length: int) -> str:
                 f"{found.longest} tokens; {found.overlong} of {found.num_examples} have more than the {length} that the run takes",
             )
         )
+    if found.longest and found.by_length:
+        rows.append(("by length", ", ".join(f"{count} of up to {length} tokens" for length, count in found.by_length.items())))
     lines = [f"{title:<14}{text}" for title, text in rows]
     for sentence, count in found.differences.items():
         lines.append(f"does not fit: {sentence}{f' ({count} times)' if count > 1 else ''}")

@@ -50,7 +50,7 @@ def open_jsonl(argument: str) -> tuple[RowReader, RowReader]:
 def _fields(line: str, keys: Sequence[str], place: str) -> list[str]:
     try:
         record = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise DataError(f"{place} is not JSON ({exc}): write one object a line") from exc
     if not isinstance(record, dict):
         raise DataError(

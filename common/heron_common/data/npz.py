@@ -14,6 +14,19 @@ from heron_common.data.file_rows import FileRows
 from heron_common.data.rows import NoLabels, RowReader
 from heron_common.errors import ConfigurationError, DataError
 
+_DAMAGE = (
+    OSError,
+    zipfile.BadZipFile,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    TypeError,
+)
+"""What zipfile and numpy raise for files that are no archives, headers that nest too deep, and kinds of archive that they do not know."""
+
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
@@ -32,7 +45,7 @@ def open_npz(argument: str) -> tuple[FileRows, RowReader]:
         with zipfile.ZipFile(path) as archive:
             x = _member(archive, path, "x")
             y = _member(archive, path, "y") if "y.npy" in archive.namelist() else None
-    except (OSError, zipfile.BadZipFile, ValueError, struct.error, tokenize.TokenError) as exc:
+    except _DAMAGE as exc:
         raise DataError(f"cannot read {path} as an .npz file ({exc}): write it with numpy.savez(path, x=..., y=...)") from exc
     if x.dtype.kind not in "fiub" or len(x.shape) < 2 or (y is not None and (y.dtype.kind not in "fiu" or not 1 <= len(y.shape) <= 2)):
         came = f"x {x.dtype}{list(x.shape)}" + (f" and y {y.dtype}{list(y.shape)}" if y is not None else "")
@@ -61,7 +74,11 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> FileRows:
             raise DataError(
                 f"array {name!r} of {path} is in Fortran order, so rows cannot be read from disk: save numpy.ascontiguousarray of it"
             )
+        if any(dimension < 0 for dimension in shape):
+            raise DataError(f"array {name!r} of {path} has the shape {list(shape)[:8]} by its header: write the file again")
         start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-        if file.tell() - start + math.prod(shape) * dtype.itemsize > info.file_size:
+        # The directory of the archive may claim any size; the file has its own.
+        end = file.tell() + math.prod(shape) * dtype.itemsize
+        if end > min(start + info.file_size, path.stat().st_size):
             raise DataError(f"array {name!r} of {path} is shorter than its header says: write the file again")
         return FileRows(path, file.tell(), shape, dtype)

@@ -200,8 +200,17 @@ class SampleOrder:
     Permutations of the shard one after the other, cut into batches: every batch is full and each sample comes once before any comes twice.
     """
 
-    def __init__(self, run_seed: int, client_id: str, round_reference: RoundReference, num_examples: int, batch_size: int) -> None:
-        self._arguments = (run_seed, client_id, round_reference)
+    def __init__(
+        self,
+        run_seed: int,
+        client_id: str,
+        round_reference: RoundReference,
+        num_examples: int,
+        batch_size: int,
+        purpose: str = "sample_order",
+    ) -> None:
+        """`purpose` keeps the orders of several groups of samples apart."""
+        self._arguments = (run_seed, client_id, round_reference, purpose)
         self._num_examples = num_examples
         self._batch_size = batch_size
         self._epochs: dict[int, Int64Array] = {}
@@ -216,5 +225,4 @@ class SampleOrder:
         return np.array([self._epochs[int(e)][w] for e, w in zip(epochs, within, strict=True)], np.int64)
 
     def _epoch(self, epoch: int) -> Int64Array:
-        run_seed, client_id, round_reference = self._arguments
-        return permutation(derive_seed(run_seed, client_id, round_reference, "sample_order", epoch), self._num_examples)
+        return permutation(derive_seed(*self._arguments, epoch), self._num_examples)

@@ -18,8 +18,11 @@ from heron_common.data.text_samples import TextSamples, TokenSamples
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import DataError
 from heron_common.tensors import Int64Array
+from heron_common.text_lengths import cut_to_length, smallest_lengths
 
 Samples = npt.NDArray[Any]
+
+_ROWS_AT_ONCE = 256
 
 
 class _Inputs(Protocol):
@@ -33,7 +36,8 @@ class SampleReader:
 
     x is float32 [n, *input_shape], normalised, or int64 token ids [n, T], PADDING behind the end of a text. y is int64 [n] of classes, float32
     [n, num_classes] of numbers, or int64 [n, T] of the tokens that follow, IGNORED where none does and where the next one belongs to a prompt.
-    Special tokens frame texts that have one label; where each token is predicted, a text stands as it is.
+    Special tokens frame texts that have one label; where each token is predicted, a text stands as it is. Of a run with several lengths T is the
+    greatest, unless a batch is asked for at another.
     """
 
     def __init__(self, source: DataSource, specification: DataSpecification, tokenizer: bytes | None = None) -> None:
@@ -67,15 +71,38 @@ class SampleReader:
         """How many of the texts that were read so far were too long and cut off."""
         return int(self._cut.sum())
 
-    def batch(self, indices: Int64Array) -> tuple[Samples, Samples]:
-        """Read the samples at these indices of the source.
+    def batch(self, indices: Int64Array, length: int = 0) -> tuple[Samples, Samples]:
+        """Read the samples at these indices of the source; texts at this length, which must hold them, or at the run's greatest.
 
         Raises:
             DataError: a sample or a label is not what the run expects.
 
         """
         x, following, _ = self._read(indices)
-        return x, following if following is not None else self.labels(indices)
+        y = following if following is not None else self.labels(indices)
+        if length:
+            return cut_to_length(x, length), cut_to_length(y, length) if self._predicts else y
+        return x, y
+
+    def shortest_batch(self, indices: Int64Array) -> tuple[Samples, Samples]:
+        """Read the samples at these indices; texts at the smallest of the run's lengths that holds all of them. Raises like `batch`."""
+        x, y = self.batch(indices)
+        if not self.specification.lengths:
+            return x, y
+        length = int(self._smallest(x, y).max())
+        return cut_to_length(x, length), cut_to_length(y, length) if self._predicts else y
+
+    def lengths(self) -> Int64Array | None:
+        """Return for each sample the smallest of the run's lengths that holds it, None where there is but one; reads the source once, a little at a time.
+
+        Raises:
+            DataError: a sample is not what the run expects.
+
+        """
+        if not self.specification.lengths:
+            return None
+        pieces = (np.arange(start, min(start + _ROWS_AT_ONCE, self.num_examples)) for start in range(0, self.num_examples, _ROWS_AT_ONCE))
+        return np.concatenate([self._smallest(*self.batch(indices)) for indices in pieces])
 
     def inputs(self, indices: Int64Array) -> tuple[Samples, Int64Array]:
         """Read samples alone, and how many tokens the whole text of each has; a sample of numbers has none.
@@ -111,6 +138,9 @@ class SampleReader:
                 f"labels of tokens are {IGNORED} or from 0 to {self.specification.num_classes - 1}, but {self.source.name!r} has {int(bad[0])}: mend them"
             )
         return labels
+
+    def _smallest(self, x: Samples, y: Samples) -> Int64Array:
+        return smallest_lengths(x, y if self._predicts else None, self.specification.lengths)
 
     def _read(self, indices: Int64Array) -> tuple[Samples, Samples | None, Int64Array]:
         x, following, lengths = self._inputs.read(self.source.rows[indices])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from heron_common.assignment import DataSpecification, Task
+from heron_common.assignment import MAX_LENGTHS, DataSpecification, Task
 from heron_common.data.cifar import CIFAR_10_SPECIFICATION
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.fashion_mnist import FASHION_MNIST_SPECIFICATION
@@ -18,8 +18,9 @@ SPECIFICATIONS: dict[str, DataSpecification] = {
 
 SPECIFICATION_FORMS = (
     f"{', '.join(SPECIFICATIONS)}, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] or SHAPE:regression:OUTPUTS[:MEAN:STANDARD_DEVIATION] for numbers, "
-    "or text:LENGTH:CLASSES, text:LENGTH:regression:OUTPUTS or text:LENGTH:next-token for text of LENGTH tokens; SHAPE is like 1x28x28, CLASSES a "
-    "number or names like cat,dog, and MEAN and STANDARD_DEVIATION a number, or one for each channel like 0.5,0.4,0.4"
+    "or text:LENGTH:CLASSES, text:LENGTH:regression:OUTPUTS or text:LENGTH:next-token for text of LENGTH tokens; SHAPE is like 1x28x28, LENGTH a "
+    "number or several like 32,64,128, CLASSES a number or names like cat,dog, and MEAN and STANDARD_DEVIATION a number, or one for each channel "
+    "like 0.5,0.4,0.4"
 )
 """Every form that `parse_specification` reads, for messages and help."""
 
@@ -30,7 +31,7 @@ def parse_specification(text: str) -> DataSpecification:
     The vocabulary of a next-token run, its `num_classes`, is 0 until a model with a tokenizer fills it in.
 
     Raises:
-        ConfigurationError: it is neither; the message shows every form.
+        ConfigurationError: it is neither; the message shows every form. Or lengths of text are not ascending; the message has them in order.
 
     """
     if text in SPECIFICATIONS:
@@ -38,13 +39,30 @@ def parse_specification(text: str) -> DataSpecification:
     try:
         words = text.split(":")
         is_text = words[0] == "text"
-        shape = (int(words[1]),) if is_text else tuple(int(part) for part in words[0].split("x"))
+        lengths = _lengths(text, words[1]) if is_text else ()
+        shape = lengths[-1:] if is_text else tuple(int(part) for part in words[0].split("x"))
         if min(shape) < 1:
             raise ValueError
-        task, rest = _task(DataSpecification(text, shape, 0, tokens=is_text), words[2 if is_text else 1 :])
+        form = DataSpecification(text, shape, 0, tokens=is_text, lengths=lengths if len(lengths) > 1 else ())
+        task, rest = _task(form, words[2 if is_text else 1 :])
         return _normalised(task, rest)
     except (ValueError, IndexError):
         raise ConfigurationError(f"unknown data specification {text!r}: write one of {SPECIFICATION_FORMS}") from None
+
+
+def _lengths(text: str, word: str) -> tuple[int, ...]:
+    """Read one length of text, or several."""
+    lengths = tuple(int(part) for part in word.split(","))
+    if len(lengths) > MAX_LENGTHS:
+        raise ConfigurationError(f"texts have at most {MAX_LENGTHS} lengths in a run, but {text!r} has {len(lengths)}: write fewer")
+    if len(lengths) > 1:
+        ordered = sorted({length for length in lengths if length > 0})
+        if list(lengths) != ordered:
+            instead = text.replace(word, ",".join(map(str, ordered)) or "LENGTH", 1)
+            raise ConfigurationError(
+                f"lengths of text are 1 or more, each greater than the one before, but {text!r} has {word}: write {instead}"
+            )
+    return lengths
 
 
 def _task(form: DataSpecification, words: list[str]) -> tuple[DataSpecification, list[str]]:

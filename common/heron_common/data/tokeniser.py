@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,24 +46,45 @@ class Tokeniser:
             raise ConfigurationError(
                 "the run's samples are text, but the library tokenizers is not installed here: pip install 'heron-sfl[text]'"
             ) from None
-        try:
+        with _refusals():
             self._tokenizer: Any = Tokenizer.from_buffer(document)
-        # The library raises plain exceptions.
-        except Exception as exc:
-            raise DataError(f"the run's tokenizer cannot be loaded ({exc}): give the server a tokenizer.json") from exc
         # A published document may say how its own model cut and padded; the run's length counts here.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.sha256 = hashlib.sha256(document).hexdigest()
 
     def plain(self, text: str) -> list[int]:
-        """Return the tokens of a text and nothing else."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the tokens of a text and nothing else.
+
+        Raises:
+            DataError: the tokenizer cannot say what they are.
+
+        """
+        with _refusals():
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def framed(self, texts: Sequence[str]) -> list[TokenisedText]:
-        """Return the tokens of whole texts, with what the tokenizer puts around one."""
-        return [TokenisedText(e.ids, _closing(e.special_tokens_mask)) for e in self._tokenizer.encode_batch(list(texts))]
+        """Return the tokens of whole texts, with what the tokenizer puts around one.
+
+        Raises:
+            DataError: the tokenizer cannot say what they are.
+
+        """
+        with _refusals():
+            encoded = self._tokenizer.encode_batch(list(texts))
+        return [TokenisedText(e.ids, _closing(e.special_tokens_mask)) for e in encoded]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the library raises into a DataError: plain exceptions and, where its native part panics, one that is no Exception."""
+    try:
+        yield
+    except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt | SystemExit):
+            raise
+        raise DataError(f"the run's tokenizer cannot be loaded or used ({str(exc)[:500]}): give the server another tokenizer.json") from exc
 
 
 def _closing(special: list[int]) -> int:

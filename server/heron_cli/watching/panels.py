@@ -142,6 +142,15 @@ ROUNDS = Row(
         Panel("clients dropped, by reason", (Query(_by(_of_server("dropped_clients_total"), "reason", "increase", "5m"), "{{reason}}"),)),
         Panel("requests refused, by reason", (Query(_by(_of_server("rejections_total"), "reason", "increase", "5m"), "{{reason}}"),)),
         Panel(
+            "gates",
+            (
+                Query(_by(_of_server("uploads_rejected_total"), "reason", "increase", "5m"), "rejected, {{reason}}"),
+                Query(f"increase({_of_server('gradients_shortened_total')}[5m])", "gradients shortened"),
+                Query(_of_server("quarantined_clients"), "clients set apart"),
+            ),
+            meaning="What --gates keep from training.",
+        ),
+        Panel(
             "replays that did not arrive",
             (
                 Query(_of_server("replay_mismatches_total"), "uploads after a restart"),

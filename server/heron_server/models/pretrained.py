@@ -42,7 +42,7 @@ def load_pretrained(reference: str, data: DataSpecification, random_weights: boo
         model = _loaded(
             reference,
             lambda: kind.from_pretrained(
-                reference, config=config, attn_implementation="eager", dtype="float32", ignore_mismatched_sizes=True
+                reference, config=config, attn_implementation="eager", dtype="float32", ignore_mismatched_sizes=True, use_safetensors=True
             ),
             "weights",
         )

@@ -42,6 +42,7 @@ class SplitModel:
         tokenizer: the JSON of the tokenizer that text becomes tokens with.
         whole: the model before it was split; where there is none, front and back in a row are the whole. It shares the tensors of front and back, but
             the back of a user's module has copies (`whole_state` brings them home).
+        lengths: those that texts are padded to on devices, ascending, the last that of `input_shape`; empty where there is only that.
         base_error: how far rounding the frozen weights to `base_storage` moved the activations at the cut, relative to the largest.
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
         batch_statistics: whether batch normalisations of front and head that are not frozen normalise by the whole batch on devices. Here the front
@@ -70,6 +71,7 @@ class SplitModel:
     batch_statistics: bool = False
     token_input: TokenInput | None = None
     code_digest: str = ""
+    lengths: tuple[int, ...] = ()
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""
@@ -82,7 +84,19 @@ class SplitModel:
             context=(TensorSpec("mask", DType.UINT8, self.input_shape),) if self.tokens else (),
             base=tuple(frozen.spec for frozen in self.frozen),
             statistics=tuple(TensorSpec(name, DType.FLOAT32, tuple(value.shape)) for name, value in self.statistics.items()),
+            lengths=self.lengths,
         )
+
+    def of_length(self, length: int) -> SplitModel:
+        """Return the same model, tensors and all, for texts of one of its lengths alone; 0 is that of a model whose samples all have one shape."""
+        if length == 0:
+            return self
+        # The greatest length's programs are those of a run that has no other.
+        name = self.name if (length,) == self.input_shape else f"{self.name}:{length}"
+        other = dataclasses.replace(self, name=name, input_shape=(length,), lengths=())
+        # Stored once: narrow ones take as long to make as they are large.
+        other.__dict__["frozen"] = self.frozen
+        return other
 
     def completed(self, data: DataSpecification) -> DataSpecification:
         """Return the run's data specification with what only the model knows: its vocabulary and its tokenizer."""

@@ -157,8 +157,9 @@ def check_length(config: Any, data: DataSpecification, reference: str) -> None:
     (length,) = data.input_shape
     most = longest_sequence(config)
     if most is not None and length > most:
+        fitting = ",".join(str(shorter) for shorter in data.lengths if shorter <= most) or str(most)
         raise ConfigurationError(
-            f"{reference!r} reads at most {most} tokens, but the data specification asks for {length}: use a shorter length"
+            f"{reference!r} reads at most {most} tokens, but the data specification asks for {length}: use a shorter length, like text:{fitting}:..."
         )
 
 
@@ -206,6 +207,7 @@ def split_at(loaded: Pretrained, family: Family, chosen: TransformerOptions, dat
         True,
         chosen.base,
         loaded.tokenizer,
+        lengths=data.lengths,
     )
 
 

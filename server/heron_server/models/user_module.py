@@ -62,6 +62,11 @@ class UserModel:
         self._tokens = None
         if self._vocabulary is not None:
             (length,) = data.input_shape
+            if len(data.lengths) > 1:
+                raise ConfigurationError(
+                    f"{family!r} is traced for one length of text, but the data specification has {', '.join(map(str, data.lengths))}: "
+                    f"write one, like text:{length}"
+                )
             self._tokens = TokenInput(length, self._vocabulary.size, self._vocabulary.pad_token, mask_argument_of(self.whole))
         self._check_outputs()
         try:

@@ -14,6 +14,7 @@ import torch
 from heron_common.assignment import MAX_PROGRAM_BYTES, ProgramKind
 from heron_common.atomic import write_atomically
 from heron_common.errors import ProgramError
+from heron_common.program_check import check_program
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.programs.gradient import with_backward_rules
@@ -111,6 +112,8 @@ def export(function: CompiledFunction) -> bytes:
     data: bytes = proto.SerializeToString(deterministic=True)
     if len(data) > MAX_PROGRAM_BYTES:
         raise ProgramError(f"a program may have {MAX_PROGRAM_BYTES} bytes, but this one has {len(data)}: it seems to hold weights")
+    # What devices refuse is not published.
+    check_program(data)
     return data
 
 
@@ -126,12 +129,6 @@ def _strip(proto: object) -> None:
 
 
 def _check(proto: object, function: CompiledFunction) -> None:
-    graph = proto.graph  # type: ignore[attr-defined]
-    domains = {node.domain for node in graph.node} - {"", "ai.onnx"}
-    if domains or len(proto.functions):  # type: ignore[attr-defined]
-        raise ProgramError(f"a program uses standard ONNX operators only, but this one uses {sorted(domains) or 'local functions'}")
-    if any(tensor.data_location or len(tensor.external_data) for tensor in graph.initializer):
-        raise ProgramError("a program holds no external data, but this one refers to a file")
-    names = tuple(value.name for value in graph.input)
+    names = tuple(value.name for value in proto.graph.input)  # type: ignore[attr-defined]
     if names != function.input_names:
         raise ProgramError(f"expected the inputs {function.input_names}, the exported graph has {names}: every weight must be used")

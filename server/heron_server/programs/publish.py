@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from dataclasses import dataclass
 
@@ -108,7 +109,9 @@ def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: Program
 
 
 def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> tuple[list[PublishedProgram], ParityReport]:
-    """Compile and prove every program of a completed algorithm on the model's present weights.
+    """Compile and prove every program of a completed algorithm, at each of the model's lengths, on the model's present weights.
+
+    The finite difference is compared at the greatest length, where the smoothing radius was fitted.
 
     Raises:
         ProgramError: a program cannot be exported.
@@ -118,13 +121,15 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
     plan = algorithm.plan
     published: list[PublishedProgram] = []
     worst, difference = 0.0, None
-    for kind in needed_programs(algorithm):
-        data = cache.program(model, kind, plan.micro_batch)
-        worst = max(worst, check_outputs(model, kind, data, plan.micro_batch, seed))
-        if plan.perturbs and kind is JUDGED[plan.objective]:
+    lengths = model.lengths or (0,)
+    for length, kind in itertools.product(lengths, needed_programs(algorithm)):
+        shortened = model.of_length(length)
+        data = cache.program(shortened, kind, plan.micro_batch)
+        worst = max(worst, check_outputs(shortened, kind, data, plan.micro_batch, seed))
+        if plan.perturbs and kind is JUDGED[plan.objective] and length == lengths[-1]:
             difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
-        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch), data))
+        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch, length), data))
     report = ParityReport(worst, difference)
     log.info("programs proved equal to the model", extra={"output_error": worst, "difference_error": difference})
     return published, report

@@ -18,6 +18,7 @@ class AcceptedUpload:
         answer: what the trainer said of it. After a crash it is there before the upload is trained again, and stands.
         cut_gradient: lambda, until its round ends or the spool needs the room.
         arrived: the client went on since, so it has lambda; only a client that begins its round again asks for it once more.
+        length: of its texts, 0 where a run has but one shape: the size of an upload does not tell a few long texts from many short ones.
 
     """
 
@@ -29,6 +30,7 @@ class AcceptedUpload:
     cut_gradient: SpoolEntry | None = None
     trained: bool = False
     arrived: bool = False
+    length: int = 0
 
     def payload(self) -> SpoolEntry:
         """Return what is to be trained on; only of uploads that are not trained yet."""

@@ -21,6 +21,7 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.plan import ServerSchedule, UpdateEncoding
 from heron_common.tensors import Float32Array, TensorSpec, check_specs, total_bytes
+from heron_common.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.held_out import HeldOutUploads
 from heron_server.storage.spool import SpoolEntry
@@ -48,6 +49,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
+        # Of the longest texts, where they have several lengths.
         self.upload_specs = upload_specs(self.assignment.plan, self.model)
         self.held_out = HeldOutUploads(self.assignment.plan, self.model, self.cohort, self.schedule, self.evaluation_batches)
         self.cut_gradient_specs = cut_gradient_specs(self.assignment.plan, self.model)
@@ -83,13 +85,14 @@ class Attempt:
                 f"the plan asks for {self.purpose.value} uploads with {plan.num_probes} probes at steps {_short(plan.sending_steps)}, "
                 f"not for {key.purpose.value} with {num_probes} probes at step {key.local_step}",
             )
-        check_specs(self.upload_specs, tensors)
-        _check_size(self.upload_specs, announced_bytes)
+        specs = upload_specs(plan, announced_model(self.model, tensors))
+        check_specs(specs, tensors)
+        _check_size(specs, announced_bytes)
         if not self.is_in_turn(key):
             raise RefusedError(
                 ErrorCode.TOO_FAR_AHEAD, f"step {key.local_step} is too far ahead of the other clients: send it again later", 0.1
             )
-        return self.upload_specs
+        return specs
 
     def is_in_turn(self, key: UploadKey) -> bool:
         """Whether this upload may come now: the same one again always may."""

@@ -9,6 +9,7 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.plan import Plan, ServerSchedule
 from heron_common.tensors import TensorSpec, check_specs
+from heron_common.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.storage.spool import SpoolEntry
 
@@ -60,7 +61,7 @@ class HeldOutUploads:
                 f"held-out samples come before a round's first step, but batch {key.local_step} came after it: go on without it",
             )
         rows = tensors[0].shape[0] if tensors and tensors[0].shape else 0
-        specs = evaluation_specs(self._plan, self._model, min(max(rows, 1), self._plan.batch_size))
+        specs = evaluation_specs(self._plan, announced_model(self._model, tensors), min(max(rows, 1), self._plan.batch_size))
         check_specs(specs, tensors)
         return specs
 

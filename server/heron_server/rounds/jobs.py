@@ -25,6 +25,8 @@ class RoundInputs:
     heads: dict[str, bytes] = field(default_factory=dict)
     rests: bool = False
     statistics: bytes = b""
+    set_apart: tuple[str, ...] = ()
+    """Clients that have no part in it."""
 
 
 @dataclass(frozen=True)

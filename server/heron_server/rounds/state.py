@@ -152,6 +152,8 @@ class RoundMachine:
         self.opened_at = 0.0
         self.may_open = True
         """Whether rounds may open: not before the first round's inputs are known, and not while the server drains."""
+        self.set_apart: frozenset[str] = frozenset()
+        """Clients that have no part in rounds to come, as long as the others make a quorum."""
         self._last_seen: dict[str, float] = {}
         self._quorum_since: float | None = None
         self._opened_before = False
@@ -161,6 +163,12 @@ class RoundMachine:
     def live(self) -> tuple[str, ...]:
         """Names of live clients, sorted."""
         return tuple(sorted(self._last_seen))
+
+    @property
+    def eligible(self) -> tuple[str, ...]:
+        """Names of those that a round may take in, sorted: all live ones if the others alone are too few, or no round could ever end the setting apart."""
+        others = tuple(name for name in self.live if name not in self.set_apart)
+        return others if cohort_size(self.rules.participation, len(others)) >= self.rules.min_updates else self.live
 
     def is_live(self, client_id: str) -> bool:
         """Whether a client sent something within the liveness window, as far as the machine has been told."""
@@ -188,6 +196,11 @@ class RoundMachine:
         """A member's update was accepted."""
         self.cohort[client_id] = MemberStatus.SUBMITTED
         return self.seen(client_id, now)
+
+    def expect(self, client_id: str, now: float) -> None:
+        """A client that was live when an earlier process ended counts as heard of now; a run that had begun goes on with those who were there."""
+        self._last_seen[client_id] = now
+        self._opened_before = bool(self._begun)
 
     def reopen(self, reference: RoundReference, cohort: Mapping[str, MemberStatus], now: float) -> None:
         """Go on with an attempt that an earlier process opened; its members count as heard of now, and its deadline starts anew."""
@@ -250,7 +263,7 @@ class RoundMachine:
             return []
         self._opened_before = True
         self.phase = Phase.TRAINING
-        drawn = draw_cohort(self.live, self.rules.participation, self.rules.run_seed, self.round, self.rules.over_selection)
+        drawn = draw_cohort(self.eligible, self.rules.participation, self.rules.run_seed, self.round, self.rules.over_selection)
         self.cohort = dict.fromkeys(drawn, MemberStatus.TRAINING)
         self.opened_at = now
         self._begun[self.round.round_index] = self.round.attempt

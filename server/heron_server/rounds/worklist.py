@@ -84,13 +84,20 @@ class Worklist:
             run.metrics.uploads.labels(outcome="scored").inc()
             run.changed.notify_all()
 
-    def upload_rejected(self, upload: AcceptedUpload, reason: str) -> None:
-        """An upload is not trained on; its client hears of it as of a trained one, for it could only send the same again."""
+    def upload_rejected(self, upload: AcceptedUpload, reason: str, sets_apart: bool = False) -> None:
+        """An upload is not trained on; its client hears of it as of a trained one, for it could only send the same again.
+
+        A client that is set apart is dropped from the attempt, and so is one whose step waits for an answer that only training gives.
+        """
         run = self._run
         with run.changed:
             upload.trained, upload.answer = True, upload.answer or StoredAnswer(0, None, None)
             run.ledger.upload_rejected(upload.key, self._attempt().next_position(), reason)
             run.metrics.uploads.labels(outcome="rejected").inc()
+            if sets_apart:
+                run.ledger.quarantined(upload.key.client_id, upload.key.round.round_index, reason)
+            if sets_apart or self._attempt().assignment.plan.waits_for_answers:
+                run.apply(run.machine.drop(upload.key.client_id, run.clock.now(), "upload rejected"))
             run.changed.notify_all()
 
     def open_round_saved(self, succeeded: bool) -> None:

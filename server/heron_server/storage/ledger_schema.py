@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE run (run_id TEXT NOT NULL, schema_version INTEGER NOT NULL);
@@ -22,6 +22,7 @@ CREATE TABLE uploads (
     round_index INTEGER NOT NULL, attempt INTEGER NOT NULL, client_id TEXT NOT NULL, purpose TEXT NOT NULL, local_step INTEGER NOT NULL,
     sequence INTEGER NOT NULL,       -- order of acceptance
     sha256 TEXT NOT NULL,
+    length INTEGER NOT NULL,         -- of its texts, 0 where a run has one shape
     file TEXT, size_bytes INTEGER NOT NULL,
     state TEXT NOT NULL,             -- accepted, trained, scored, rejected
     position INTEGER,                -- order of training within the attempt
@@ -39,6 +40,7 @@ CREATE TABLE rejections (
     round_index INTEGER NOT NULL, attempt INTEGER NOT NULL, client_id TEXT NOT NULL, purpose TEXT NOT NULL, local_step INTEGER NOT NULL,
     reason TEXT NOT NULL
 );
+CREATE TABLE clients (client_id TEXT PRIMARY KEY, identity_sha256 TEXT NOT NULL, present INTEGER NOT NULL);
 CREATE TABLE quarantines (client_id TEXT PRIMARY KEY, round_index INTEGER NOT NULL, reason TEXT NOT NULL);
 """
 
@@ -50,16 +52,25 @@ CLOSE = f"UPDATE attempts SET outcome = 'closing', submitted = ? WHERE {_KEY}"
 ABANDON = f"UPDATE attempts SET outcome = 'abandoned', reason = ? WHERE {_KEY}"
 DROP = "INSERT INTO drops VALUES (?, ?, ?, ?)"
 ACCEPT_UPLOAD = (
-    "INSERT INTO uploads (round_index, attempt, client_id, purpose, local_step, sequence, sha256, file, size_bytes, state) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'accepted')"
+    "INSERT INTO uploads (round_index, attempt, client_id, purpose, local_step, sequence, sha256, length, file, size_bytes, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'accepted')"
 )
 TRAIN_UPLOAD = f"UPDATE uploads SET state = 'trained', position = ?, answer = ?, gradient_file = ?, gradient_bytes = ? WHERE {_UPLOAD}"
 SCORE_UPLOAD = f"UPDATE uploads SET state = 'scored', position = ? WHERE {_UPLOAD}"
 REJECT_UPLOAD = f"UPDATE uploads SET state = 'rejected', position = ? WHERE {_UPLOAD}"
+FORGET_REJECTION = f"DELETE FROM rejections WHERE {_UPLOAD}"
 NOTE_REJECTION = "INSERT INTO rejections VALUES (?, ?, ?, ?, ?, ?)"
+_BEYOND = f"{_KEY} AND position >= ?"
+FORGET_REJECTIONS = (
+    "DELETE FROM rejections WHERE (round_index, attempt, client_id, purpose, local_step) IN "
+    f"(SELECT round_index, attempt, client_id, purpose, local_step FROM uploads WHERE {_BEYOND})"
+)
+WAIT_AGAIN = f"UPDATE uploads SET state = 'accepted', position = NULL WHERE {_BEYOND}"
 FORGET_PAYLOAD = f"UPDATE uploads SET file = NULL WHERE {_UPLOAD}"
 FORGET_GRADIENT = f"UPDATE uploads SET gradient_file = NULL WHERE {_UPLOAD}"
 ACCEPT_UPDATE = "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+JOIN = "INSERT OR REPLACE INTO clients VALUES (?, ?, 1)"
+DEPART = "UPDATE clients SET present = 0 WHERE client_id = ?"
 QUARANTINE = "INSERT OR REPLACE INTO quarantines VALUES (?, ?, ?)"
 
 _COUNT = f"(SELECT count(*) FROM uploads WHERE {_KEY}"

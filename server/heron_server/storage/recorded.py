@@ -38,6 +38,8 @@ class RecordedUpload:
     position: int | None
     answer: StoredAnswer | None
     cut_gradient: StoredFile | None
+    length: int = 0
+    """Of its texts; 0 where a run has one shape."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def read_attempts(connection: sqlite3.Connection) -> tuple[RecordedAttempt, ...]
 
 def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple[RecordedUpload, ...]:
     rows = connection.execute(
-        "SELECT client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes "
+        "SELECT client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes, length "
         "FROM uploads WHERE round_index = ? AND attempt = ? ORDER BY sequence",
         reference,
     )
@@ -113,8 +115,9 @@ def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple
             position,
             answer_from_json(answer) if answer is not None else None,
             StoredFile(gradient_file, gradient_bytes) if gradient_bytes is not None else None,
+            length,
         )
-        for client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes in rows
+        for client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes, length in rows
     )
 
 

@@ -155,6 +155,6 @@ def _document(path: Path) -> dict[str, Any] | None:
         value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, RecursionError) as exc:
         raise StorageError(f"{path} is damaged ({exc}): restore it from a backup or start a new run") from exc
     return value

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from heron_common.plan import Alignment
 from heron_common.tensors import Float32Array
 from heron_server.models.split_model import SplitModel, device_of, flat_parameters, predict, trained_parameters
-from heron_server.training.uploads import DecodedUpload
+from heron_server.training.aligned import aligned_tensor
+from heron_server.training.uploads import DecodedUpload, padded_alike
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +96,13 @@ class HeadAlignment:
         return float(error.detach()) / max(1, len(batches[-1][1]))
 
     def _batches(self, rows: _Rows, device: torch.device) -> list[_Batch]:
-        limit = self._settings.max_rows
+        limit, pieces = self._settings.max_rows, padded_alike(rows.pieces)
 
         def batches(arrays: list[Any]) -> list[torch.Tensor]:
-            return list(torch.split(torch.from_numpy(np.concatenate(arrays)[-limit:]).to(device), ALIGNMENT_BATCH))
+            return list(torch.split(aligned_tensor(np.concatenate(arrays)[-limit:], device), ALIGNMENT_BATCH))
 
-        z, y = batches([piece.activations for piece in rows.pieces]), batches([piece.labels for piece in rows.pieces])
-        masks = [piece.mask for piece in rows.pieces if piece.mask is not None]
+        z, y = batches([piece.activations for piece in pieces]), batches([piece.labels for piece in pieces])
+        masks = [piece.mask for piece in pieces if piece.mask is not None]
         return list(zip(z, y, [mask.bool() for mask in batches(masks)] if masks else [None] * len(z), strict=True))
 
     def _cut_gradient(self, logits: Any, z: torch.Tensor, y: torch.Tensor, create_graph: bool) -> torch.Tensor:

@@ -14,6 +14,7 @@ from heron_common.assignment import IGNORED, Task
 from heron_common.data.reading import SampleReader
 from heron_server.models.split_model import SplitModel, device_of, predict
 from heron_server.models.vocabulary_loss import most_likely
+from heron_server.training.aligned import aligned_tensor
 
 _BATCH = 256
 _BATCH_OF_SEQUENCES = 16
@@ -106,9 +107,9 @@ def evaluate(model: SplitModel, source: SampleReader, batch_size: int | None = N
     size = batch_size or (_BATCH_OF_SEQUENCES if model.tokens else _BATCH)
     with torch.no_grad():
         for start in range(0, source.num_examples, size):
-            x, y = source.batch(np.arange(start, min(start + size, source.num_examples)))
-            samples = torch.from_numpy(x).to(device)
-            outputs, labels = predict(model.back, model.front(samples), model.mask(samples)), torch.from_numpy(y).to(device)
+            x, y = source.shortest_batch(np.arange(start, min(start + size, source.num_examples)))
+            samples = aligned_tensor(x, device)
+            outputs, labels = predict(model.back, model.front(samples), model.mask(samples)), aligned_tensor(y, device)
             score.add(outputs, labels)
             if on_batch is not None:
                 on_batch(outputs, labels)

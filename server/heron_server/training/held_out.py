@@ -6,6 +6,7 @@ from typing import Any
 
 from heron_common.assignment import UploadKey, UploadPurpose, evaluation_specs
 from heron_common.ids import RoundReference
+from heron_common.text_lengths import of_length
 from heron_server.rounds.jobs import ScoreJob
 from heron_server.rounds.worklist import Worklist
 from heron_server.training.evaluation import Score
@@ -27,7 +28,8 @@ class HeldOutScore:
 
     def run(self, job: ScoreJob, worklist: Worklist) -> None:
         """Carry out one job and report it."""
-        model, upload = self._parts.model, job.upload
+        upload = job.upload
+        model = of_length(self._parts.model, upload.length)
         row_bytes = sum(spec.size_bytes for spec in evaluation_specs(job.plan, model, 1))
         specs = evaluation_specs(job.plan, model, upload.payload().size_bytes // row_bytes)
         score = Score(self._parts.trainer.model)

@@ -13,8 +13,10 @@ from heron_common.plan import Algorithm
 from heron_server.metrics import ServerMetrics
 from heron_server.storage.audit import AuditTrail
 from heron_server.storage.checkpoint import CheckpointStore
+from heron_server.storage.ledger import Ledger
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.event_files import EventFiles
+from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.trainer import Trainer
 
 
@@ -34,7 +36,7 @@ class RunParts:
     clock: Clock
     run_seed: int
     audit: AuditTrail
-    sync: Callable[[], None]
-    """Returns when everything that the run decided so far is on disk; raises StorageError."""
+    ledger: Ledger
+    gatekeeper: Gatekeeper
     alignment: HeadAlignment | None
     event_files: EventFiles | None

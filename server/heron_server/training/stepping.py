@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from heron_server.rounds.jobs import TrainJob
 from heron_server.rounds.worklist import Worklist
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import StepOutcome
-from heron_server.training.uploads import decode_upload, mixed_batches
+from heron_server.training.uploads import DecodedUpload, decode_upload, mixed_batches
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,14 @@ class Stepper:
             judged = tuple(float(v) for v in trainer.judge(decoded, client_id).reshape(-1))
         loss: float | None = None
         cut_gradient = None
+        keeper = self._parts.gatekeeper
         if plan.uploads_at(upload.key.local_step):
-            outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient)
+            if not keeper.admits(upload, decoded, lambda: self._base_loss(decoded, client_id), worklist):
+                return
+            limit = keeper.gradient_limit
+            outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient, limit)
             loss = outcome.server
+            keeper.trained(client_id, outcome.gradient_norm, limit)
             self._note(outcome, client_id)
             cut_gradient = self._encoded(outcome, upload.key, plan)
             if self._parts.alignment is not None:
@@ -54,20 +61,31 @@ class Stepper:
     def _train_mixed(self, job: TrainJob, worklist: Worklist) -> None:
         """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
         started = self._parts.clock.now()
-        key = job.uploads[0].key
-        decoded = [decode_upload(upload, job.plan, self._parts.model) for upload in job.uploads]
+        key, keeper = job.uploads[0].key, self._parts.gatekeeper
+        read = [(upload, decode_upload(upload, job.plan, self._parts.model)) for upload in job.uploads]
+        # All are judged by the back that stands before any of them is trained on.
+        admitted = [(u, d) for u, d in read if keeper.admits(u, d, partial(self._base_loss, d, u.key.client_id), worklist)]
+        if not admitted:
+            return
+        decoded, lengths, limit = [d for _, d in admitted], list[float](), keeper.gradient_limit
         version = self._parts.trainer.server_version
         sums = np.zeros(len(decoded), np.float64)
         seed = derive_seed(self._parts.run_seed, "", key.round, "mix", key.local_step)
         for batch in mixed_batches(decoded, seed):
-            outcome = self._parts.trainer.train(batch.rows)
+            outcome = self._parts.trainer.train(batch.rows, gradient_limit=limit)
+            lengths += [outcome.gradient_norm] if outcome.gradient_norm is not None else []
             self._note(outcome, "several")
             np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
         self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
-        for upload, total, part in zip(job.uploads, sums, decoded, strict=True):
+        for (upload, part), total in zip(admitted, sums, strict=True):
+            keeper.trained(upload.key.client_id, max(lengths, default=None), limit)
             if self._parts.alignment is not None:
                 self._parts.alignment.keep(upload.key.client_id, part)
             worklist.upload_trained(upload, float(total) / len(part.labels), None, version)
+
+    def _base_loss(self, decoded: DecodedUpload, client_id: str) -> float:
+        base = replace(decoded, activations=decoded.activations[: len(decoded.labels)])
+        return float(np.mean(self._parts.trainer.judge(base, client_id), dtype=np.float64))
 
     def _note(self, outcome: StepOutcome, client_id: str) -> None:
         metrics = self._parts.metrics

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from heron_common.errors import ConfigurationError
 from heron_common.tensors import Float32Array, Float64Array
@@ -24,6 +25,7 @@ from heron_server.models.split_model import (
     predict,
     trained_parameters,
 )
+from heron_server.training.aligned import aligned_tensor
 from heron_server.training.evaluation import Score
 from heron_server.training.replicas import BackReplicas, load_moments
 from heron_server.training.uploads import DecodedUpload
@@ -59,6 +61,7 @@ class StepOutcome:
         head: mean loss of the head, None if the server does not train it on labels.
         skipped: a loss was not finite, so nothing moved.
         cut_gradient: [B, *cut], the gradient of each sample's own loss at the cut, if it was asked for.
+        gradient_norm: length of the back's gradient before it was shortened, if a limit was given and the step taken.
 
     """
 
@@ -66,6 +69,7 @@ class StepOutcome:
     head: float | None
     skipped: bool
     cut_gradient: Float32Array | None = None
+    gradient_norm: float | None = None
 
     @property
     def server(self) -> float:
@@ -139,10 +143,12 @@ class Trainer:
         with torch.no_grad():
             score.add(predict(self.model.back, self._tensor(upload.activations), self._mask(upload)), self._tensor(upload.labels))
 
-    def train(self, upload: DecodedUpload, client_id: str = "", wants_cut_gradient: bool = False) -> StepOutcome:
+    def train(
+        self, upload: DecodedUpload, client_id: str = "", wants_cut_gradient: bool = False, gradient_limit: float | None = None
+    ) -> StepOutcome:
         """Take one first-order step of the back, and of the head if the server trains it, on one batch; a non-finite loss moves nothing.
 
-        The gradients at the cut are those of the back before its step: lambda_i = d loss_i / d z_i.
+        A gradient of the back that is longer than `gradient_limit` is shortened to it. The gradients at the cut are those of the back before its step: lambda_i = d loss_i / d z_i.
         """
         z, y, mask = self._tensor(upload.activations[: len(upload.labels)]), self._tensor(upload.labels), self._mask(upload)
         back, optimiser = self._back_of(client_id)
@@ -150,10 +156,13 @@ class Trainer:
         losses = self._losses(back, z, mask, y)
         head = self._losses(self.model.auxiliary_head, z.detach(), mask, y).mean() if "head" in self._optimisers else None
         skipped = not (math.isfinite(float(losses.detach().mean())) and (head is None or math.isfinite(float(head.detach()))))
+        gradient_norm = None
         steps = [(optimiser, losses.mean())] + ([(self._optimisers["head"], head)] if head is not None else [])
         for chosen, loss in steps:
             chosen.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if chosen is optimiser and gradient_limit is not None and not skipped:
+                gradient_norm = float(clip_grad_norm_(_trained(back), gradient_limit))
             if not skipped:
                 chosen.step()
         self.server_version += not skipped
@@ -163,6 +172,7 @@ class Trainer:
             skipped,
             # The mean's gradient times B is that of each sample's own loss, whatever the batch.
             (z.grad * len(upload.labels)).float().cpu().numpy() if z.grad is not None else None,
+            gradient_norm,
         )
 
     def close_round(self, members: Sequence[str], weights: Float64Array) -> None:
@@ -233,7 +243,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return aligned_tensor(array, self.device)
 
 
 _RANDOM_CPU, _RANDOM_CUDA = "random.cpu", "random.cuda"

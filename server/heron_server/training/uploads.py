@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import ModelSpec, upload_specs
+from heron_common.assignment import IGNORED, ModelSpec, upload_specs
 from heron_common.data.partition import permutation
 from heron_common.directions import PerturbationSeed
 from heron_common.plan import Plan
 from heron_common.tensors import Float32Array, Int64Array, TensorSpec, Uint8Array, decode
+from heron_common.text_lengths import of_length
 from heron_common.wire_dtypes import WireDtype, decode_rows
 from heron_server.rounds.accepted import AcceptedUpload
 
@@ -30,6 +31,25 @@ class DecodedUpload:
         """Return one that does not share memory with the spool's buffer."""
         return DecodedUpload(self.activations.copy(), self.labels.copy(), None if self.mask is None else self.mask.copy())
 
+    def padded(self, length: int) -> DecodedUpload:
+        """Return the same with texts of a greater length: no part of a model reads activations where the mask says that there is no token."""
+        missing = length - (length if self.mask is None else self.mask.shape[1])
+        if missing == 0:
+            return self
+
+        def behind(array: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
+            return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2), constant_values=value)
+
+        has_label_for_each = self.labels.dtype == np.int64 and self.labels.ndim > 1
+        labels = behind(self.labels, IGNORED) if has_label_for_each else self.labels
+        return DecodedUpload(behind(self.activations, 0), labels, None if self.mask is None else behind(self.mask, 0))
+
+
+def padded_alike(uploads: Sequence[DecodedUpload]) -> list[DecodedUpload]:
+    """Return uploads whose texts all have the greatest of their lengths."""
+    length = max((upload.mask.shape[1] for upload in uploads if upload.mask is not None), default=0)
+    return [upload if upload.mask is None else upload.padded(length) for upload in uploads]
+
 
 @dataclass(frozen=True)
 class MixedBatch:
@@ -41,7 +61,7 @@ class MixedBatch:
 
 def decode_upload(upload: AcceptedUpload, plan: Plan, model: ModelSpec) -> DecodedUpload:
     """Read an upload from the spool."""
-    return decode_tensors(upload, upload_specs(plan, model), plan.wire_dtype)
+    return decode_tensors(upload, upload_specs(plan, of_length(model, upload.length)), plan.wire_dtype)
 
 
 def decode_tensors(upload: AcceptedUpload, specs: tuple[TensorSpec, ...], wire_dtype: WireDtype) -> DecodedUpload:
@@ -57,7 +77,11 @@ def decode_tensors(upload: AcceptedUpload, specs: tuple[TensorSpec, ...], wire_d
 
 
 def mixed_batches(uploads: Sequence[DecodedUpload], seed: PerturbationSeed) -> list[MixedBatch]:
-    """Deal the rows of several uploads of one size into as many batches of that size, each with rows of all of them, in an order drawn from `seed`."""
+    """Deal the rows of several uploads of one size into as many batches of that size, each with rows of all of them, in an order drawn from `seed`.
+
+    Shorter texts are padded to the longest of all, which changes none of their losses.
+    """
+    uploads = padded_alike(uploads)
     batch_size = len(uploads[0].labels)
     order = permutation(seed, batch_size * len(uploads))
     # Row i of the shuffled whole is dealt to batch i mod n after a stable sort by source, so that every upload has its share in every batch.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ class TrainWorker:
         self._parts.metrics.diverged.set(self.diverged_round is not None)
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
         self._seconds_before = float(state["seconds"])
+        # Checkpoints of versions without gates have none.
+        self._parts.gatekeeper.restore(state.get("gates"))
 
     def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
@@ -83,6 +86,7 @@ class TrainWorker:
             {client: own.tobytes() for client, own in heads.items()},
             rests=self.diverged_round is not None,
             statistics=self._parts.trainer.statistics().tobytes(),
+            set_apart=self._parts.gatekeeper.set_apart(len(self.rounds)),
         )
 
     def start(self, worklist: Worklist, on_end: Callable[[], None]) -> None:
@@ -141,12 +145,13 @@ class TrainWorker:
             "rounds": round_rows(self.rounds),
             "clients": self._parts.client_table(),
             "seconds": self._seconds(),
+            "gates": self._parts.gatekeeper.state(),
         }
 
     def _try_to_save(self, write: Callable[[], None]) -> bool:
         try:
             # A checkpoint that knew of an upload which the ledger forgot in a crash would see it trained twice.
-            self._parts.sync()
+            self._parts.ledger.sync()
             write()
             self.checkpoint_failed = False
         except StorageError as exc:
@@ -157,13 +162,20 @@ class TrainWorker:
 
     def write_summary(self) -> None:
         """Replace the summary; a full disk is logged."""
+        try:
+            balance = asdict(self._parts.ledger.balance())
+        except StorageError as exc:
+            log.error(str(exc))
+            balance = None
         summary = {
             **self._summary_facts,
+            "uploads": balance,
             "rounds_completed": len(self.rounds),
             "rounds": round_rows(self.rounds),
             "clients": self._parts.client_table(),
             "seconds": round(self._seconds(), 3),
             "diverged_round": self.diverged_round,
+            "rejected_uploads": self._parts.gatekeeper.report(),
             "checkpoint": str(self._parts.checkpoints.path_of(len(self.rounds))),
         }
         try:
@@ -200,14 +212,14 @@ class TrainWorker:
                 worklist.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
-                self._go_back()
+                self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
                 covered = job.skips and self.skip_round(job.round, job.num_members)
                 worklist.round_done(self.inputs(), covered)
 
     def _close(self, job: CloseJob) -> bool:
         parts = self._parts
-        weights = aggregation_weights(list(job.rows), parts.algorithm.weighting)
+        weights = aggregation_weights(self._counted_rows(job), parts.algorithm.weighting)
         take_over_updates(parts, job, weights)
         crash_point(CrashPoint.ROUND_AVERAGED)
         parts.trainer.close_round([update.client_id for update in job.updates], weights)
@@ -235,6 +247,7 @@ class TrainWorker:
             **self._held_out.figures(job.round.round_index),
         )
         self.rounds.append(record)
+        parts.gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()
         self._held_out.forget()
         report_round(parts.metrics, job, record)
@@ -242,6 +255,10 @@ class TrainWorker:
             parts.event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
+
+    def _counted_rows(self, job: CloseJob) -> list[int]:
+        counted = self._parts.gatekeeper.counted_rows
+        return [counted(u.client_id, rows, job.plan.batch_size) for u, rows in zip(job.updates, job.rows, strict=True)]
 
     def _merge(self, statistics: list[LocalStatistics], weights: Float64Array) -> None:
         moments = np.array([s.second_moment for s in statistics], np.float64)
@@ -266,7 +283,8 @@ class TrainWorker:
         self.rounds.append(skipped_round(reference, num_members))
         return self.save()
 
-    def _go_back(self) -> None:
+    def go_back(self) -> None:
+        """Undo what the open round has trained, if a checkpoint of its beginning is there; says so if not."""
         self._stepper.server_losses.clear()
         self._held_out.forget()
         try:
@@ -280,6 +298,7 @@ class TrainWorker:
             )
             return
         self._load_tensors(checkpoint)
+        self._parts.gatekeeper.restore(checkpoint.state.get("gates"))
         try:
             self._parts.checkpoints.drop_open()
         except OSError as exc:
