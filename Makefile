@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -64,6 +64,9 @@ format: install  ## let ruff fix what it can
 
 proto: install  ## generate the stubs from the contracts
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/heron_proto/v1/split_training.proto
+
+dashboards: install  ## make the Grafana dashboard and the alert rules from the metrics that the code registers
+	$(BIN)/python -m heron_cli.watching deploy
 
 clean:  ## remove what was built; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -33,6 +33,7 @@ _LONGEST_FIRST = (
     "test_demo",
     "test_lockstep",
     "test_bad_input",
+    "test_prometheus",
     "test_audit",
     "test_resnet",
     "test_held_out",

@@ -99,6 +99,8 @@ class TrainWorker:
                 log.exception("the trainer died")
                 self.failure = exc
             finally:
+                if self._parts.event_files is not None:
+                    self._parts.event_files.close()
                 on_end()
 
         self._thread = threading.Thread(target=run, name="trainer", daemon=True)
@@ -249,6 +251,8 @@ class TrainWorker:
         self._stepper.server_losses.clear()
         self._held_out.forget()
         report_round(parts.metrics, job, record)
+        if parts.event_files is not None:
+            parts.event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
 
