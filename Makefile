@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults docs lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
 
+docs: install  ## build the pages under docs/ into site/, warnings being errors
+	$(BIN)/mkdocs build --strict --quiet
+
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +65,4 @@ proto: install  ## generate the stubs from the contracts
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/heron_proto/v1/split_training.proto
 
 clean:  ## remove what was built; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

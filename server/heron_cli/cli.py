@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from heron_cli import audit, certs, cuts, demo, evaluate, export, simulate
+from heron_cli import audit, certs, cuts, demo, evaluate, export, report, simulate
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.quiet_libraries import quiet_libraries
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cuts.add_parser(verbs)
     evaluate.add_parser(verbs)
     export.add_parser(verbs)
+    report.add_parser(verbs)
     simulate.add_parser(verbs)
     quiet_libraries()
     words = sys.argv[1:] if arguments is None else list(arguments)

@@ -225,6 +225,28 @@ class Ledger:
         with self._commit_lock:
             return dict(self._connection.execute("SELECT client_id, reason FROM quarantines").fetchall())
 
+    def drops(self) -> dict[str, dict[str, int]]:
+        """Count how often members were dropped over the whole run, by reason and client; commits first."""
+        self.sync()
+        with self._commit_lock:
+            rows = self._connection.execute(
+                "SELECT reason, client_id, count(*) FROM drops GROUP BY reason, client_id ORDER BY reason, client_id"
+            )
+            counts: dict[str, dict[str, int]] = {}
+            for reason, client_id, count in rows:
+                counts.setdefault(reason, {})[client_id] = count
+        return counts
+
+    def abandoned(self) -> dict[str, int]:
+        """Count the attempts that ended without a quorum, by reason; commits first."""
+        self.sync()
+        with self._commit_lock:
+            return dict(
+                self._connection.execute(
+                    "SELECT reason, count(*) FROM attempts WHERE outcome = 'abandoned' GROUP BY reason ORDER BY reason"
+                )
+            )
+
     def balance(self) -> Balance:
         """Count the uploads of the whole run by what became of them; commits first."""
         self.sync()
