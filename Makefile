@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults docs lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults docs reference lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,10 @@ bench-defaults: install  ## compare plans on the digits task, three seeds (about
 bench-accuracy: install  ## every preset at equal client passes on Fashion-MNIST, three seeds (under 150 minutes; QUICK=1 under 10); writes docs/results/accuracy.md
 	$(BIN)/python benchmarks/accuracy.py
 
+bench-backpressure: install  ## what 200 greedy clients do to the server's memory, and what its windows cost in throughput (about 2 minutes)
+	$(BIN)/python benchmarks/backpressure.py
+	$(BIN)/python benchmarks/stream_throughput.py
+
 bench-client: install  ## a client's step on ResNet-18's front: memory, seconds, bytes, beside plain PyTorch (under 8 minutes; QUICK=1 under 4); writes docs/results/client.md
 	$(BIN)/python benchmarks/client.py
 
@@ -48,6 +52,9 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
+
+reference: install  ## write the pages of options, metrics, errors and exit codes under docs/reference/ from the code
+	$(BIN)/python -m heron_cli.reference docs/reference
 
 docs: install  ## build the pages under docs/ into site/, warnings being errors
 	$(BIN)/mkdocs build --strict --quiet

@@ -16,6 +16,7 @@ from heron_server.certificates.authority import Authority  # noqa: E402 - the li
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
 _LONGEST_FIRST = (
+    "test_crashes",
     "test_learning",
     "test_export",
     "test_examples",
@@ -25,6 +26,8 @@ _LONGEST_FIRST = (
     "test_algorithms_reference",
     "test_algorithms_ledger",
     "test_recovery",
+    "test_network_faults",
+    "test_backpressure",
     "test_lean_client",
     "test_client_memory",
     "test_demo",
@@ -33,6 +36,9 @@ _LONGEST_FIRST = (
     "test_audit",
     "test_resnet",
     "test_held_out",
+    "test_resumption",
+    "test_resumption_clients",
+    "test_service_life",
     "test_batch_norm",
 )
 

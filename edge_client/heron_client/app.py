@@ -9,7 +9,6 @@ from random import SystemRandom
 
 from prometheus_client import CollectorRegistry
 
-from heron_client.channel import open_channel
 from heron_client.config import ClientConfig
 from heron_client.metrics import ClientMetrics
 from heron_client.runtime import self_test
@@ -50,7 +49,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
             config.server,
             metrics.count_bytes,
             lambda code: metrics.rejections.labels(reason=code.value).inc(),
-            connect=lambda: open_channel(config.server, config.credentials),
+            credentials=config.credentials,
         )
         stack.callback(transport.close)
         settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)

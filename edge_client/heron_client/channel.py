@@ -1,4 +1,4 @@
-"""How a client reaches a server: opens the channel, and turns what gRPC reports into errors of our own."""
+"""How a client reaches a server: opens the channel, seals messages, and turns what gRPC reports into errors of our own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import grpc
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.grpc_options import channel_options
+from heron_common.seal import opening, sealing
+from heron_common.timing import Timing
 from heron_common.wire import LONGEST_WAIT_SECONDS
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 
@@ -19,24 +21,43 @@ if TYPE_CHECKING:
 _FATAL_TRANSPORT = {grpc.StatusCode.UNIMPLEMENTED}
 
 
-def open_channel(target: str, credentials: Credentials | None = None) -> tuple[Any, Callable[[], None]]:
+class SealingChannel:
+    """A channel whose calls seal what they send; a message that arrives damaged comes out as `Damaged`."""
+
+    def __init__(self, channel: Any) -> None:
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            setattr(self, kind, _sealed(getattr(channel, kind)))
+
+
+def _sealed(make: Callable[..., Any]) -> Callable[..., Any]:
+    def multicallable(path: str, request_serializer: Any, response_deserializer: Any, **others: Any) -> Any:
+        return make(path, request_serializer=sealing(request_serializer), response_deserializer=opening(response_deserializer), **others)
+
+    return multicallable
+
+
+def open_channel(target: str, timing: Timing, credentials: Credentials | None = None) -> tuple[Any, Callable[[], None]]:
     """Return the service's stub at host:port, and what closes its channel; in clear without `credentials`."""
+    options = channel_options(timing)
     if credentials is None:
-        channel = grpc.insecure_channel(target, options=channel_options())
+        channel = grpc.insecure_channel(target, options=options)
     else:
         own = grpc.ssl_channel_credentials(credentials.ca_pem, credentials.key_pem, credentials.certificate_pem)
-        channel = grpc.secure_channel(target, own, options=channel_options())
-    return SplitTrainingStub(channel), channel.close  # type: ignore[no-untyped-call]
+        channel = grpc.secure_channel(target, own, options=options)
+    return SplitTrainingStub(SealingChannel(channel)), channel.close  # type: ignore[no-untyped-call]
 
 
-def translate(error: Any, target: str) -> HeronError:
-    """Turn a gRPC failure into ours: the catalog's code if the server sent one, else a transport failure."""
+def translate(error: Any, target: str, has_joined: bool) -> HeronError:
+    """Turn a gRPC failure into ours: the catalog's code if the server sent one, else a transport failure.
+
+    A process that knows none of our calls is no HERON server, unless it answered before: then it was the way there that garbled a call's name.
+    """
     metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
     code = metadata.get(ERROR_CODE_METADATA)
     if code in set(ErrorCode):
         return RefusedError(ErrorCode(code), str(error.details() or "no details")[:1000], _pushback(metadata.get(RETRY_PUSHBACK_METADATA)))
     status = error.code()
-    if status in _FATAL_TRANSPORT:
+    if status in _FATAL_TRANSPORT and not has_joined:
         return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
     # A failed handshake ends in ": OK", which it is not.
     details = (error.details() or "no details").removesuffix(": OK").rpartition(": ")[2]

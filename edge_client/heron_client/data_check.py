@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from heron_client.channel import open_channel
 from heron_client.config import ClientConfig
 from heron_client.supplies import check_tokenizer
 from heron_client.tls import diagnose_tls, warn_of_transport
@@ -29,7 +28,7 @@ def check_data(config: ClientConfig) -> None:
     """
     source = open_source(config.data).shard(config.partition, config.shard)
     warn_of_transport(config)
-    transport = Transport(config.server, _ignore, _ignore, connect=lambda: open_channel(config.server, config.credentials))
+    transport = Transport(config.server, _ignore, _ignore, credentials=config.credentials)
     try:
         specification = _join(transport, config, source.num_examples).data_specification
         tokenizer = None

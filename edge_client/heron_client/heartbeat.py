@@ -44,11 +44,15 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._period):
+        pause = self._period
+        while not self._stopped.wait(pause):
+            pause = self._period
             try:
                 step, losses = self._transport.next_step(self._training)
             except TransportError as exc:
                 log.debug("heartbeat not heard", extra={"reason": str(exc)})
+                # A lost one has cost its deadline already; the server counts the silence.
+                pause = self._period / 4
             except RefusedError as exc:
                 if exc.code is ErrorCode.ROUND_OVER or not self._recovered(exc):
                     self._round_over.set()

@@ -84,7 +84,8 @@ class Attempts:
         if isinstance(error, RefusedError):
             if not CATALOG[error.code].retryable:
                 raise error
-            delay = error.retry_after_seconds or delay
+            # Never sooner than the server says; not all together either, for it tells many the same.
+            delay = error.retry_after_seconds * patience._random.uniform(1.0, 1.25) if error.retry_after_seconds else delay
         elif 0 < patience._give_up_after <= patience._clock.now() - self._started:
             found = patience._diagnose()
             raise TransportError(f"{error}; {found}") if found else error

@@ -61,7 +61,8 @@ class Renewal:
             return
         self._pause()
         renewed, known = self._join(), self._membership
-        if known is None or replace(renewed, session=known.session) != known:
+        # How many rounds there are is the operator's to change; nothing that is under way depends on it.
+        if known is None or replace(renewed, session=known.session, num_rounds=known.num_rounds) != known:
             raise RunChanged("the server that answers now has another run or other programs")
         log.info("joined again inside a round", extra={"run_id": renewed.run_id})
 

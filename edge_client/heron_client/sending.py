@@ -82,7 +82,10 @@ class StepSender:
                 answer = self._pending.upload.answer()
             except (TransportError, RefusedError) as exc:
                 self.check()
-                if not self._recover(exc):
+                if self._recover(exc):
+                    # The server is there again, so it counts as out of reach from its next failure on.
+                    attempts = self._patience.begin("upload a step")
+                else:
                     attempts.wait(exc)
                 self.check()
                 self._repeat(self._pending)

@@ -347,5 +347,7 @@ class Session:
                 return call()
             except (TransportError, RefusedError) as exc:
                 # Outside a round the caller joins again from the beginning.
-                if not (self._training is not None and self._renewal.after(exc)):
+                if self._training is not None and self._renewal.after(exc):
+                    attempts = self._patience.begin(what)
+                else:
                     attempts.wait(exc)

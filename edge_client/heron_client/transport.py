@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import numpy as np
@@ -18,6 +18,7 @@ from heron_client.answer_reader import AnswerReader
 from heron_client.channel import open_channel, translate
 from heron_client.membership_checks import check_membership
 from heron_client.memory_budget import memory_budget
+from heron_client.stall import Progress, StallWatch
 from heron_client.state_directory import has_digest
 from heron_client.uploader import Chunk, UploadRequest
 from heron_common.assignment import (
@@ -32,12 +33,14 @@ from heron_common.assignment import (
     UploadPurpose,
 )
 from heron_common.chunks import StreamAccount, split_rows, usual_chunk_bytes
+from heron_common.clock import MonotonicClock
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, StorageError, TransportError
-from heron_common.grpc_options import CALL_DEADLINE_SECONDS
 from heron_common.ids import RoundReference
+from heron_common.seal import Damaged
 from heron_common.tensors import raw_bytes, total_bytes
+from heron_common.timing import LONGEST_CALL_DEADLINE_SECONDS, Timing
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_common.wire import (
     answer_from_proto,
@@ -52,11 +55,17 @@ from heron_common.wire import (
 )
 from heron_proto.v1 import split_training_pb2 as pb
 
+if TYPE_CHECKING:
+    from heron_common.tls_directory import Credentials
+
 CountBytes = Callable[[str, str, int], None]
 """(direction "up" or "down", kind, bytes)."""
 
 Connect = Callable[[], tuple[Any, Callable[[], None]]]
 """Opens a way to a server: the service's stub, and what closes it."""
+
+STREAM_DEADLINE_SECONDS = 3600.0
+"""For a stream that moves all the time: round deadlines and resumed downloads end it long before, stalls before that."""
 
 LEAVE_DEADLINE_SECONDS = 5.0
 """A goodbye is a courtesy: the server notices a silent client by itself."""
@@ -73,15 +82,21 @@ class Transport:
         target: str,
         count_bytes: CountBytes,
         count_refusal: Callable[[ErrorCode], None],
-        stream_deadline_seconds: float = 3600.0,
         connect: Connect | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """`connect` opens another way to the server than a channel to `target`, which then only names it."""
+        """`connect` opens another way to the server than a channel to `target`, which then only names it; the channel is in clear without `credentials`."""
         self._target = target
         self._count = count_bytes
         self._count_refusal = count_refusal
-        self._stream_deadline = stream_deadline_seconds
-        self._stub, self._close = connect() if connect is not None else open_channel(target)
+        self._has_channel = connect is None
+        self._credentials = credentials
+        self._timing = Timing()
+        self._call_deadline = self._timing.call_deadline_seconds
+        # Where there is no network only other clients of this process are waited for.
+        stall = self._timing.stall_seconds if connect is None else STREAM_DEADLINE_SECONDS
+        self._stalls = StallWatch(MonotonicClock(), stall)
+        self._stub, self._close = connect() if connect is not None else open_channel(target, self._timing, credentials)
         self._control = threading.Lock()
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
@@ -114,7 +129,18 @@ class Transport:
         membership = membership_from_proto(response)
         check_membership(membership, memory_budget())
         self._session, self._run_id, self._losses_seen = membership.session, membership.run_id, 0
+        self._agree(Timing.from_heartbeat(membership.heartbeat_seconds))
         return membership
+
+    def _agree(self, timing: Timing) -> None:
+        """Keep the server's timing from now on: over a new channel, for keepalive is a property of connections."""
+        if timing == self._timing or not self._has_channel:
+            return
+        self._timing = timing
+        self._call_deadline, self._stalls.stall_seconds = timing.call_deadline_seconds, timing.stall_seconds
+        close = self._close
+        self._stub, self._close = open_channel(self._target, timing, self._credentials)
+        close()
 
     def next_step(self, training: RoundReference | None) -> tuple[NextStep, tuple[UploadLoss, ...]]:
         """Ask what to do next, or, while training, say that this client is alive; returns at once."""
@@ -149,6 +175,7 @@ class Transport:
                 target[filled : filled + len(piece)] = piece
                 digest.update(piece)
                 filled += len(piece)
+                crash_point(CrashPoint.CLIENT_BLOB_PART)
         if filled != len(target) or digest.hexdigest() != blob.sha256:
             raise ProgramError(f"blob {blob.sha256[:12]} does not match its digest: it is refused")
 
@@ -181,10 +208,13 @@ class Transport:
 
     def _pieces(self, request: pb.FetchBlobRequest) -> Iterator[bytes]:
         """Yield a blob as it comes; pieces of nothing could come for ever."""
-        for part in self._tracked(self._stub.FetchBlob(request, timeout=self._stream_deadline)):
-            if not part.data:
-                raise ProgramError(f"blob {request.sha256[:12]} came with a piece of no bytes: it is refused")
-            yield part.data
+        call = self._stub.FetchBlob(request, timeout=STREAM_DEADLINE_SECONDS)
+        with self._stalls.watching(call.cancel) as progress:
+            for part in self._tracked(call):
+                progress.note()
+                if not part.data:
+                    raise ProgramError(f"blob {request.sha256[:12]} came with a piece of no bytes: it is refused")
+                yield part.data
 
     def upload(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         """Send one upload as its chunks become available and return the server's answer."""
@@ -202,16 +232,18 @@ class Transport:
         evaluates = request.purpose is UploadPurpose.EVALUATE
         kinds = [EVALUATION_KIND if evaluates else spec.name for spec in request.tensors]
         call: list[Any] = []
-        messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, lambda: call[0].cancel())
-        with self._mapped():
-            call.append(self._stub.TrainBatch(messages, timeout=self._stream_deadline))
-            answer = self._read_answer(self._tracked(call[0]), request)
+        with self._mapped(), self._stalls.watching(lambda: call[0].cancel()) as progress:
+            messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, progress)
+            call.append(self._stub.TrainBatch(messages, timeout=STREAM_DEADLINE_SECONDS))
+            answer = self._read_answer(self._tracked(call[0]), request, progress)
         return dataclasses.replace(answer, losses=self._new_losses(header.losses_seen, answer.losses))
 
-    def _read_answer(self, responses: Iterator[Any], request: UploadRequest) -> UploadAnswer:
+    def _read_answer(self, responses: Iterator[Any], request: UploadRequest, progress: Progress) -> UploadAnswer:
         """Read the scalars, and behind them the tensors that the plan asks for, up to their announced size and checked against their digest."""
         reading = AnswerReader(request.answer_tensors, request.num_probe_losses)
         for response in responses:
+            # One without a part says that the server is there and the answer is not yet.
+            progress.note()
             part = response.WhichOneof("part")
             if part == "answer":
                 reading.answer(answer_from_proto(response.answer))
@@ -243,12 +275,13 @@ class Transport:
             for index, (spec, array) in enumerate(zip(specs, submission.arrays, strict=True))
             for piece in split_rows(raw_bytes(np.ascontiguousarray(array)), spec.row_bytes, usual_chunk_bytes(spec.row_bytes))
         )
-        messages = self._stream(
-            pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, ["update"] * len(specs), lambda: None
-        )
         crash_point(CrashPoint.CLIENT_UPDATE_SENDING)
-        with self._mapped():
-            response = self._result(self._stub.SubmitUpdate.future(messages, timeout=self._stream_deadline))
+        call: list[Any] = []
+        with self._mapped(), self._stalls.watching(lambda: call[0].cancel()) as progress:
+            kinds = ["update"] * len(specs)
+            messages = self._stream(pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, kinds, progress)
+            call.append(self._stub.SubmitUpdate.future(messages, timeout=STREAM_DEADLINE_SECONDS))
+            response = self._result(call[0])
         return self._new_losses(header.losses_seen, losses_from_proto(response.losses))
 
     def leave(self, reason: str, peak_memory_bytes: int) -> None:
@@ -256,8 +289,15 @@ class Transport:
         if not self._session:
             return
         request = pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes)
+        try:
+            self._say_goodbye(request)
+        except (TransportError, RefusedError):
+            # Once more, over the connection that comes after the one that just died, or that damaged the first.
+            self._say_goodbye(request)
+
+    def _say_goodbye(self, request: pb.LeaveRequest) -> None:
         with self._mapped():
-            self._stub.Leave(request, timeout=LEAVE_DEADLINE_SECONDS)
+            self._stub.Leave(request, timeout=LEAVE_DEADLINE_SECONDS, wait_for_ready=True)
 
     def cancel(self) -> None:
         """Cancel every call under way and every later one but `leave`; their callers get a TransportError."""
@@ -270,23 +310,34 @@ class Transport:
     def close(self) -> None:
         """Cancel what is under way and close the channel; safe to repeat."""
         self.cancel()
+        self._stalls.close()
         self._close()
 
     def _call(self, method: Any, request: Any) -> Any:
         with self._control, self._mapped():
-            response = self._result(method.future(request, timeout=CALL_DEADLINE_SECONDS))
+            call = method.future(request, timeout=self._call_deadline)
+            try:
+                response = self._result(call)
+            except grpc.RpcError as exc:
+                if cast("grpc.Call", exc).code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    # A server or network that is slow for now gets more time, not the same question again and again.
+                    self._call_deadline = min(2 * self._call_deadline, LONGEST_CALL_DEADLINE_SECONDS)
+                raise
         self._count("up", "control", request.ByteSize())
         self._count("down", "control", response.ByteSize())
         return response
 
-    def _stream(self, part: Any, header: Any, chunks: Iterator[Chunk], kinds: list[str], give_up: Callable[[], None]) -> Iterator[Any]:
+    def _stream(self, part: Any, header: Any, chunks: Iterator[Chunk], kinds: list[str], progress: Progress) -> Iterator[Any]:
         account = StreamAccount()
         yield header
+        # Asked for the next message, gRPC has written the one before; until that is computed, nobody else can move.
+        progress.pause()
         for chunk in chunks:
             if chunk is None:
-                give_up()
+                progress.cancel()
                 return
             tensor_index, data = chunk
+            progress.note()
             account.add(data)
             crash_point(CrashPoint.CLIENT_CHUNK_SENT)
             self._count("up", kinds[tensor_index], len(data))
@@ -294,6 +345,8 @@ class Transport:
             message.chunk.tensor_index = tensor_index
             message.chunk.data = data
             yield message
+            progress.pause()
+        progress.note()
         yield part(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def _new_losses(self, seen: int, losses: tuple[UploadLoss, ...]) -> tuple[UploadLoss, ...]:
@@ -305,11 +358,12 @@ class Transport:
 
     def _result(self, call: Any) -> Any:
         with self._registered(call):
-            return call.result()
+            return _whole(call.result())
 
     def _tracked(self, call: Any) -> Iterator[Any]:
         with self._registered(call):
-            yield from call
+            for response in call:
+                yield _whole(response)
 
     @contextmanager
     def _registered(self, call: Any) -> Iterator[None]:
@@ -331,7 +385,13 @@ class Transport:
         except grpc.FutureCancelledError as exc:
             raise TransportError(f"the call to {self._target} was cancelled") from exc
         except grpc.RpcError as exc:
-            error = translate(exc, self._target)
+            error = translate(exc, self._target, bool(self._session))
             if isinstance(error, RefusedError):
                 self._count_refusal(error.code)
             raise error from exc
+
+
+def _whole(response: Any) -> Any:
+    if isinstance(response, Damaged):
+        raise TransportError("an answer's bytes are not the ones that were sent")
+    return response

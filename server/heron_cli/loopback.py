@@ -138,7 +138,7 @@ class LoopbackMethod:
         name = f"{'stream' if self._streams_in else 'unary'}_{'stream' if self._streams_out else 'unary'}"
         self._behaviour = getattr(handler, name)
 
-    def __call__(self, sent: Any, timeout: float | None = None) -> Any:
+    def __call__(self, sent: Any, timeout: float | None = None, wait_for_ready: bool = False) -> Any:
         call = self.future(sent, timeout)
         return call if self._streams_out else call.result()
 

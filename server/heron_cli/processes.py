@@ -22,7 +22,11 @@ STOP_DEADLINE_SECONDS = 20.0
 
 
 class ProcessError(HeronError):
-    """A process that was started here failed."""
+    """A process that was started here failed; `process` is it, where it had begun."""
+
+    def __init__(self, sentence: str, process: LoggedProcess | None = None) -> None:
+        super().__init__(sentence)
+        self.process = process
 
 
 @dataclass
@@ -111,7 +115,7 @@ def start_server(
     server = group.start(name, "heron_server", [*fixed, *arguments], environment)
     wait_for(lambda: address_file.exists() or server.exit_code is not None, START_DEADLINE_SECONDS)
     if not address_file.exists():
-        raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})")
+        raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})", server)
     address: str = json.loads(address_file.read_text(encoding="utf-8"))["address"]
     return server, address
 

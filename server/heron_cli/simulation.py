@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from heron_cli.loopback import LoopbackStub
-from heron_cli.simulated_clients import Crowd, shares
+from heron_cli.simulated_clients import Crowd, client_name, shares
 from heron_cli.simulation_config import SimulationConfig
 from heron_client.runtime import self_test
 from heron_common.atomic import write_json_atomically
@@ -115,18 +115,26 @@ class _Simulation:
             stub = LoopbackStub(parts.servicer, self._refused(parts), parts.ledger.sync)
             crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
             directory.record(parts.identity)
-            if config.run.resume:
-                self._rounds_told = len(parts.worker.rounds)
-                parts.worker.write_summary()
-            else:
+            self._rounds_told = len(parts.worker.rounds)
+            if parts.begins:
                 parts.worker.save()
+            else:
+                parts.worker.write_summary()
             stack.callback(self._end, parts, stub, crowd, directory)
             parts.open()
+            self._dismiss_others(parts)
             parts.worker.start(parts.worklist, on_end=parts.ended.set)
             crowd.start()
             self._watch(parts)
         self._raise_failure(parts)
         return directory.summary
+
+    def _dismiss_others(self, parts: Assembly) -> None:
+        """A resumed simulation may have fewer clients than it was killed with: nobody waits for those that will not come."""
+        names = {client_name(index) for index in range(self._config.run.clients)}
+        for record in parts.coordinator.registry.live_records():
+            if record.name not in names:
+                parts.reception.leave(record, "not simulated any more", record.peak_memory_bytes)
 
     def _run_directory(self, stack: ExitStack) -> Path:
         if self._config.has_run_directory:

@@ -14,6 +14,7 @@ from heron_common.clock import MonotonicClock
 from heron_common.console import LiveConsole, is_terminal
 from heron_common.errors import CheckpointError, HeronError
 from heron_common.metrics_server import MetricsServer
+from heron_common.timing import Timing
 from heron_server.assembly import ServerAssembly, assemble
 from heron_server.config import NetworkSection, ServerConfig
 from heron_server.console import console_rows
@@ -59,11 +60,11 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
 
 def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory, metrics_port: int) -> None:
     directory.record(parts.identity)
-    if config.run.resume:
+    if parts.begins:
+        parts.worker.save()
+    else:
         # The checkpoint of this boundary is there; writing it again could only damage it.
         parts.worker.write_summary()
-    else:
-        parts.worker.save()
     parts.open()
     parts.worker.start(parts.worklist, on_end=parts.ended.set)
     parts.network.start()
@@ -73,6 +74,18 @@ def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory,
         "pid": os.getpid(),
     }
     directory.write_address(address)
+    timing = Timing(config.rounds.liveness_seconds)
+    log.info(
+        "timing",
+        extra={
+            "liveness_seconds": timing.liveness_seconds,
+            "heartbeat_seconds": timing.heartbeat_seconds,
+            "keepalive_seconds": timing.keepalive_seconds,
+            "ping_timeout_seconds": timing.ping_timeout_seconds,
+            "call_deadline_seconds": timing.call_deadline_seconds,
+            "stall_seconds": timing.stall_seconds,
+        },
+    )
     log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
     warn_of_clear_text(config.network)
 
@@ -97,7 +110,8 @@ def _drain(config: ServerConfig, parts: ServerAssembly, interrupted: bool) -> No
     if interrupted:
         log.info("draining: the open round goes on with --resume", extra={"grace_seconds": grace})
     elif parts.coordinator.machine.phase is Phase.FINISHED:
-        parts.reception.wait_until_empty(grace)
+        # A client whose connection died with the last answer on it needs its liveness to notice and ask again.
+        parts.reception.wait_until_empty(max(grace, config.rounds.liveness_seconds))
     parts.coordinator.drain()
     if not parts.worker.join(grace):
         log.warning("the trainer did not end its job in time; the last checkpoint stands")

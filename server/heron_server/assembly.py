@@ -18,6 +18,7 @@ from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.plan import Algorithm, HeadTraining
 from heron_common.tensors import num_parameters
+from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
@@ -66,13 +67,17 @@ class Assembly:
     ledger: Ledger
     inside: OpenRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
+    begins: bool
+    """Whether the run has no checkpoint yet."""
 
     def open(self) -> None:
         """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
-        if self.inside is not None:
-            self.coordinator.start(self.inside.inputs, self.inside.positions)
-        else:
-            self.coordinator.start(self.worker.inputs())
+        inputs, covered = (self.inside.inputs, self.inside.positions) if self.inside is not None else (self.worker.inputs(), 0)
+        if not self.coordinator.reopen(inputs, covered) and self.inside is not None:
+            # The model has what the round had trained by then, and the round is repeated.
+            self.worker.go_back()
+            inputs = self.worker.inputs()
+        self.coordinator.start(inputs)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,14 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
     tls = _tls(config.network.tls_dir)
     parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
     network = NetworkServer(
-        parts.servicer, config.network.host, config.network.port, config.network.max_clients, parts.on_refusal, parts.ledger.sync, tls
+        parts.servicer,
+        config.network.host,
+        config.network.port,
+        config.network.max_clients,
+        Timing(config.rounds.liveness_seconds),
+        parts.on_refusal,
+        parts.ledger.sync,
+        tls,
     )
     return ServerAssembly(**vars(parts), network=network)
 
@@ -151,11 +163,12 @@ def assemble_run(
     left = (
         resume(worker, checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
         if config.run.resume
-        else Resumption()
+        else Resumption(begun=False)
     )
     parts.gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
-    spool = Spool(directory.spool, config.storage.spool_bytes, needed, durable)
+    storage = config.storage
+    spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
     coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
     reception = Reception(coordinator, pace)
     servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
@@ -165,7 +178,17 @@ def assemble_run(
         metrics.rejections.labels(reason=code.value).inc()
 
     return Assembly(
-        coordinator, reception, Worklist(coordinator), worker, servicer, on_refusal, threading.Event(), identity, ledger, left.inside
+        coordinator,
+        reception,
+        Worklist(coordinator),
+        worker,
+        servicer,
+        on_refusal,
+        threading.Event(),
+        identity,
+        ledger,
+        left.inside,
+        begins=not left.begun,
     )
 
 
@@ -266,6 +289,7 @@ def _coordinator(
         clock,
         ledger,
         left.recorded,
+        left.present,
     )
 
 

@@ -23,6 +23,7 @@ from heron_common.plan import (
     Weighting,
 )
 from heron_common.presets import PRESETS
+from heron_common.timing import DEFAULT_LIVENESS_SECONDS
 from heron_common.wire_dtypes import WireDtype
 from heron_common.zeroth_order import FiniteDifference
 from heron_server.models.registry import parse_model_options
@@ -107,7 +108,9 @@ class RoundsSection(Section):
         600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
     )
     liveness_seconds: float = Field(
-        30.0, ge=3, description="a client that sent nothing for so long has departed; it sends a heartbeat three times as often"
+        DEFAULT_LIVENESS_SECONDS,
+        ge=3,
+        description="a client that sent nothing for so long has departed; heartbeats, keepalive and every timeout of the network are derived from it",
     )
     cohort_wait_seconds: float = Field(
         30.0,
@@ -308,6 +311,17 @@ class StorageSection(Section):
     spool_bytes: int = Field(
         1 << 30, ge=1 << 20, description="byte budget of uploads that wait on disk; clients are told to come back when it is full"
     )
+    client_spool_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes of one client's uploads that may wait once the spool is half full, so that nobody takes the room of others "
+        "(default: --spool-bytes divided by the clients of a round)",
+    )
+    inbox_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="byte budget of uploads that are arriving, over all clients; further ones are told to come back before a byte is read",
+    )
     keep_checkpoints: int = Field(3, ge=1, description="how many checkpoints to keep; older ones are used if the newest is damaged")
     program_cache: Path | None = Field(None, description="directory of compiled programs (default: below the user's cache directory)")
 
@@ -341,6 +355,12 @@ class TrainingConfig(Section):
         """The quorum: half of the cohort unless given, so that a minority of broken devices cannot stop a run."""
         return self.run.min_updates if self.run.min_updates is not None else (self.cohort_size + 1) // 2
 
+    @property
+    def client_spool_bytes(self) -> int:
+        """One client's share of the spool: an equal one unless given."""
+        given = self.storage.client_spool_bytes
+        return given if given is not None else self.storage.spool_bytes // self.cohort_size
+
     def identity(self) -> dict[str, Any]:
         """Return every option that belongs to the run rather than to this process, as JSON values."""
         document = self.model_dump(mode="json")
@@ -362,7 +382,16 @@ class ServerConfig(TrainingConfig):
 
 PROCESS_OPTIONS = frozenset(
     {"resume", "run_dir", "listen", "tls_dir", "insecure", "max_clients", "metrics_host", "metrics_port", "grace_seconds", "log_level"}
-    | {"spool_bytes", "keep_checkpoints", "program_cache", "device", "server_threads", "release_clients"}
+    | {
+        "spool_bytes",
+        "client_spool_bytes",
+        "inbox_bytes",
+        "keep_checkpoints",
+        "program_cache",
+        "device",
+        "server_threads",
+        "release_clients",
+    }
 )
 """Options that say how this process runs, not what is trained: they may differ after --resume."""
 

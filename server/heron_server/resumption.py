@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from heron_common.ids import RoundReference
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.ledger import Ledger
@@ -18,10 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumption:
-    """What to go on with: recorded attempts in order, and what a checkpoint inside the first of them says, if there is one."""
+    """What to go on with: recorded attempts in order, what a checkpoint inside the first of them says, if there is one, and who was there."""
 
     recorded: tuple[RecordedAttempt, ...] = ()
     inside: OpenRound | None = None
+    present: Mapping[str, str] = field(default_factory=dict)
+    """Clients by name, with the digests of their identity keys."""
+    begun: bool = True
+    """Whether the run has a checkpoint already."""
 
 
 def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry, skips: bool = False) -> Resumption:
@@ -34,29 +40,38 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
         StorageError: the ledger cannot be used.
 
     """
+    present = ledger.present_clients()
+    if checkpoints.is_empty and not ledger.begun_attempts():
+        # The first start was killed before its first checkpoint: the model is what it was then, for it follows from the configuration.
+        log.info("the run had not begun yet")
+        return Resumption(present=present, begun=False)
     boundary = checkpoints.read_newest()
     without_quorum = [a for a in ledger.attempts() if a.outcome == "abandoned" and a.round.round_index == boundary.completed_rounds]
-    recorded = _unfinished(ledger, boundary.completed_rounds)
-    inside = _inside(checkpoints, boundary.completed_rounds, recorded)
-    if recorded and _gave_payloads_up(recorded[0], inside):
-        # What was given up stood in a checkpoint that is damaged: the attempt is undone and its round repeated.
-        log.warning(
-            "the checkpoint inside the open round is damaged: the round is repeated", extra={"round_index": recorded[0].round.round_index}
-        )
-        _undo(ledger, recorded, "the checkpoint inside it is damaged")
-        recorded = ()
+    inside = _inside(checkpoints, boundary.completed_rounds, ledger.attempts())
+    newest = inside or boundary
+    recorded = _with_payloads(ledger, _unfinished(ledger, newest.completed_rounds), inside)
     opened = worker.restore_inside_round(inside) if inside is not None and recorded else None
     if opened is None:
+        newest = boundary
         worker.restore(boundary)
 
     def make(name: str) -> ClientRecord:
         return clients.by_name.setdefault(name, ClientRecord(name, identity_sha256=""))
 
-    restore_clients((inside or boundary).state["clients"], make)
+    restore_clients(newest.state["clients"], make)
     if skips and without_quorum and not recorded:
         worker.skip_round(without_quorum[-1].round, len(without_quorum[-1].cohort))
     log.info("resuming", extra={"rounds_completed": len(worker.rounds), "open_rounds": len(recorded)})
-    return Resumption(recorded, opened)
+    return Resumption(recorded, opened, present)
+
+
+def _inside(checkpoints: CheckpointStore, completed_rounds: int, attempts: tuple[RecordedAttempt, ...]) -> Checkpoint | None:
+    """Return the checkpoint inside a round if that round can still be gone on with; it may be newer than any at a boundary, if the disk refused one."""
+    checkpoint = checkpoints.read_open()
+    if checkpoint is None or checkpoint.completed_rounds < completed_rounds:
+        return None
+    reference = RoundReference(*checkpoint.state["open_round"]["round"])
+    return checkpoint if any(a.round == reference and a.outcome != "abandoned" for a in attempts) else None
 
 
 def _unfinished(ledger: Ledger, completed_rounds: int) -> tuple[RecordedAttempt, ...]:
@@ -72,15 +87,20 @@ def _unfinished(ledger: Ledger, completed_rounds: int) -> tuple[RecordedAttempt,
             going_on.append(attempt)
         else:
             log.warning("an open round began from a checkpoint that is damaged: it is repeated", extra={"round_index": index})
-            _undo(ledger, (attempt,), "the checkpoint that it began from is damaged")
+            ledger.settled(attempt.round, "the checkpoint that it began from is damaged")
     return tuple(going_on)
 
 
-def _inside(checkpoints: CheckpointStore, completed_rounds: int, recorded: tuple[RecordedAttempt, ...]) -> Checkpoint | None:
-    checkpoint = checkpoints.read_open(completed_rounds)
-    if checkpoint is None or not recorded or tuple(checkpoint.state["open_round"]["round"]) != tuple(recorded[0].round):
-        return None
-    return checkpoint
+def _with_payloads(ledger: Ledger, attempts: tuple[RecordedAttempt, ...], inside: Checkpoint | None) -> tuple[RecordedAttempt, ...]:
+    """Return the attempts up to the first one that gave payloads up to a checkpoint that is damaged: it is undone, and so are those after it."""
+    for place, attempt in enumerate(attempts):
+        if _gave_payloads_up(attempt, inside if place == 0 else None):
+            index = attempt.round.round_index
+            log.warning("the checkpoint inside the open round is damaged: the round is repeated", extra={"round_index": index})
+            for undone in attempts[place:]:
+                ledger.settled(undone.round, "the checkpoint inside it is damaged")
+            return attempts[:place]
+    return attempts
 
 
 def _gave_payloads_up(attempt: RecordedAttempt, inside: Checkpoint | None) -> bool:
@@ -88,8 +108,3 @@ def _gave_payloads_up(attempt: RecordedAttempt, inside: Checkpoint | None) -> bo
     return any(
         upload.payload.name is None and not (upload.position is not None and upload.position < covered) for upload in attempt.uploads
     )
-
-
-def _undo(ledger: Ledger, attempts: tuple[RecordedAttempt, ...], reason: str) -> None:
-    for attempt in attempts:
-        ledger.settled(attempt.round, reason)

@@ -87,6 +87,37 @@ def test_a_failed_upload_is_recomputed_and_sent_again_with_the_same_bytes() -> N
     assert network.payloads == undisturbed.payloads
 
 
+class ByHand:
+    """A clock that moves when it is read."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        self.time += 1.0
+        return self.time
+
+
+def test_patience_begins_anew_once_the_server_was_there_again() -> None:
+    # 1. The network fails for nearly as long as patience lasts. 2. The server asks to join again, and is joined. 3. It fails for as long once more.
+    failures: list[HeronError] = (
+        [TransportError("cut")] * 3 + [RefusedError(ErrorCode.SESSION_UNKNOWN, "join again")] + [TransportError("cut")] * 3
+    )
+    network = FlakyNetwork(failures)
+    patience = Patience(threading.Event(), ByHand(), Random(0), 4.5, QUICK)
+    recovered: list[HeronError] = []
+
+    def recover(error: HeronError) -> bool:
+        recovered.append(error)
+        return isinstance(error, RefusedError)
+
+    uploader = Uploader(network.send, MonotonicClock(), MAX_CHUNK_BYTES)
+    sender = StepSender(uploader, patience, threading.Event(), threading.Event(), lambda _: None, recover)
+    sender.send(_request(), _stream(1))
+    assert sender.settle() is not None
+    assert network.calls == 8 and len(recovered) == 7
+
+
 def test_the_upload_before_is_settled_before_the_next_is_opened() -> None:
     network = FlakyNetwork([TransportError("cut")])
     sender = _sender(network.send)

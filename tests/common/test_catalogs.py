@@ -12,7 +12,8 @@ from heron_common import errors
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, RefusedError
 from heron_common.exit_codes import EXIT_HELP, ExitCode
-from heron_common.grpc_options import KEEPALIVE_SECONDS, MAX_MESSAGE_BYTES, channel_options, server_options
+from heron_common.grpc_options import MAX_MESSAGE_BYTES, channel_options, server_options
+from heron_common.timing import Timing
 
 
 def test_every_error_code_has_an_entry_and_every_entry_a_code() -> None:
@@ -88,20 +89,30 @@ def test_a_refusal_carries_code_sentence_and_hint() -> None:
 
 
 def test_both_sides_agree_on_the_message_cap_and_refuse_compression() -> None:
-    for options in (dict(channel_options()), dict(server_options())):
+    for options in (dict(channel_options()), dict(server_options(Timing()))):
         assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == MAX_MESSAGE_BYTES
         # Bit 0 stands for "no compression"; no other algorithm is enabled.
         assert options["grpc.compression_enabled_algorithms_bitset"] == 1
         assert options["grpc.per_message_decompression"] == 0
 
 
-def test_the_server_tolerates_the_pings_that_clients_send() -> None:
-    channel, server = dict(channel_options()), dict(server_options())
-    assert channel["grpc.keepalive_time_ms"] == KEEPALIVE_SECONDS * 1000
-    assert server["grpc.http2.min_recv_ping_interval_without_data_ms"] < channel["grpc.keepalive_time_ms"]
-    assert server["grpc.keepalive_permit_without_calls"] == 1
+@pytest.mark.parametrize("liveness", [3.0, 9.0, 30.0, 600.0])
+def test_the_server_tolerates_the_pings_of_clients_that_do_not_know_its_timing_yet_and_of_those_that_do(liveness: float) -> None:
+    server = dict(server_options(Timing(liveness)))
+    for channel in (dict(channel_options()), dict(channel_options(Timing(liveness)))):
+        assert server["grpc.http2.min_recv_ping_interval_without_data_ms"] < channel["grpc.keepalive_time_ms"]
+        assert channel["grpc.keepalive_permit_without_calls"] == server["grpc.keepalive_permit_without_calls"] == 1
+
+
+@pytest.mark.parametrize("liveness", [3.0, 9.0, 30.0, 600.0])
+def test_a_dead_connection_is_noticed_before_its_client_counts_as_departed(liveness: float) -> None:
+    for options in (dict(channel_options(Timing(liveness))), dict(server_options(Timing(liveness)))):
+        # gRPC's pings have a timeout apart from keepalive's, a minute unless it is set too.
+        assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]
+        assert options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"] <= liveness * 1000 * 2 / 3
+    assert Timing.from_heartbeat(Timing(liveness).heartbeat_seconds) == Timing(liveness)
 
 
 def test_options_have_no_key_twice() -> None:
-    for options in (channel_options(), server_options()):
+    for options in (channel_options(), server_options(Timing())):
         assert len(dict(options)) == len(options)

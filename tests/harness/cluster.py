@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from heron_cli.processes import LoggedProcess, ProcessGroup, read_summary, start_server
+from tests.harness.forks import ForkingGroup, Forks
 from tests.harness.polling import eventually
 
 NARROW = "front_widths=4,2 front_strides=1,2"
@@ -23,10 +24,11 @@ NARROWEST = "front_widths=4,1 front_strides=1,2"
 class Cluster:
     """Starts processes and reads what they leave behind."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, forks: Forks | None = None) -> None:
+        """With `forks` servers and clients start without their imports."""
         self.directory = directory
         self.run_dir = directory / "run"
-        self._group = ProcessGroup(directory / "logs")
+        self._group = ForkingGroup(directory / "logs", forks) if forks is not None else ProcessGroup(directory / "logs")
         self._servers = 0
         self.address = ""
 

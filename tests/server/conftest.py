@@ -13,6 +13,7 @@ from heron_common.data.sources import parse_specification
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache
+from tests.server.killed_run import Run
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer, tiny_config
 
 
@@ -53,3 +54,17 @@ def serve(tmp_path: Path, program_cache_dir: Path) -> Iterator[Callable[..., Run
     yield start
     for server in running:
         server.stop()
+
+
+@pytest.fixture
+def start(tmp_path: Path, program_cache_dir: Path) -> Iterator[Callable[..., Run]]:
+    """Start runs whose server can be killed; `start(clients=3)` takes options of the configuration."""
+    runs: list[Run] = []
+
+    def begin(name: str = "run", **options: Any) -> Run:
+        runs.append(Run(tmp_path / name, program_cache_dir, **options))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.stop()

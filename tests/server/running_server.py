@@ -57,7 +57,7 @@ class RunningServer:
             self.directory.close()
             raise
         self.directory.record(self.parts.identity)
-        if not config.run.resume:
+        if self.parts.begins:
             self.parts.worker.save()
         if opens:
             self.parts.open()

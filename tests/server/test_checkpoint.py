@@ -49,6 +49,41 @@ def test_the_newest_keep_checkpoints_are_kept(tmp_path: Path, keep: int) -> None
     assert kept == [store.path_of(number).name for number in range(6 - keep, 6)]
 
 
+def test_what_killed_processes_left_goes_with_the_next_checkpoint_and_nothing_else_does(tmp_path: Path) -> None:
+    # One was killed while it wrote, one after it had listed the new checkpoint and before it removed the oldest.
+    store = written(tmp_path, 1, 2, 3)
+    store.path_of(0).write_bytes(b"listed no more")
+    (tmp_path / ".round-000004.safetensors.77.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    store.write(checkpoint(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "manifest.json",
+        "notes.txt",
+        *(store.path_of(number).name for number in (2, 3, 4)),
+    ]
+
+
+def test_a_checkpoint_inside_a_round_replaces_the_one_before_and_goes_with_the_next_boundary(tmp_path: Path) -> None:
+    store = written(tmp_path, 1)
+    store.write_open(checkpoint(1), 3)
+    store.write_open(Checkpoint(1, {"x": torch.ones(2)}, {"positions": 5}), 5)
+    found = store.read_open()
+    assert found is not None and found.state == {"positions": 5} and len(list(tmp_path.glob("open-*.safetensors"))) == 1
+    assert_equal(store.read_newest(), checkpoint(1))
+    store.write(checkpoint(2))
+    assert store.read_open() is None and list(tmp_path.glob("open*")) == []
+
+
+def test_a_damaged_checkpoint_inside_a_round_is_none_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = written(tmp_path, 1)
+    store.write_open(checkpoint(1), 3)
+    (path,) = tmp_path.glob("open-*.safetensors")
+    damage_flip(path)
+    with caplog.at_level(logging.WARNING):
+        assert store.read_open() is None
+    assert "a checkpoint is damaged" in caplog.text
+
+
 def test_writing_the_same_round_again_replaces_it(tmp_path: Path) -> None:
     store = written(tmp_path, 0, 1)
     again = Checkpoint(1, {"other": torch.ones(2)}, {"server_version": 9})

@@ -64,6 +64,18 @@ def test_the_name_of_a_departed_client_is_free_for_another_identity() -> None:
         registry.of_session(old)
 
 
+def test_an_expected_client_is_live_without_a_session_and_only_its_own_key_opens_one() -> None:
+    before, after = ClientRegistry(2), ClientRegistry(2)
+    after.expect("a", before.join("a", KEY).identity_sha256)
+    assert after.num_live == 1 and after.by_name["a"].session == ""
+    with pytest.raises(RefusedError) as caught:
+        after.join("a", OTHER_KEY)
+    assert caught.value.code is ErrorCode.NAME_IN_USE
+    assert after.join("a", KEY).session != ""
+    after.know("b", "digest")
+    assert after.num_live == 1, "known is not live"
+
+
 def test_a_silent_client_keeps_its_session_and_one_that_left_does_not() -> None:
     registry = ClientRegistry(4)
     silent, left = registry.join("silent", KEY), registry.join("left", KEY)

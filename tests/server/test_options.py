@@ -51,6 +51,8 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "without_quorum": ("skip", "repeat", "skip"),
     "held_out": ("0.1", "0.2", "0.3"),
     "spool_bytes": ("2000000", "3000000", "4000000"),
+    "client_spool_bytes": ("2000", "3000", "4000"),
+    "inbox_bytes": ("2000000", "3000000", "4000000"),
     "max_clients": ("65", "66", "67"),
     "run_dir": ("one", "two", "three"),
     "program_cache": ("one", "two", "three"),

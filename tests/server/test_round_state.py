@@ -216,6 +216,21 @@ def test_a_resumed_run_begins_with_the_attempt_it_is_given() -> None:
     assert m.seen("c", 0.0) == [OpenRound(RoundReference(1, 4), ("a", "b", "c"))]
 
 
+def test_a_run_that_had_begun_goes_on_with_those_who_were_there_and_waits_for_nobody_else() -> None:
+    m = machine((1, 1))
+    m.expect("a", 5.0)
+    m.expect("b", 5.0)
+    assert m.tick(5.0) == [OpenRound(RoundReference(1, 1), ("a", "b"))]
+
+
+def test_a_run_that_had_not_begun_waits_for_the_cohort_although_some_were_there() -> None:
+    m = machine()
+    m.expect("a", 5.0)
+    m.expect("b", 5.0)
+    assert m.tick(5.0) == []
+    assert m.tick(15.0) == [OpenRound(RoundReference(0, 0), ("a", "b"))]
+
+
 def test_a_resumed_run_whose_rounds_are_done_finishes_without_clients() -> None:
     assert machine(first=(2, 0)).tick(0.0) == [FinishRun()]
 

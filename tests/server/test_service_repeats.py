@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 
 from heron_common.assignment import UploadKey
 from heron_common.error_catalog import RETRY_PUSHBACK_METADATA, ErrorCode
+from heron_server.rounds.coordinator import STALLED_STREAM_SECONDS
 from heron_server.rounds.intake import Intake
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
@@ -120,6 +123,45 @@ def test_a_full_spool_asks_to_come_back(serve: Serve) -> None:
             client.upload(0)
         assert int(metadata_of(caught.value)[RETRY_PUSHBACK_METADATA]) > 0
     client.upload(0)
+
+
+def test_every_retryable_refusal_says_when_to_come_back_in_both_ways(serve: Serve) -> None:
+    server = serve(trains=False)
+    (client,) = joined(server, "a")
+    with server.parts.coordinator.spool.open(server.config.storage.spool_bytes), refused(server, ErrorCode.SPOOL_FULL) as named:
+        client.upload(0)
+    # A stream that ends early names no time of its own.
+    with refused(server, ErrorCode.TRUNCATED) as unnamed:
+        client.send_upload(client.upload_parts(0)[:-1])
+    for caught in (named, unnamed):
+        status = Status.FromString(dict(caught.value.trailing_metadata())["grpc-status-details-bin"])
+        assert (status.code, status.message) == (caught.value.code().value[0], caught.value.details())
+        delay = RetryInfo()
+        assert status.details[0].Unpack(delay)
+        pushback = int(metadata_of(caught.value)[RETRY_PUSHBACK_METADATA])
+        assert delay.retry_delay.ToMilliseconds() == pushback > 0
+
+
+def test_a_refusal_for_good_names_no_time(serve: Serve) -> None:
+    server = serve(trains=False)
+    (client,) = joined(server, "a")
+    with refused(server, ErrorCode.UNEXPECTED_UPLOAD) as caught:
+        client.upload(99)
+    assert not {RETRY_PUSHBACK_METADATA, "grpc-status-details-bin"} & set(metadata_of(caught.value))
+
+
+def test_a_stream_without_a_header_does_not_keep_its_thread(serve: Serve) -> None:
+    server = serve(trains=False)
+    (client,) = joined(server, "a")
+    stream = OpenStream(client)
+    eventually(lambda: server.parts.coordinator._orphans, what="the stream to begin")
+    server.advance(STALLED_STREAM_SECONDS)
+    with pytest.raises(grpc.RpcError) as caught:
+        stream.call.result()
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    stream.cancel()
+    client.upload(0)
+    server.advance(STALLED_STREAM_SECONDS)
 
 
 def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Serve) -> None:

@@ -87,6 +87,25 @@ def test_what_an_earlier_process_left_is_removed_and_other_files_are_not(tmp_pat
     assert [path.name for path in files(tmp_path)] == ["notes.txt"]
 
 
+def test_what_is_needed_stays_is_taken_up_once_and_its_numbers_are_not_given_again(tmp_path: Path) -> None:
+    earlier = Spool(tmp_path, 100)
+    kept, left = stored(earlier, b"kept"), stored(earlier, b"left")
+    spool = Spool(tmp_path, 100, {kept.path.name})
+    assert not left.path.exists() and spool.used_bytes == 0
+    with pytest.raises(StorageError, match="4 bytes instead of 5"):
+        spool.recover(kept.path.name, 5)
+    again = spool.recover(kept.path.name, 4)
+    assert bytes(again.read()) == b"kept" and spool.used_bytes == 4
+    assert stored(spool, b"new").path.name > kept.path.name
+
+
+def test_what_nobody_takes_up_is_discarded(tmp_path: Path) -> None:
+    kept = stored(Spool(tmp_path, 100), b"kept")
+    spool = Spool(tmp_path, 100, {kept.path.name})
+    spool.discard([kept.path.name, "000000077.upload"])
+    assert files(tmp_path) == [] and spool.used_bytes == 0
+
+
 def test_a_payload_that_is_shorter_than_it_was_or_gone_is_an_error(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 100)
     entry = stored(spool, b"payload")
@@ -137,3 +156,36 @@ def test_many_threads_never_reserve_more_than_the_budget(tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     assert not any(over) and spool.used_bytes == 0 and files(tmp_path) == []
+
+
+def test_beyond_half_of_the_spool_nobody_takes_more_than_a_share(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 100, owner_bytes=30)
+    held = [spool.open(25, owner="greedy") for _ in range(2)]
+    # Up to half of the spool everybody may have all of it; beyond, one that has its share waits, and others do not.
+    held.append(spool.open(5, owner="other"))
+    with pytest.raises(SpoolFullError, match="50 bytes of this client wait, of 30"):
+        spool.open(1, owner="greedy")
+    held.append(spool.open(25, owner="other"))
+    # What training waits for is admitted all the same, and what an owner gave back it may have again.
+    held.append(spool.open(1, always=True, owner="greedy"))
+    for writer in held[:2]:
+        writer.__exit__(None, None, None)
+    held.append(spool.open(25, owner="greedy"))
+    for writer in held[2:]:
+        writer.__exit__(None, None, None)
+    assert spool.used_bytes == spool.arriving_bytes == 0
+
+
+def test_what_is_still_arriving_has_a_budget_of_its_own(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 1000, inbox_bytes=20)
+    first = spool.open(15, owner="a")
+    with pytest.raises(SpoolFullError, match="15 of 20 bytes are arriving"):
+        spool.open(10, owner="b")
+    with first:
+        first.write(b"x" * 15)
+        entry = first.commit()
+    # It came whole: it waits on disk, and the next may arrive; one larger than the budget arrives alone.
+    with spool.open(50, owner="b"):
+        assert spool.arriving_bytes == 50
+    spool.release(entry)
+    assert spool.used_bytes == spool.arriving_bytes == 0

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
+from heron_client.channel import SealingChannel
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, ErrorCode
 from heron_common.grpc_options import channel_options
 from heron_common.version import PROTOCOL_VERSION
@@ -30,7 +31,7 @@ class WireClient:
         self.name = name
         self.identity_key = identity_key or name * 16
         self.channel = channel or grpc.insecure_channel(target, options=channel_options())
-        self.stub = SplitTrainingStub(self.channel)
+        self.stub = SplitTrainingStub(SealingChannel(self.channel))
         self.session = ""
         self.run_id = ""
         self.assignment = pb.Assignment()

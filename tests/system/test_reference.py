@@ -41,5 +41,3 @@ def test_every_option_code_and_metric_of_the_code_is_there() -> None:
 
 def test_labels_of_metrics_are_named() -> None:
     assert re.search(r"`heron_server_bytes_total` \| counter \| direction, kind \|", pages()["metrics.md"])
-
-

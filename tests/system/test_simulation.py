@@ -86,6 +86,14 @@ def test_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert [row["round_index"] for row in after["rounds"]] == [0, 1] and after["rounds"][0] == before["rounds"][0]
 
 
+def test_a_simulation_that_is_resumed_with_fewer_clients_waits_for_nobody_else(tmp_path: Path) -> None:
+    stop = threading.Event()
+    simulate(simulation_config(**{**SHORT, "rounds": 500, "run_dir": tmp_path}), stop, lambda _: stop.set())
+    before = json.loads((tmp_path / "summary.json").read_text())["rounds_completed"]
+    after, _ = run(tmp_path, rounds=before + 2, clients=2, resume=True)
+    assert after["rounds"][-1]["cohort"] == 2
+
+
 def test_progress_is_told_round_by_round_and_an_early_stop_keeps_what_was_done() -> None:
     stop, told = threading.Event(), list[int]()
 

@@ -293,23 +293,25 @@ class Capabilities(_message.Message):
     def __init__(self, client_version: _Optional[str] = ..., runtime_version: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities", "only_checks")
+    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities", "only_checks", "seal")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     ONLY_CHECKS_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     client_name: str
     identity_key: str
     num_examples: int
     capabilities: Capabilities
     only_checks: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: _Optional[bool] = ...) -> None: ...
+    seal: int
+    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: _Optional[bool] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches")
+    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches", "seal")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_SEED_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +323,7 @@ class JoinResponse(_message.Message):
     BASE_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session: str
     run_seed: int
@@ -332,23 +335,28 @@ class JoinResponse(_message.Message):
     base: Blob
     held_out: float
     evaluation_batches: int
-    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ..., held_out: _Optional[float] = ..., evaluation_batches: _Optional[int] = ...) -> None: ...
+    seal: int
+    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ..., held_out: _Optional[float] = ..., evaluation_batches: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class FetchBlobRequest(_message.Message):
-    __slots__ = ("session", "sha256", "offset_bytes")
+    __slots__ = ("session", "sha256", "offset_bytes", "seal")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     session: str
     sha256: str
     offset_bytes: int
-    def __init__(self, session: _Optional[str] = ..., sha256: _Optional[str] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
+    seal: int
+    def __init__(self, session: _Optional[str] = ..., sha256: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class FetchBlobResponse(_message.Message):
-    __slots__ = ("data",)
+    __slots__ = ("data", "seal")
     DATA_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+    seal: int
+    def __init__(self, data: _Optional[bytes] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class RoundReference(_message.Message):
     __slots__ = ("round_index", "attempt")
@@ -359,14 +367,16 @@ class RoundReference(_message.Message):
     def __init__(self, round_index: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class NextAssignmentRequest(_message.Message):
-    __slots__ = ("session", "training", "losses_seen")
+    __slots__ = ("session", "training", "losses_seen", "seal")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     LOSSES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     session: str
     training: RoundReference
     losses_seen: int
-    def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ...) -> None: ...
+    seal: int
+    def __init__(self, session: _Optional[str] = ..., training: _Optional[_Union[RoundReference, _Mapping]] = ..., losses_seen: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("round", "plan", "client_model", "auxiliary_head", "direction_scales", "second_moment", "derivative_quantile", "statistics")
@@ -403,16 +413,18 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class NextAssignmentResponse(_message.Message):
-    __slots__ = ("assignment", "wait", "finished", "losses")
+    __slots__ = ("assignment", "wait", "finished", "losses", "seal")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     wait: Wait
     finished: Finished
     losses: _containers.RepeatedCompositeFieldContainer[UploadLoss]
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ...) -> None: ...
+    seal: int
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
     __slots__ = ("session", "run_id", "round", "purpose", "local_step", "num_probes", "tensors", "total_bytes", "losses_seen")
@@ -437,14 +449,16 @@ class UploadHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[_Union[RoundReference, _Mapping]] = ..., purpose: _Optional[_Union[UploadPurpose, str]] = ..., local_step: _Optional[int] = ..., num_probes: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., losses_seen: _Optional[int] = ...) -> None: ...
 
 class TrainBatchRequest(_message.Message):
-    __slots__ = ("header", "chunk", "trailer")
+    __slots__ = ("header", "chunk", "trailer", "seal")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     header: UploadHeader
     chunk: TensorChunk
     trailer: Trailer
-    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
+    seal: int
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class UploadLoss(_message.Message):
     __slots__ = ("round", "local_step", "server_loss", "server_version")
@@ -471,14 +485,16 @@ class UploadAnswer(_message.Message):
     def __init__(self, server_version: _Optional[int] = ..., probe_losses: _Optional[_Iterable[float]] = ..., losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class TrainBatchResponse(_message.Message):
-    __slots__ = ("answer", "chunk", "trailer")
+    __slots__ = ("answer", "chunk", "trailer", "seal")
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     answer: UploadAnswer
     chunk: TensorChunk
     trailer: Trailer
-    def __init__(self, answer: _Optional[_Union[UploadAnswer, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
+    seal: int
+    def __init__(self, answer: _Optional[_Union[UploadAnswer, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class LocalStatistics(_message.Message):
     __slots__ = ("second_moment", "mean_local_loss", "forward_passes", "differences", "difference_mean", "difference_variance", "differences_clipped", "differences_non_finite", "step_seconds", "upload_wait_seconds", "peak_memory_bytes", "derivative_quantile", "steps_skipped", "diverged", "forward_equivalents")
@@ -539,31 +555,39 @@ class UpdateHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[_Union[RoundReference, _Mapping]] = ..., steps_completed: _Optional[int] = ..., encoding: _Optional[_Union[UpdateEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., statistics: _Optional[_Union[LocalStatistics, _Mapping]] = ..., losses_seen: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
 
 class SubmitUpdateRequest(_message.Message):
-    __slots__ = ("header", "chunk", "trailer")
+    __slots__ = ("header", "chunk", "trailer", "seal")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     header: UpdateHeader
     chunk: TensorChunk
     trailer: Trailer
-    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
+    seal: int
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class SubmitUpdateResponse(_message.Message):
-    __slots__ = ("losses",)
+    __slots__ = ("losses", "seal")
     LOSSES_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     losses: _containers.RepeatedCompositeFieldContainer[UploadLoss]
-    def __init__(self, losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ...) -> None: ...
+    seal: int
+    def __init__(self, losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("session", "reason", "peak_memory_bytes")
+    __slots__ = ("session", "reason", "peak_memory_bytes", "seal")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
     session: str
     reason: str
     peak_memory_bytes: int
-    def __init__(self, session: _Optional[str] = ..., reason: _Optional[str] = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
+    seal: int
+    def __init__(self, session: _Optional[str] = ..., reason: _Optional[str] = ..., peak_memory_bytes: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("seal",)
+    SEAL_FIELD_NUMBER: _ClassVar[int]
+    seal: int
+    def __init__(self, seal: _Optional[int] = ...) -> None: ...

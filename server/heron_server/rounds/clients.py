@@ -118,10 +118,15 @@ class ClientRegistry:
         self._by_session[record.session] = record
         return record
 
-    def expect(self, name: str, identity_sha256: str) -> None:
-        """Count a client as live that an earlier process had in its open round: it has no session yet, and only its own key may open one."""
+    def know(self, name: str, identity_sha256: str) -> ClientRecord:
+        """Return the record of a client that an earlier process knew."""
         record = self.by_name.setdefault(name, ClientRecord(name, identity_sha256))
-        record.identity_sha256, record.live = identity_sha256, True
+        record.identity_sha256 = identity_sha256
+        return record
+
+    def expect(self, name: str, identity_sha256: str) -> None:
+        """Count a client as live that was when an earlier process ended: it has no session yet, and only its own key may open one."""
+        self.know(name, identity_sha256).live = True
 
     def visit(self, speaker: str = "") -> ClientRecord:
         """Open a session for a client that only checks its data: it is among no clients, and has no name that one of them could have."""

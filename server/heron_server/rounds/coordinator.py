@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 STALLED_STREAM_SECONDS = 5.0
-"""A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room."""
+"""A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room. So is one without a header."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ class Coordinator:
         clock: Clock,
         ledger: Ledger,
         recorded: tuple[RecordedAttempt, ...] = (),
+        present: Mapping[str, str] | None = None,
     ) -> None:
-        """`recorded` are the attempts to go on with, in order, before new ones open."""
+        """`recorded` are the attempts to go on with, in order, before new ones open; `present` the clients (with digests of their keys) that were there."""
         self.facts = facts
         self.machine = machine
         self.registry = registry
@@ -111,18 +113,31 @@ class Coordinator:
         machine.may_open = False
         self.ledger = ledger
         self._recorded = deque(recorded)
+        for name, identity in (present or {}).items():
+            # A run that was killed goes on with the clients that it had, before each of them has found its way back.
+            registry.expect(name, identity)
+            machine.expect(name, clock.now())
         self._covered = 0
         self._unsettled: list[Attempt] = []
         """Attempts that are over, but that no checkpoint covers yet because the disk refused."""
         self._waiting = WaitingNote()
         self._orphans: list[tuple[float, Callable[[], None]]] = []
 
-    def start(self, inputs: RoundInputs, covered: int = 0) -> None:
-        """Give the first round's inputs; rounds may open from now on. A recorded attempt goes on, without its first `covered` uploads to train."""
+    def reopen(self, inputs: RoundInputs, covered: int = 0) -> bool:
+        """Go on with the first recorded attempt, which began from `inputs`, without its first `covered` uploads to train.
+
+        Returns False if it cannot be gone on with: then it is undone, as are those after it, and its round will be repeated.
+        """
         with self.changed:
             self._inputs, self._covered = inputs, covered
+            return self._go_on()
+
+    def start(self, inputs: RoundInputs) -> None:
+        """Give what the open round, or else the next one, starts from; rounds may open from now on."""
+        with self.changed:
+            self._inputs = inputs
             self.machine.set_apart = frozenset(inputs.set_apart)
-            self._go_on()
+            self.machine.may_open = not self.draining
             self.tick()
 
     def tick(self) -> None:
@@ -177,6 +192,7 @@ class Coordinator:
             self.machine.may_open = False
             self.apply(self.machine.closed(self.clock.now()))
             self._go_on()
+            self.machine.may_open = not self.draining
             self.apply(self.machine.tick(self.clock.now()) if not self.draining else [])
 
     def _settle(self, attempt: Attempt, abandoned: str | None) -> None:
@@ -184,15 +200,17 @@ class Coordinator:
         for entry in attempt.entries():
             self.spool.release(entry)
 
-    def _go_on(self) -> None:
-        """Reopen the next recorded attempt, if there is one and it can be; from then on rounds open as usual."""
+    def _go_on(self) -> bool:
+        """Reopen the next recorded attempt; returns False if there is one and it cannot be."""
         recorded = self._recorded.popleft() if self._recorded else None
-        if recorded is not None and not self._reopen(recorded):
+        succeeded = recorded is None or self._reopen(recorded)
+        if recorded is not None and not succeeded:
             for later in (recorded, *self._recorded):
                 self.ledger.settled(later.round, "it could not be gone on with after a restart")
+                self.spool.discard(later.files())
             self._recorded.clear()
         self._covered = 0
-        self.machine.may_open = not self.draining
+        return succeeded
 
     def _reopen(self, recorded: RecordedAttempt) -> bool:
         reference, now = recorded.round, self.clock.now()
@@ -209,8 +227,11 @@ class Coordinator:
             )
             return False
         self.attempt = attempt
+        self.ledger.gone_on_with(reference, self._covered)
+        # Killed between a checkpoint inside the round and what it makes room for, the earlier process left payloads that nobody needs.
+        self.spool.discard(recorded.files() - {entry.path.name for entry in attempt.entries()})
         for name, identity in recorded.cohort.items():
-            self.registry.expect(name, identity)
+            self.registry.know(name, identity)
         log.info(
             "going on inside a round",
             extra={
@@ -234,6 +255,11 @@ class Coordinator:
         if record.cancel_stream is not None:
             self._orphans.append((self.clock.now(), record.cancel_stream))
         record.cancel_stream, record.uploading = None, ""
+
+    def depart(self, record: ClientRecord, forget_session: bool) -> None:
+        """A client left or went silent; a silent one keeps its session."""
+        self.registry.depart(record.name, forget_session)
+        self.ledger.departed(record.name)
 
     def status(self, record: ClientRecord) -> MemberStatus | None:
         """Return a client's place in the open round, or None if it has none."""
@@ -259,12 +285,24 @@ class Coordinator:
                 log.info("all rounds are done", extra={"rounds": self.machine.rules.num_rounds})
         for record in self.registry.live_records():
             if not self.machine.is_live(record.name):
-                self.registry.depart(record.name, forget_session=False)
+                self.depart(record, forget_session=False)
         if effects:
             self.metrics.phase(self.machine.phase.value)
             self.metrics.round.set(self.machine.round.round_index)
             self.moved.notify_all()
         self.changed.notify_all()
+
+    @contextmanager
+    def awaiting_header(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """A stream has begun, and nobody knows whose it is until its header is there: it does not keep its thread for long."""
+        with self.changed:
+            begun = (self.clock.now(), cancel)
+            self._orphans.append(begun)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._orphans = [orphan for orphan in self._orphans if orphan is not begun]
 
     def _cancel_stalled_streams(self) -> None:
         now = self.clock.now()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
@@ -14,6 +15,7 @@ from heron_common.ids import RoundReference, new_token
 from heron_common.plan import UpdateEncoding
 from heron_common.tensors import TensorSpec, total_bytes
 from heron_common.text_lengths import announced_length
+from heron_common.timing import Timing
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord
@@ -57,6 +59,11 @@ class Intake:
         """`hold_seconds` is how long an upload that comes too early waits instead of being refused; it keeps its caller's thread."""
         self._run = coordinator
         self._hold_seconds = hold_seconds
+        self._heartbeat_seconds = Timing(coordinator.machine.rules.liveness_seconds).heartbeat_seconds
+
+    def awaiting_header(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
+        """A stream begins: it is cancelled if its header does not come."""
+        return self._run.awaiting_header(cancel)
 
     def admit_upload(
         self,
@@ -83,7 +90,7 @@ class Intake:
             self._refuse_second_stream(record)
             writer = None
             if attempt.known_digest(key) is None:
-                writer = self._writer(total_bytes(specs), attempt.is_needed_next(key))
+                writer = self._writer(total_bytes(specs), attempt.is_needed_next(key), record.name)
             token = self._occupy(record, cancel)
             return UploadTicket(record, key, specs, writer, run.clock.now(), token)
 
@@ -121,14 +128,17 @@ class Intake:
         finally:
             self._release_all([entry])
 
-    def answer(self, ticket: UploadTicket, losses_seen: int) -> tuple[UploadAnswer, SpoolEntry | None]:
-        """Return the answer to an accepted upload, and where lambda lies if the plan needs it; waits for the trainer only where the step does.
+    def answer(self, ticket: UploadTicket, losses_seen: int) -> tuple[UploadAnswer, SpoolEntry | None] | None:
+        """Return the answer to an accepted upload, and where lambda lies if the plan needs it.
+
+        Waits for the trainer only where the step does, and at most a heartbeat: None means not yet.
 
         Raises:
             RefusedError: ROUND_OVER, NOT_IN_COHORT or DRAINING while it waited.
 
         """
         run = self._run
+        until = run.clock.now() + self._heartbeat_seconds
         with run.changed:
             while True:
                 attempt = self._open_attempt(ticket.client, run.facts.run_id, ticket.key.round)
@@ -140,7 +150,9 @@ class Intake:
                     said = upload.answer if upload.answer is not None and upload.answer.probe_losses else None
                     version, probes = (said.server_version, said.probe_losses or ()) if said is not None else (0, ())
                     return UploadAnswer(version, probes, ticket.client.losses_after(losses_seen)), upload.cut_gradient
-                run.changed.wait(1.0)
+                if run.clock.now() >= until:
+                    return None
+                run.changed.wait(min(1.0, self._heartbeat_seconds))
 
     def _refuse_without_gradients(self, attempt: Attempt, upload: AcceptedUpload) -> None:
         """A client that begins its round again may ask for gradients that gave way to others: it sits the attempt out."""
@@ -246,9 +258,9 @@ class Intake:
             if entry is not None:
                 self._run.spool.release(entry)
 
-    def _writer(self, size_bytes: int, always: bool) -> SpoolWriter:
+    def _writer(self, size_bytes: int, always: bool, owner: str = "") -> SpoolWriter:
         try:
-            return self._run.spool.open(size_bytes, always)
+            return self._run.spool.open(size_bytes, always, owner)
         except (SpoolFullError, StorageError) as exc:
             raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
 

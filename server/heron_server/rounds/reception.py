@@ -10,6 +10,7 @@ from heron_common.assignment import Assignment, Finished, Membership, NextStep, 
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
+from heron_common.timing import Timing
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.state import MemberStatus, Phase
@@ -34,10 +35,6 @@ class Pace:
     hold_seconds: float = 0.0
 
 
-HEARTBEATS_PER_LIVENESS = 3
-"""Two heartbeats may be lost before a client counts as departed."""
-
-
 class Reception:
     """Answers clients' control calls."""
 
@@ -51,6 +48,7 @@ class Reception:
         with run.changed:
             run.refuse_if_draining()
             record = run.registry.join(name, identity_key, speaker)
+            run.ledger.joined(name, record.identity_sha256)
             run.orphan_stream(record)
             record.num_examples, record.version = num_examples, version
             log.info("client joined", extra={"client": name, "examples": num_examples, "version": version})
@@ -66,7 +64,7 @@ class Reception:
 
     def _membership(self, record: ClientRecord) -> Membership:
         facts, rules = self._run.facts, self._run.machine.rules
-        heartbeat = rules.liveness_seconds / HEARTBEATS_PER_LIVENESS
+        heartbeat = Timing(rules.liveness_seconds).heartbeat_seconds
         return Membership(
             facts.run_id,
             record.session,
@@ -90,7 +88,9 @@ class Reception:
             run.registry.check_speaker(record, speaker)
             if visitor is not None:
                 return visitor
-            record.live = True
+            if not record.live:
+                record.live = True
+                run.ledger.joined(record.name, record.identity_sha256)
             run.apply(run.machine.seen(record.name, run.clock.now()))
             return record
 
@@ -155,7 +155,7 @@ class Reception:
                 run.registry.end_visit(record.session)
                 return
             record.note_memory(peak_memory_bytes)
-            run.registry.depart(record.name, forget_session=True)
+            run.depart(record, forget_session=True)
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})
             run.apply(run.machine.departed(record.name, run.clock.now(), "left"))
 

@@ -8,7 +8,7 @@ from heron_common.assignment import Assignment, UploadPurpose
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.state import MemberStatus
-from heron_server.storage.recorded import RecordedAttempt, RecordedUpload, StoredFile
+from heron_server.storage.recorded import RecordedAttempt, RecordedUpload, StoredAnswer, StoredFile
 from heron_server.storage.spool import Spool, SpoolEntry
 from heron_server.training.schedule import UploadSlot
 
@@ -46,15 +46,21 @@ def refill(attempt: Attempt, recorded: RecordedAttempt, spool: Spool, covered: i
     """
     held: list[SpoolEntry] = []
 
-    def take(file: StoredFile | None, needed: bool) -> SpoolEntry | None:
+    def take(file: StoredFile | None, needed: bool, owner: str = "") -> SpoolEntry | None:
         if file is None or file.name is None or not needed:
             return None
-        held.append(spool.recover(file.name, file.size_bytes))
+        held.append(spool.recover(file.name, file.size_bytes, owner))
         return held[-1]
 
     try:
         uploads = [
-            _upload(upload, covered, take(upload.payload, not _is_covered(upload, covered)), take(upload.cut_gradient, True), now)
+            _upload(
+                upload,
+                covered,
+                take(upload.payload, not _is_covered(upload, covered), upload.key.client_id),
+                take(upload.cut_gradient, True),
+                now,
+            )
             for upload in recorded.uploads
         ]
         updates = [AcceptedUpdate(u.client_id, u.sha256, take(u.payload, True), u.statistics, u.log) for u in recorded.updates]
@@ -82,13 +88,7 @@ def _is_covered(upload: RecordedUpload, covered: int) -> bool:
 
 
 def _upload(recorded: RecordedUpload, covered: int, entry: SpoolEntry | None, gradient: SpoolEntry | None, now: float) -> AcceptedUpload:
-    return AcceptedUpload(
-        recorded.key,
-        recorded.sha256,
-        entry,
-        now,
-        recorded.answer,
-        gradient,
-        trained=_is_covered(recorded, covered),
-        length=recorded.length,
-    )
+    trained = _is_covered(recorded, covered)
+    # A rejection is covered without an answer of its own; its client may wait for one.
+    answer = recorded.answer or (StoredAnswer(0, None, None) if trained else None)
+    return AcceptedUpload(recorded.key, recorded.sha256, entry, now, answer, gradient, trained, length=recorded.length)

@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
+from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, ErrorCode
 from heron_common.errors import RefusedError, StorageError
+from heron_server.service.retry_info import retry_metadata
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def rewrapped(handler: Any, wrap_unary: Callable[[Unary], Unary], wrap_stream: C
 class ErrorInterceptor(grpc.ServerInterceptor):
     """Wraps every handler; `on_refusal` is told each refusal's code.
 
-    `before_answer` is called before a call's first answer, refusals included: it returns when everything that was decided so far is on disk, so that
+    `before_answer` is called before each of a call's answers, refusals included: it returns when everything that was decided so far is on disk, so that
     no client ever knows what a crash could make the server forget.
     """
 
@@ -59,12 +60,11 @@ class ErrorInterceptor(grpc.ServerInterceptor):
     def _wrap_stream(self, behaviour: Stream) -> Stream:
         def call(request: Any, context: Any) -> Iterator[Any]:
             try:
-                responses = behaviour(request, context)
-                first = next(responses, None)
+                # Before each answer, not only the first: that may have been a sign that the true one is still to come.
+                for response in behaviour(request, context):
+                    self._sync()
+                    yield response
                 self._sync()
-                if first is not None:
-                    yield first
-                yield from responses
             except Exception as exc:
                 self._abort(context, exc)
 
@@ -90,9 +90,6 @@ class ErrorInterceptor(grpc.ServerInterceptor):
                 error = exc
         self._on_refusal(error.code)
         log.debug("request refused", extra={"code": error.code.value, "reason": error.sentence})
-        metadata = [(ERROR_CODE_METADATA, error.code.value)]
-        if error.retry_after_seconds is not None:
-            metadata.append((RETRY_PUSHBACK_METADATA, str(int(error.retry_after_seconds * 1000))))
-        context.set_trailing_metadata(tuple(metadata))
+        context.set_trailing_metadata(((ERROR_CODE_METADATA, error.code.value), *retry_metadata(error)))
         context.abort(grpc.StatusCode[CATALOG[error.code].grpc_status], error.sentence)
         raise AssertionError("abort raises")

@@ -14,19 +14,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from heron_common.addresses import join_host_port
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
-from heron_common.grpc_options import server_options
+from heron_common.grpc_options import STREAMS_PER_CLIENT, server_options
+from heron_common.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
 from heron_server.service.interceptors import ErrorInterceptor
+from heron_server.service.seals import SealInterceptor
 from heron_server.service.servicer import Servicer
 
 if TYPE_CHECKING:
     from heron_server.service.tls import ServerTls
 
 log = logging.getLogger(__name__)
-
-THREADS_PER_CLIENT = 2
-"""A client has one stream and one control call at a time."""
 
 SPARE_THREADS = 8
 """For health checks and clients that are being refused."""
@@ -41,6 +40,7 @@ class NetworkServer:
         host: str,
         port: int,
         max_clients: int,
+        timing: Timing,
         on_refusal: Callable[[ErrorCode], None],
         before_answer: Callable[[], None],
         tls: ServerTls | None = None,
@@ -53,11 +53,12 @@ class NetworkServer:
             ConfigurationError: the address cannot be bound.
 
         """
-        threads = THREADS_PER_CLIENT * max_clients + SPARE_THREADS
+        # As many as the connections of all clients may have streams: none of them can take the threads of others.
+        threads = STREAMS_PER_CLIENT * max_clients + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         errors = ErrorInterceptor(on_refusal, before_answer)
-        interceptors: list[grpc.ServerInterceptor] = [errors, *([tls.guard] if tls is not None else ())]
-        self._server = grpc.server(self._pool, interceptors=interceptors, options=server_options(), maximum_concurrent_rpcs=threads)
+        interceptors: list[grpc.ServerInterceptor] = [errors, *([tls.guard] if tls is not None else ()), SealInterceptor()]
+        self._server = grpc.server(self._pool, interceptors=interceptors, options=server_options(timing), maximum_concurrent_rpcs=threads)
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -86,7 +86,8 @@ class Servicer(SplitTrainingServicer):
         return response
 
     def TrainBatch(self, messages: Iterator[pb.TrainBatchRequest], context: Any) -> Iterator[pb.TrainBatchResponse]:  # noqa: N802
-        header: pb.UploadHeader = receive_header(messages)
+        with self._intake.awaiting_header(context.cancel):
+            header: pb.UploadHeader = receive_header(messages)
         record = self._reception.client(header.session, certified_name(context))
         key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
         specs = tensor_specs_from_proto(header.tensors)
@@ -98,7 +99,10 @@ class Servicer(SplitTrainingServicer):
             crash_point(CrashPoint.UPLOAD_RECEIVED)
             self._intake.accept_upload(ticket, digest)
         crash_point(CrashPoint.UPLOAD_ACCEPTED)
-        answer, cut_gradient = self._intake.answer(ticket, header.losses_seen)
+        while (answered := self._intake.answer(ticket, header.losses_seen)) is None:
+            # The client counts the silence, and cannot know how long others take.
+            yield pb.TrainBatchResponse()
+        answer, cut_gradient = answered
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
         self._count(record, "down", "losses", response.ByteSize())
         yield response
@@ -115,7 +119,8 @@ class Servicer(SplitTrainingServicer):
         yield pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
-        header: pb.UpdateHeader = receive_header(messages)
+        with self._intake.awaiting_header(context.cancel):
+            header: pb.UpdateHeader = receive_header(messages)
         record = self._reception.client(header.session, certified_name(context))
         encoding = encoding_from_proto(header.encoding)
         reference = round_from_proto(header.round)

@@ -63,10 +63,7 @@ class CheckpointStore:
             first = [entry for entry in kept[: -self._keep] if self._keep_first and entry["completed_rounds"] == 0]
             write_json_atomically(self._directory / _MANIFEST, first + kept[-self._keep :])
             crash_point(CrashPoint.CHECKPOINT_LISTED)
-            for entry in kept[: -self._keep]:
-                if entry in first:
-                    continue
-                (self._directory / entry["file"]).unlink(missing_ok=True)
+            self._remove_unlisted({entry["file"] for entry in first + kept[-self._keep :]})
             self.drop_open()
         except OSError as exc:
             raise CheckpointError(
@@ -74,6 +71,18 @@ class CheckpointStore:
                 "free some space; the last good checkpoint stands"
             ) from exc
         return path
+
+    def _remove_unlisted(self, listed: set[str]) -> None:
+        """Remove what is listed no more, and what processes that were killed left half-written; raises OSError."""
+        for pattern in ("round-*.safetensors", ".*.tmp"):
+            for left in self._directory.glob(pattern):
+                if left.name not in listed:
+                    left.unlink(missing_ok=True)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no checkpoint was ever listed."""
+        return not self._entries()
 
     def write_open(self, checkpoint: Checkpoint, positions: int) -> None:
         """Write a checkpoint inside the open round, in place of the one before; the next one at a boundary replaces it.
@@ -96,12 +105,10 @@ class CheckpointStore:
                 "free some space; the last good checkpoint stands"
             ) from exc
 
-    def read_open(self, completed_rounds: int) -> Checkpoint | None:
-        """Return the checkpoint inside the round that follows so many rounds; None if there is none, or with a warning if it is damaged."""
-        for entry in self._entries(_OPEN_MANIFEST):
-            if entry["completed_rounds"] == completed_rounds:
-                return self._read(entry)
-        return None
+    def read_open(self) -> Checkpoint | None:
+        """Return the checkpoint inside a round; None if there is none, or with a warning if it is damaged."""
+        found = [self._read(entry) for entry in self._entries(_OPEN_MANIFEST)]
+        return found[0] if found else None
 
     def drop_open(self) -> None:
         """Forget the checkpoint inside a round; raises OSError."""

@@ -10,19 +10,21 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from heron_common.assignment import LocalStatistics, UploadKey
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import StorageError
 from heron_common.ids import RoundReference
 from heron_server.storage import ledger_schema as sql
-from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts
+from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts, read_drops
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,28 +62,46 @@ class Ledger:
         self._queue_lock, self._commit_lock = threading.Lock(), threading.Lock()
         self._queue: list[tuple[str, tuple[Any, ...]]] = []
         self._queued = self._committed = 0
-        if begins:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
         try:
+            if begins:
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+            elif not path.exists():
+                raise StorageError(
+                    f"the ledger {path} is gone: restore it from the backup that the other files came from, or start a new run"
+                )
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-            self._check(run_id)
-            self._sequence = self._first("SELECT coalesce(max(sequence), -1) + 1 FROM uploads")
+        except (sqlite3.Error, OSError) as exc:
+            raise self._unusable(exc) from exc
+        try:
+            self._prepare(run_id, begins, durable)
         except sqlite3.Error as exc:
-            raise StorageError(f"the ledger {path} cannot be used ({exc}): restore it from a backup or start a new run") from exc
+            self._connection.close()
+            raise self._unusable(exc) from exc
+        except StorageError:
+            self._connection.close()
+            raise
+
+    def _prepare(self, run_id: str, begins: bool, durable: bool) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+        if begins:
+            self._connection.executescript(f"BEGIN;{sql.SCHEMA}")
+            self._connection.execute("INSERT INTO run VALUES (?, ?)", (run_id, sql.SCHEMA_VERSION))
+            self._connection.execute("COMMIT")
+        self._check(run_id)
+        self._sequence = self._first("SELECT coalesce(max(sequence), -1) + 1 FROM uploads")
 
     def _check(self, run_id: str) -> None:
-        if not self._connection.execute("SELECT name FROM sqlite_master").fetchall():
-            self._connection.executescript(sql.SCHEMA)
-            self._connection.execute("INSERT INTO run VALUES (?, ?)", (run_id, sql.SCHEMA_VERSION))
-        known, version = self._connection.execute("SELECT run_id, schema_version FROM run").fetchone()
+        known, version = self._connection.execute("SELECT run_id, schema_version FROM run").fetchone() or ("", 0)
         if (known, version) != (run_id, sql.SCHEMA_VERSION):
             raise StorageError(
                 f"the ledger {self._path} was expected to be of run {run_id[:8]!r}, version {sql.SCHEMA_VERSION}, but is of run {known[:8]!r}, "
                 f"version {version}: restore it from the backup that the other files came from"
             )
+
+    def _unusable(self, error: Exception) -> StorageError:
+        return StorageError(f"the ledger {self._path} cannot be used ({error}): restore it from a backup or start a new run")
 
     def close(self) -> None:
         """Commit what is queued, if the disk allows, and close; safe to repeat."""
@@ -186,6 +206,11 @@ class Ledger:
         name, size = (payload.name, payload.size_bytes) if payload is not None else (None, 0)
         self._write(sql.ACCEPT_UPDATE, *reference, client_id, sha256, name, size, json.dumps(asdict(statistics)), log_bytes)
 
+    def gone_on_with(self, reference: RoundReference, covered: int) -> None:
+        """An attempt goes on after a restart: what a checkpoint does not cover waits to be trained again, perhaps in another order."""
+        self._write(sql.FORGET_REJECTIONS, *reference, covered)
+        self._write(sql.WAIT_AGAIN, *reference, covered)
+
     def payload_forgotten(self, key: UploadKey) -> None:
         """A checkpoint holds what came of an upload: its payload is not needed any more."""
         self._write(sql.FORGET_PAYLOAD, *_values(key))
@@ -193,6 +218,14 @@ class Ledger:
     def gradient_forgotten(self, key: UploadKey) -> None:
         """The gradients that answered an upload are not kept any more."""
         self._write(sql.FORGET_GRADIENT, *_values(key))
+
+    def joined(self, client_id: str, identity_sha256: str) -> None:
+        """A client is there, with this digest of its identity key."""
+        self._write(sql.JOIN, client_id, identity_sha256)
+
+    def departed(self, client_id: str) -> None:
+        """A client left or went silent."""
+        self._write(sql.DEPART, client_id)
 
     def quarantined(self, client_id: str, round_index: int, reason: str) -> None:
         """A client is set apart from this round on; for how long is the gates' affair, whose state is in checkpoints."""
@@ -208,53 +241,54 @@ class Ledger:
             self._write(statement, *reference)
 
     def attempts(self) -> tuple[RecordedAttempt, ...]:
-        """Return the attempts that are not settled, in order; commits first."""
-        self.sync()
-        with self._commit_lock:
-            return read_attempts(self._connection)
+        """Return the attempts that are not settled, in order; commits first, and raises StorageError like every question here."""
+        return self._ask(read_attempts)
 
     def begun_attempts(self) -> dict[int, int]:
-        """Return the last attempt that was begun at each round; commits first."""
-        self.sync()
-        with self._commit_lock:
-            return dict(self._connection.execute("SELECT round_index, max(attempt) FROM attempts GROUP BY round_index").fetchall())
+        """Return the last attempt that was begun at each round."""
+        return self._pairs("SELECT round_index, max(attempt) FROM attempts GROUP BY round_index")
+
+    def present_clients(self) -> dict[str, str]:
+        """Return the clients that are there, with the digests of their identity keys."""
+        return self._pairs("SELECT client_id, identity_sha256 FROM clients WHERE present = 1")
 
     def quarantines(self) -> dict[str, str]:
         """Return the clients that were set apart, and why the last time; commits first."""
-        self.sync()
-        with self._commit_lock:
-            return dict(self._connection.execute("SELECT client_id, reason FROM quarantines").fetchall())
+        return self._pairs("SELECT client_id, reason FROM quarantines")
 
     def drops(self) -> dict[str, dict[str, int]]:
         """Count how often members were dropped over the whole run, by reason and client; commits first."""
         self.sync()
         with self._commit_lock:
-            rows = self._connection.execute(
-                "SELECT reason, client_id, count(*) FROM drops GROUP BY reason, client_id ORDER BY reason, client_id"
-            )
-            counts: dict[str, dict[str, int]] = {}
-            for reason, client_id, count in rows:
-                counts.setdefault(reason, {})[client_id] = count
-        return counts
+            return read_drops(self._connection)
 
     def abandoned(self) -> dict[str, int]:
         """Count the attempts that ended without a quorum, by reason; commits first."""
         self.sync()
         with self._commit_lock:
-            return dict(
-                self._connection.execute(
-                    "SELECT reason, count(*) FROM attempts WHERE outcome = 'abandoned' GROUP BY reason ORDER BY reason"
-                )
-            )
+            return dict(self._connection.execute(sql.ABANDONED).fetchall())
 
     def balance(self) -> Balance:
-        """Count the uploads of the whole run by what became of them; commits first."""
+        """Count the uploads of the whole run by what became of them."""
+
+        def count(connection: sqlite3.Connection) -> Balance:
+            settled = connection.execute("SELECT sum(accepted), sum(trained), sum(scored), sum(rejected) FROM attempts").fetchone()
+            states = dict(connection.execute("SELECT state, count(*) FROM uploads GROUP BY state").fetchall())
+            open_counts = (sum(states.values()), *(states.get(state, 0) for state in ("trained", "scored", "rejected")))
+            return Balance(*((done or 0) + now for done, now in zip(settled, open_counts, strict=True)))
+
+        return self._ask(count)
+
+    def _pairs(self, statement: str) -> dict[Any, Any]:
+        return self._ask(lambda connection: dict(connection.execute(statement).fetchall()))
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         self.sync()
         with self._commit_lock:
-            settled = self._connection.execute("SELECT sum(accepted), sum(trained), sum(scored), sum(rejected) FROM attempts").fetchone()
-            states = dict(self._connection.execute("SELECT state, count(*) FROM uploads GROUP BY state").fetchall())
-        open_counts = (sum(states.values()), *(states.get(state, 0) for state in ("trained", "scored", "rejected")))
-        return Balance(*((done or 0) + now for done, now in zip(settled, open_counts, strict=True)))
+            try:
+                return question(self._connection)
+            except (sqlite3.Error, ValueError, TypeError) as exc:
+                raise self._unusable(exc) from exc
 
     def _first(self, statement: str) -> int:
         value: int = self._connection.execute(statement).fetchone()[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE run (run_id TEXT NOT NULL, schema_version INTEGER NOT NULL);
@@ -40,6 +40,7 @@ CREATE TABLE rejections (
     round_index INTEGER NOT NULL, attempt INTEGER NOT NULL, client_id TEXT NOT NULL, purpose TEXT NOT NULL, local_step INTEGER NOT NULL,
     reason TEXT NOT NULL
 );
+CREATE TABLE clients (client_id TEXT PRIMARY KEY, identity_sha256 TEXT NOT NULL, present INTEGER NOT NULL);
 CREATE TABLE quarantines (client_id TEXT PRIMARY KEY, round_index INTEGER NOT NULL, reason TEXT NOT NULL);
 """
 
@@ -59,9 +60,17 @@ SCORE_UPLOAD = f"UPDATE uploads SET state = 'scored', position = ? WHERE {_UPLOA
 REJECT_UPLOAD = f"UPDATE uploads SET state = 'rejected', position = ? WHERE {_UPLOAD}"
 FORGET_REJECTION = f"DELETE FROM rejections WHERE {_UPLOAD}"
 NOTE_REJECTION = "INSERT INTO rejections VALUES (?, ?, ?, ?, ?, ?)"
+_BEYOND = f"{_KEY} AND position >= ?"
+FORGET_REJECTIONS = (
+    "DELETE FROM rejections WHERE (round_index, attempt, client_id, purpose, local_step) IN "
+    f"(SELECT round_index, attempt, client_id, purpose, local_step FROM uploads WHERE {_BEYOND})"
+)
+WAIT_AGAIN = f"UPDATE uploads SET state = 'accepted', position = NULL WHERE {_BEYOND}"
 FORGET_PAYLOAD = f"UPDATE uploads SET file = NULL WHERE {_UPLOAD}"
 FORGET_GRADIENT = f"UPDATE uploads SET gradient_file = NULL WHERE {_UPLOAD}"
 ACCEPT_UPDATE = "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+JOIN = "INSERT OR REPLACE INTO clients VALUES (?, ?, 1)"
+DEPART = "UPDATE clients SET present = 0 WHERE client_id = ?"
 QUARANTINE = "INSERT OR REPLACE INTO quarantines VALUES (?, ?, ?)"
 
 _COUNT = f"(SELECT count(*) FROM uploads WHERE {_KEY}"
@@ -72,3 +81,5 @@ SETTLE_CLOSED = (
 SETTLE_ABANDONED = f"UPDATE attempts SET outcome = 'abandoned', reason = ?, settled = 1, accepted = {_COUNT}), rejected = {_COUNT}) WHERE {_KEY} AND settled = 0"
 CLEAR = tuple(f"DELETE FROM {table} WHERE {_KEY}" for table in ("uploads", "updates"))
 """Drops stay: they are few, and an operator asks for them weeks later."""
+
+ABANDONED = "SELECT reason, count(*) FROM attempts WHERE outcome = 'abandoned' GROUP BY reason ORDER BY reason"

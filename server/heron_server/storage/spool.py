@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class SpoolEntry:
 
     path: Path
     size_bytes: int
+    owner: str = ""
+    """The client whose upload it is; empty for what the server itself wants."""
 
     def to_stored(self) -> StoredFile:
         """Return how the ledger names it."""
@@ -62,15 +65,33 @@ class SpoolEntry:
 class Spool:
     """A directory with a byte budget; thread-safe."""
 
-    def __init__(self, directory: Path, budget_bytes: int, needed: Collection[str] = (), durable: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        budget_bytes: int,
+        needed: Collection[str] = (),
+        durable: bool = True,
+        owner_bytes: int | None = None,
+        inbox_bytes: int | None = None,
+    ) -> None:
         """Create the directory and remove what an earlier process left but the files `needed` by the ledger.
 
-        With `durable` a payload is on disk when it is committed; without, a crash of the process loses nothing, a power cut may.
+        Args:
+            directory: where payloads are.
+            budget_bytes: of all payloads together.
+            needed: names of files to keep.
+            durable: a payload is on disk when it is committed; without, a crash of the process loses nothing, a power cut may.
+            owner_bytes: of one owner's payloads, once the spool is half full: until then nobody takes anybody's room.
+            inbox_bytes: of payloads that are still arriving.
 
         Raises:
             StorageError: the disk refuses.
 
         """
+        self._owner_budget = owner_bytes if owner_bytes is not None else budget_bytes
+        self._inbox_budget = inbox_bytes if inbox_bytes is not None else budget_bytes
+        self._by_owner: Counter[str] = Counter()
+        self._arriving = 0
         self._directory = directory
         self._budget = budget_bytes
         self._durable = durable
@@ -98,7 +119,12 @@ class Spool:
         """Whether more than half of the budget is used."""
         return 2 * self._used > self._budget
 
-    def recover(self, name: str, size_bytes: int) -> SpoolEntry:
+    @property
+    def arriving_bytes(self) -> int:
+        """Bytes reserved for payloads that have not come whole yet."""
+        return self._arriving
+
+    def recover(self, name: str, size_bytes: int, owner: str = "") -> SpoolEntry:
         """Take up a payload that an earlier process committed.
 
         Raises:
@@ -114,7 +140,8 @@ class Spool:
             raise StorageError(f"the spooled upload {path} has {size} bytes instead of {size_bytes}")
         with self._lock:
             self._used += size_bytes
-        return SpoolEntry(path, size_bytes)
+            self._by_owner[owner] += size_bytes
+        return SpoolEntry(path, size_bytes, owner)
 
     def make_durable(self, descriptor: int) -> None:
         """Return when a file and its name are on disk, if that was asked for; raises OSError."""
@@ -127,38 +154,66 @@ class Spool:
         finally:
             os.close(directory)
 
-    def open(self, size_bytes: int, always: bool = False) -> SpoolWriter:
+    def open(self, size_bytes: int, always: bool = False, owner: str = "") -> SpoolWriter:
         """Reserve room and open a writer.
 
         Args:
             size_bytes: what will be written, exactly.
             always: admit it over budget: the upload that training waits for, and updates, of which there is one a client and round.
+            owner: the client whose upload it is.
 
         Raises:
-            SpoolFullError: the budget is used up now.
+            SpoolFullError: a budget is used up now.
             StorageError: the file cannot be created.
 
         """
         with self._lock:
-            # An upload larger than the whole budget is admitted alone: refused for ever, it would keep its round from ending.
-            if self._used and self._used + size_bytes > self._budget and not always:
-                raise SpoolFullError(f"the spool holds {self._used} of {self._budget} bytes, so an upload of {size_bytes} has to wait")
+            if not always:
+                self._refuse_over_budget(size_bytes, owner)
             self._used += size_bytes
-            path = self._directory / f"{next(self._numbers):09d}.upload"
+            self._by_owner[owner] += size_bytes
+            self._arriving += size_bytes
+            entry = SpoolEntry(self._directory / f"{next(self._numbers):09d}.upload", size_bytes, owner)
         try:
-            return SpoolWriter(self, SpoolEntry(path, size_bytes))
+            return SpoolWriter(self, entry)
         except OSError as exc:
-            self._free(size_bytes)
+            self.arrived(entry)
+            self._free(entry)
             raise StorageError(f"cannot write to the spool {self._directory} ({exc.strerror or exc})") from exc
+
+    def _refuse_over_budget(self, size_bytes: int, owner: str) -> None:
+        # What is larger than a whole budget is admitted alone: refused for ever, it would keep its round from ending.
+        if self._used and self._used + size_bytes > self._budget:
+            raise SpoolFullError(f"the spool holds {self._used} of {self._budget} bytes, so an upload of {size_bytes} has to wait")
+        if self._arriving and self._arriving + size_bytes > self._inbox_budget:
+            raise SpoolFullError(f"{self._arriving} of {self._inbox_budget} bytes are arriving, so an upload of {size_bytes} has to wait")
+        waits, share = self._by_owner[owner], self._owner_budget
+        if self.is_half_full and owner and waits and waits + size_bytes > share:
+            raise SpoolFullError(
+                f"{waits} bytes of this client wait, of {share} in a spool that is half full: an upload of {size_bytes} has to wait"
+            )
+
+    def arrived(self, entry: SpoolEntry) -> None:
+        """A payload came whole or never will."""
+        with self._lock:
+            self._arriving -= entry.size_bytes
 
     def release(self, entry: SpoolEntry) -> None:
         """Delete a payload and free its bytes; call once for each entry."""
         entry.path.unlink(missing_ok=True)
-        self._free(entry.size_bytes)
+        self._free(entry)
 
-    def _free(self, size_bytes: int) -> None:
+    def discard(self, names: Iterable[str]) -> None:
+        """Delete payloads that an earlier process committed and nobody took up."""
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _free(self, entry: SpoolEntry) -> None:
         with self._lock:
-            self._used -= size_bytes
+            self._used -= entry.size_bytes
+            self._by_owner[entry.owner] -= entry.size_bytes
+            if not self._by_owner[entry.owner]:
+                del self._by_owner[entry.owner]
 
 
 class SpoolWriter:
@@ -198,6 +253,7 @@ class SpoolWriter:
         except OSError as exc:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
         self._committed = True
+        self._spool.arrived(self._entry)
         return self._entry
 
     def __enter__(self) -> SpoolWriter:
@@ -207,4 +263,5 @@ class SpoolWriter:
         if not self._committed:
             with suppress(OSError):
                 self._file.close()
+            self._spool.arrived(self._entry)
             self._spool.release(self._entry)

@@ -207,7 +207,7 @@ class TrainWorker:
                 worklist.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
-                self._go_back()
+                self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
                 covered = job.skips and self.skip_round(job.round, job.num_members)
                 worklist.round_done(self.inputs(), covered)
@@ -278,7 +278,8 @@ class TrainWorker:
         self.rounds.append(skipped_round(reference, num_members))
         return self.save()
 
-    def _go_back(self) -> None:
+    def go_back(self) -> None:
+        """Undo what the open round has trained, if a checkpoint of its beginning is there; says so if not."""
         self._stepper.server_losses.clear()
         self._held_out.forget()
         try:
