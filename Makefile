@@ -57,7 +57,7 @@ reference: install  ## write the pages of options, metrics, errors and exit code
 	$(BIN)/python -m heron_cli.reference docs/reference
 
 docs: install  ## build the pages under docs/ into site/, warnings being errors
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
