@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from heron_cli.reference import pages
+from tests.harness.browser import open_browser
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +26,31 @@ def test_the_site_builds_with_warnings_as_errors_and_its_pages_fetch_nothing(tmp
     for page in made:
         fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^\">]*", page.read_text(encoding="utf-8"))
         assert fetched == [], page.name
+
+
+_SPILLED = """
+const inside = (text, box, slack) => text.left >= box.left - slack && text.right <= box.right + slack && text.top >= box.top - slack && text.bottom <= box.bottom + slack;
+const texts = [...document.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+const boxes = [...document.querySelectorAll('rect')].map(r => r.getBoundingClientRect());
+const spilled = [];
+for (const [words, text] of texts) {
+  const middle = (text.top + text.bottom) / 2;
+  const around = boxes.filter(b => middle > b.top && middle < b.bottom && text.left < b.right && text.right > b.left);
+  if (around.some(box => !inside(text, box, 0.5))) spilled.push(words);
+}
+texts.forEach(([words, a], i) => texts.slice(i + 1).forEach(([others, b]) => {
+  if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4) spilled.push(`${words} on ${others}`);
+}));
+return texts.length ? spilled : ['no text'];
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_in_pictures_stay_in_their_boxes_and_off_each_other(tmp_path: Path, scheme: str) -> None:
+    with open_browser(tmp_path) as browser:
+        for picture in sorted((ROOT / "docs" / "pictures").glob("*.svg")):
+            browser.show(picture, 1000, scheme)
+            assert browser.run(_SPILLED) == [], picture.name
 
 
 def test_commands_in_pages_have_only_options_that_exist() -> None:
