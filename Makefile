@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto dashboards clean
+.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults docs reference lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -53,6 +53,12 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
 
+reference: install  ## write the pages of options, metrics, errors and exit codes under docs/reference/ from the code
+	$(BIN)/python -m heron_cli.reference docs/reference
+
+docs: install  ## build the pages under docs/ into site/, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +75,4 @@ dashboards: install  ## make the Grafana dashboard and the alert rules from the 
 	$(BIN)/python -m heron_cli.watching deploy
 
 clean:  ## remove what was built; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -63,7 +63,7 @@ _FLAGS = {"check-data", "insecure"}
 
 _SERVER = re.compile(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}")
 
-_HELP = {
+OPTION_HELP = {
     "server": "host:port of heron-server",
     "data": f"data source: {'; '.join(source_names())}",
     "shard": "INDEX/COUNT, this client's part of the source (default: 0/1, all of it)",
@@ -96,18 +96,21 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
-    for option, explanation in _HELP.items():
+    for option, explanation in OPTION_HELP.items():
         # A flag's value is a word too, as it is in the environment.
         if option in _FLAGS:
             parser.add_argument(f"--{option}", action="store_const", const="yes", help=explanation)
         else:
             parser.add_argument(f"--{option}", help=explanation)
     given = vars(parser.parse_args(list(arguments)))
-    text: dict[str, str | None] = {option: given[option.replace("-", "_")] or environment.get(_variable(option)) for option in _HELP}
+    text: dict[str, str | None] = {
+        option: given[option.replace("-", "_")] or environment.get(variable_of(option)) for option in OPTION_HELP
+    }
     return _Reader(text).read()
 
 
-def _variable(option: str) -> str:
+def variable_of(option: str) -> str:
+    """Return the environment variable of an option."""
     return f"HERON_CLIENT_{option.upper().replace('-', '_')}"
 
 
@@ -151,7 +154,7 @@ class _Reader:
 
     def _required(self, option: str) -> str:
         if not self._text[option]:
-            self._mistakes.append(f"--{option} is missing: give {_HELP[option]}")
+            self._mistakes.append(f"--{option} is missing: give {OPTION_HELP[option]}")
         return self._text[option] or ""
 
     def _flag(self, option: str) -> bool:
