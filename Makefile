@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto clean
+.PHONY: help install demo test test-all bench-accuracy bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults client-binary client-binary-wheels bench-binary lint format proto clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -48,6 +48,15 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
+
+client-binary:  ## heron-client for this architecture without Python, as a tarball and as one file, in dist/ (minutes)
+	$(PYTHON) deploy/binary/build.py
+
+client-binary-wheels:  ## ask the registry whether every dependency of the client has wheels for x86_64 and aarch64
+	$(PYTHON) deploy/binary/wheels.py
+
+bench-binary: install client-binary  ## size, start and memory of the binaries, the installed client and plain PyTorch; writes docs/results/binary.md
+	$(BIN)/python benchmarks/binary.py
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
