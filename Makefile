@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults docs reference lint format proto dashboards clean
+.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults bench-binary
+.PHONY: client-binary client-binary-wheels docs reference lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -58,6 +59,15 @@ reference: install  ## write the pages of options, metrics, errors and exit code
 
 docs: install  ## build the pages under docs/ into site/, warnings being errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+client-binary:  ## heron-client for this architecture without Python, as a tarball and as one file, in dist/ (minutes)
+	$(PYTHON) deploy/binary/build.py
+
+client-binary-wheels:  ## ask the registry whether every dependency of the client has wheels for x86_64 and aarch64
+	$(PYTHON) deploy/binary/wheels.py
+
+bench-binary: install client-binary  ## size, start and memory of the binaries, the installed client and plain PyTorch; writes docs/results/binary.md
+	$(BIN)/python benchmarks/binary.py
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -111,7 +111,7 @@ def _drain(config: ServerConfig, parts: ServerAssembly, interrupted: bool) -> No
         log.info("draining: the open round goes on with --resume", extra={"grace_seconds": grace})
     elif parts.coordinator.machine.phase is Phase.FINISHED:
         # A client whose connection died with the last answer on it needs its liveness to notice and ask again.
-        parts.reception.wait_until_empty(max(grace, config.rounds.liveness_seconds))
+        parts.reception.wait_until_empty(max(grace, config.rounds.liveness_seconds), grace)
     parts.coordinator.drain()
     if not parts.worker.join(grace):
         log.warning("the trainer did not end its job in time; the last checkpoint stands")

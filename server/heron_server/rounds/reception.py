@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import mmap
+import time
 from dataclasses import dataclass
 
 from heron_common.assignment import Assignment, Finished, Membership, NextStep, UploadLoss, Wait
@@ -56,11 +58,15 @@ class Reception:
             return self._membership(record)
 
     def visit(self, speaker: str = "") -> Membership:
-        """Open a session for a client that only checks its data: no round waits for it or takes it in."""
+        """Open a session for a client that only checks its data or its device: no round waits for it or takes it in.
+
+        It is told the plan of a round that trains, and what the clock says here, for it will see no assignment.
+        """
         run = self._run
         with run.changed:
             run.refuse_if_draining()
-            return self._membership(run.registry.visit(speaker))
+            membership = self._membership(run.registry.visit(speaker))
+            return dataclasses.replace(membership, plan=run.facts.algorithm.plan, server_time_seconds=time.time())
 
     def _membership(self, record: ClientRecord) -> Membership:
         facts, rules = self._run.facts, self._run.machine.rules
@@ -159,11 +165,16 @@ class Reception:
             log.info("client left", extra={"client": record.name, "reason": reason[:200]})
             run.apply(run.machine.departed(record.name, run.clock.now(), "left"))
 
-    def wait_until_empty(self, timeout_seconds: float) -> None:
-        """Wait until every live client has left, so that each has heard that the run is finished; at most `timeout_seconds`."""
+    def wait_until_empty(self, timeout_seconds: float, expected_seconds: float | None = None) -> None:
+        """Wait until every live client has left, so that each has heard that the run is finished; at most `timeout_seconds`.
+
+        Those that this process only expects, because an earlier one had them, may have left already: for them alone it waits `expected_seconds`.
+        """
         run = self._run
+        first = timeout_seconds if expected_seconds is None else min(expected_seconds, timeout_seconds)
         with run.changed:
-            run.changed.wait_for(lambda: run.registry.num_live == 0, timeout_seconds)
+            if not run.changed.wait_for(lambda: run.registry.num_live == 0, first):
+                run.changed.wait_for(lambda: not any(record.session for record in run.registry.live_records()), timeout_seconds - first)
 
     def _has_news(self, record: ClientRecord) -> bool:
         run = self._run
