@@ -19,7 +19,7 @@ from heron_common.data.partition import parse_partition
 from heron_common.data.sources import open_source
 from heron_common.data.specification import parse_specification
 from heron_common.quiet_libraries import quiet_libraries
-from heron_server.config import GatesSection
+from heron_server.gates_section import GatesSection
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.training.gates import Gate, GateSettings

@@ -16,8 +16,9 @@ from heron_common.errors import ConfigurationError
 from heron_common.plan import ServerSchedule
 from heron_common.presets import preset
 from heron_common.version import VERSION
-from heron_server.config import Section, TrainingConfig
+from heron_server.config import TrainingConfig
 from heron_server.options import OptionSource, read_options
+from heron_server.section import Section
 
 SOURCE = OptionSource(
     "heron simulate",

@@ -24,7 +24,8 @@ from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.resumption import Resumption, resume
 from heron_server.rounds.clients import ClientRegistry
-from heron_server.rounds.coordinator import Coordinator, RunFacts
+from heron_server.rounds.coordinator import Coordinator
+from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.intake import Intake
 from heron_server.rounds.reception import Pace, Reception
 from heron_server.rounds.state import RoundMachine, RoundRules, WithoutQuorum

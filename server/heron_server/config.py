@@ -5,37 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from heron_common.addresses import is_loopback
-from heron_common.aggregation_rule import AggregationRule
 from heron_common.data.specification import SPECIFICATION_FORMS
-from heron_common.directions import DirectionDistribution
 from heron_common.errors import ConfigurationError
-from heron_common.plan import (
-    ClientOptimiser,
-    DirectionScale,
-    Estimator,
-    HeadTraining,
-    Objective,
-    ServerSchedule,
-    UpdateEncoding,
-    Weighting,
-)
 from heron_common.presets import PRESETS
 from heron_common.timing import DEFAULT_LIVENESS_SECONDS
-from heron_common.wire_dtypes import WireDtype
-from heron_common.zeroth_order import FiniteDifference
+from heron_server.gates_section import GatesSection
 from heron_server.models.registry import parse_model_options
+from heron_server.plan_section import PlanSection
 from heron_server.rounds.state import WithoutQuorum, cohort_size
+from heron_server.section import Section
 from heron_server.storage.run_directory import has_begun
-from heron_server.training.gates import GateSettings
-
-
-class Section(BaseModel):
-    """A group of options: frozen, nothing unknown."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -120,66 +102,6 @@ class RoundsSection(Section):
     )
 
 
-class PlanSection(Section):
-    """What differs from the preset's plan; everything unset is the preset's."""
-
-    local_steps: int | None = Field(None, ge=1, description="h, steps a client takes in a round")
-    upload_interval: int | None = Field(None, ge=1, description="k, steps from one upload to the next")
-    batch_size: int | None = Field(None, ge=1, description="B, samples of a step")
-    objective: Objective | None = Field(None, description="whose loss the front descends: none, auxiliary, server or cut_gradient")
-    estimator: Estimator | None = Field(None, description="how the client finds its direction: none, zeroth_order or first_order")
-    head_training: HeadTraining | None = Field(None, description="who trains the auxiliary head: none, client, server or alignment")
-    direction_groups: int | None = Field(
-        None, ge=1, description="G, groups of the batch with a direction each (default: fixed from weight and FLOP counts)"
-    )
-    num_directions: int | None = Field(None, ge=1, description="P, directions per group; each costs a pass and divides the variance")
-    distribution: DirectionDistribution | None = Field(None, description="directions: rademacher, gaussian or sphere")
-    micro_batch: int | None = Field(
-        None, ge=1, description="samples of one run of a program; changes memory only (default: fixed from activation bytes)"
-    )
-    smoothing_radius: float | None = Field(
-        None,
-        gt=0,
-        description="mu, length of a perturbation in units of the direction's scale (default: the preset's, halved until finite differences are true)",
-    )
-    direction_scale: DirectionScale | None = Field(
-        None,
-        description="entries of a direction: unit, tensor_rms (each tensor's root mean square), global_rms (that of all trained weights) or block_rms (that, in one layer a round)",
-    )
-    difference: FiniteDifference | None = Field(None, description="forward or central")
-    client_optimiser: ClientOptimiser | None = Field(
-        None, description="sgd, momentum, adam, adamw, or scalar_adaptive for zeroth-order steps"
-    )
-    client_learning_rate: float | None = Field(None, gt=0, description="eta of the client's steps")
-    client_momentum: float | None = Field(None, ge=0, lt=1, description="momentum of client_optimiser momentum")
-    client_weight_decay: float | None = Field(None, ge=0, description="decoupled weight decay of client_optimiser adamw")
-    final_rate_fraction: float | None = Field(
-        None, ge=0, le=1, description="the client's learning rate falls linearly over the run to this share of itself; 1 keeps it"
-    )
-    clip_factor: float | None = Field(
-        None, gt=0, description="directional derivatives beyond so many times the running 95 % quantile of their sizes are clipped"
-    )
-    wire_dtype: WireDtype | None = Field(
-        None, description="activations and gradients at the cut travel as float32, float16, bfloat16 or int8 (a scale per row)"
-    )
-    update_encoding: UpdateEncoding | None = Field(
-        None, description="what clients submit: dense (weights), log (coefficients, replayed bit for bit) or auto (the cheaper by counts)"
-    )
-    aggregation: AggregationRule | None = Field(
-        None, description="mean, median, trimmed_mean (from five clients on), norm_clipped_mean or multi_krum (from five clients on)"
-    )
-    alignment_interval_rounds: int | None = Field(None, ge=1, description="heads are aligned every so many rounds (fsl-sage)")
-    alignment_epochs: int | None = Field(None, ge=1, description="passes of an alignment over the rows that were kept (fsl-sage)")
-    alignment_learning_rate: float | None = Field(None, gt=0, description="Adam's rate of an alignment (fsl-sage)")
-    alignment_max_rows: int | None = Field(None, ge=1, description="latest rows per client that an alignment uses (fsl-sage)")
-    server_schedule: ServerSchedule | None = Field(
-        None,
-        description="order of training on uploads: arrival, sequential, lockstep (reproducible bit for bit) or shuffled (a step's uploads mixed)",
-    )
-    weighting: Weighting | None = Field(None, description="how clients count in the average: examples or uniform")
-    warmup_rounds: int | None = Field(None, ge=0, description="rounds in which only the server learns, before fronts move")
-
-
 class TrainerSection(Section):
     """How the server steps its part of the model."""
 
@@ -194,66 +116,6 @@ class TrainerSection(Section):
     server_threads: int = Field(
         1, ge=1, description="threads of torch on the CPU; one is fastest for small backs and leaves the rest to the network"
     )
-
-
-class GatesSection(Section):
-    """What becomes of uploads that are unlike what the other clients send."""
-
-    gates: bool = Field(
-        False,
-        description="refuse uploads whose activations or losses are far from the other clients', and set clients apart that keep sending such; "
-        "off by default, for where every device is one's own there is nothing to gain",
-    )
-    norm_factor: float = Field(
-        10.0,
-        ge=0,
-        description="activations so many times larger or smaller than the median of the clients' are refused; clients that average their fronts "
-        "differ by less than 2; 0 for never",
-    )
-    loss_factor: float = Field(
-        2.0,
-        ge=0,
-        description="an upload is refused on which the server's loss is so many times the median of the clients' (or half of what it was at first, if that is "
-        "more); honest clients with two classes each stay below it; 0 for never",
-    )
-    gradient_factor: float = Field(
-        10.0, ge=0, description="a server step's gradient is shortened to so many times the median of the clients'; 0 for never"
-    )
-    gate_warmup_uploads: int = Field(
-        64, ge=1, description="nothing is refused or shortened before so many uploads of at least three clients were trained on"
-    )
-    quarantine_after: int = Field(
-        5, ge=0, description="strikes at which a client is set apart: a refused upload is one more, an accepted one less; 0 for never"
-    )
-    quarantine_rounds: int = Field(
-        10, ge=1, description="rounds that a client is set apart, twice as many each time again; --release-clients hears it at once"
-    )
-    release_clients: str = Field("", description="names, with commas between them, of clients that are heard again from this start on")
-
-    @model_validator(mode="after")
-    def _factors_leave_room(self) -> GatesSection:
-        for name in ("norm_factor", "loss_factor", "gradient_factor"):
-            if 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 1, or what is usual would be refused, or 0 for never")
-        return self
-
-    @property
-    def released(self) -> tuple[str, ...]:
-        """The clients to release."""
-        return tuple(name.strip() for name in self.release_clients.split(",") if name.strip())
-
-    def settings(self) -> GateSettings | None:
-        """Return the gates' settings; None if there are no gates."""
-        if not self.gates:
-            return None
-        return GateSettings(
-            self.norm_factor,
-            self.loss_factor,
-            self.gradient_factor,
-            self.gate_warmup_uploads,
-            self.quarantine_after,
-            self.quarantine_rounds,
-        )
 
 
 class NetworkSection(Section):

@@ -16,10 +16,11 @@ from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.plan import Algorithm
 from heron_common.presets import preset
-from heron_server.config import PlanSection, TrainingConfig
+from heron_server.config import TrainingConfig
 from heron_server.models.base import write_base
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
+from heron_server.plan_section import PlanSection
 from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import ParityReport

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from heron_common.errors import TransportError
 from heron_common.wire_dtypes import WireDtype, decode_rows, row_bytes
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
+from heron_server.storage.spool import SpoolEntry
 from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
 from tests.server.running_server import RunningServer
@@ -187,6 +190,28 @@ def test_gradients_that_gave_way_to_others_cost_the_one_who_asks_again_the_round
     exchange(b, 1)
 
 
+def test_files_are_deleted_only_when_the_ledger_on_disk_does_not_name_them(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(preset="sflv2", clients=1, server_schedule="arrival", local_steps=4)
+    (a,) = joined(server, "a")
+    for step in range(2):
+        exchange(a, step)
+    spool, named = server.parts.coordinator.spool, []
+    release = spool.release
+
+    def watched(entry: SpoolEntry) -> None:
+        # Through a connection of its own: it sees what is committed, as the next process would.
+        with closing(sqlite3.connect(server.directory.ledger)) as reader:
+            rows = reader.execute("SELECT file FROM uploads UNION SELECT gradient_file FROM uploads").fetchall()
+        named.append((entry.path.name,) in rows)
+        release(entry)
+
+    monkeypatch.setattr(spool, "release", watched)
+    spool._budget = 2 * spool.used_bytes
+    exchange(a, 2)
+    eventually(lambda: named, what="something to be given up")
+    assert not any(named)
+
+
 def test_gradients_of_an_attempt_that_is_abandoned_are_deleted(serve: Serve) -> None:
     server = serve(preset="sflv2", clients=2, min_updates=2, server_schedule="arrival")
     a, b = joined(server, "a", "b")
@@ -264,8 +289,8 @@ class LosesFirstAnswers:
         self._read = read
         self._lost: set[bytes] = set()
 
-    def __call__(self, transport: Transport, responses: Any, expected: Any) -> Any:
-        answer = self._read(transport, responses, expected)
+    def __call__(self, transport: Transport, *arguments: Any) -> Any:
+        answer = self._read(transport, *arguments)
         key = hashlib.sha256(bytes(answer.cut_gradient) + np.array(answer.probe_losses, "<f4").tobytes()).digest()
         if key not in self._lost:
             self._lost.add(key)

@@ -112,12 +112,22 @@ def test_data_with_nan_is_refused_by_the_client_itself(cluster: Cluster) -> None
 
 
 def test_a_full_disk_at_checkpoint_keeps_the_last_good_one_and_says_so(cluster: Cluster) -> None:
-    # The first checkpoint has no optimiser state and fits the file size limit; the next ones do not.
+    # The first checkpoint fits; for the next ones the disk has no room, while the ledger's pages still find some.
     words = ["--eval-data", "digits:test", "--clients", "1", "--rounds", "2", "--local-steps", "2", "--run-dir", str(cluster.run_dir)]
     words += ["--model-options", "front_widths=4,2 front_strides=1,2", "--listen", "127.0.0.1:0", "--metrics-port", "0"]
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); from heron_server.cli import main; sys.exit(main(sys.argv[1:]))"
     script = cluster.directory / "limited_server.py"
-    script.write_text(limited)
+    script.write_text(
+        "import errno, sys\n"
+        "import heron_server.storage.checkpoint as checkpoint\n"
+        "write = checkpoint.write_atomically\n"
+        "def refuse(path, data):\n"
+        "    if path.name != 'round-000000.safetensors':\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    write(path, data)\n"
+        "checkpoint.write_atomically = refuse\n"
+        "from heron_server.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
     server = cluster.start_script("limited", script, words)
     client = cluster.client(0, 1)
     assert wait_for_exit(server) == ExitCode.STORAGE

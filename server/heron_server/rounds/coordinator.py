@@ -10,21 +10,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from heron_common.assignment import Assignment, BlobReference, DataSpecification, ModelSpec, ProgramReference
+from heron_common.assignment import Assignment
 from heron_common.clock import Clock
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, StorageError
 from heron_common.ids import RoundReference
-from heron_common.plan import Algorithm
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
+from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs
 from heron_server.rounds.reopening import inputs_digest, member_statuses, refill
 from heron_server.rounds.state import (
@@ -50,30 +48,6 @@ log = logging.getLogger(__name__)
 
 STALLED_STREAM_SECONDS = 5.0
 """A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room. So is one without a header."""
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What every client of the run is told."""
-
-    run_id: str
-    run_seed: int
-    data: DataSpecification
-    model: ModelSpec
-    programs: tuple[ProgramReference, ...]
-    algorithm: Algorithm
-    base: BlobReference | None = None
-    held_out: float = 0.0
-    """Share of its own samples that each client keeps from training."""
-    evaluation_batches: int = 0
-    """Most batches of them that a client sends in a round; 0 where nothing is held out."""
-
-    @cached_property
-    def blob_kinds(self) -> dict[str, str]:
-        """What every client may fetch at any time, by digest."""
-        kinds = {program.blob.sha256: "program" for program in self.programs}
-        kinds |= {self.base.sha256: "base"} if self.base else {}
-        return kinds | ({self.data.tokenizer.sha256: "tokenizer"} if self.data.tokenizer else {})
 
 
 class Coordinator:

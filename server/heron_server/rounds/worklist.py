@@ -7,12 +7,14 @@ import math
 
 from heron_common.assignment import UploadLoss
 from heron_common.crash_points import CrashPoint, crash_point
+from heron_common.errors import StorageError
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.jobs import AbandonJob, Job, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.state import Phase
 from heron_server.storage.recorded import StoredAnswer
+from heron_server.storage.spool import SpoolEntry
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class Worklist:
     def __init__(self, coordinator: Coordinator) -> None:
         self._run = coordinator
         self._save_not_before = -math.inf
+        self._given_up: list[SpoolEntry] = []
+        """Payloads to delete once the ledger does not name them any more."""
 
     def next_job(self) -> Job | None:
         """Wait for work and return it; None once the run drains or is finished."""
@@ -112,13 +116,29 @@ class Worklist:
                 run.ledger.payload_forgotten(upload.key)
             for upload in without_gradient:
                 run.ledger.gradient_forgotten(upload.key)
-            for entry in released:
+        self._given_up += released
+        self._delete_given_up()
+
+    def _delete_given_up(self) -> None:
+        """Delete what the ledger has on disk as given up: deleted before, a crash would leave a round whose files are gone, to be repeated."""
+        run = self._run
+        if not self._given_up:
+            return
+        try:
+            run.ledger.sync()
+        except StorageError as exc:
+            log.error(str(exc))
+            return
+        with run.changed:
+            for entry in self._given_up:
                 run.spool.release(entry)
+            self._given_up.clear()
             run.changed.notify_all()
 
     def round_done(self, inputs: RoundInputs, covered: bool) -> None:
         """A CloseJob or AbandonJob was carried out; `inputs` are what the next round starts from, `covered` says whether a checkpoint holds them."""
         self._run.next_round(inputs, covered)
+        self._delete_given_up()
 
     def _attempt(self) -> Attempt:
         attempt = self._run.attempt
