@@ -11,14 +11,14 @@ Installs or upgrades heron-client on devices over ssh; safe to repeat: what is u
   deploy/install-client.sh --host HOST... --binary TARBALL --bundle FOLDER --server HOST:PORT --data SOURCE [--root DIR]
 
   --host HOST...      devices, as ssh knows them (bed-1 or pi@bed-1); without any, --root installs into a folder of this machine
-  --binary TARBALL    has heron-client/heron-client; TARBALL.sha256 beside it (sha256sum TARBALL > TARBALL.sha256) is checked
+  --binary TARBALL    of `make client-binary`: has heron-client/heron-client; TARBALL.sha256 beside it is checked
   --bundle FOLDER     authority/devices, with a folder for each HOST by its name, or for a single device the folder itself
                       (heron certs issue HOST)
   --server HOST:PORT  the server that the device trains with
   --data SOURCE       the device's own data, as heron-client --data takes them
   --root DIR          install below DIR instead of /, without users and services: for images
 
-On a device it needs sh, tar, sha256sum, and systemd; as root, or by sudo without a password.
+On a device it needs sh, tar, xz, sha256sum and systemd; as root, or by sudo without a password.
 TEXT
 }
 
@@ -53,7 +53,7 @@ unpack() { # DIGEST
     if [ ! -d "$release" ]; then
         rm -rf "$release.new"
         mkdir -p "$release.new"
-        tar -xzof "$stage/heron-client.tar.gz" -C "$release.new"
+        tar -xof "$stage/heron-client.tar" -C "$release.new" || fail "the tarball cannot be unpacked here: a .tar.xz needs xz"
         [ -x "$release.new/heron-client/heron-client" ] || fail "the tarball has no executable heron-client/heron-client"
         chmod -R u=rwX,go=rX "$release.new"
         mv "$release.new" "$release"
@@ -82,7 +82,7 @@ install_here() {
     if [ -z "$root" ] && ! id heron-client >/dev/null 2>&1; then
         useradd --system --user-group --home-dir /var/lib/heron-client --no-create-home --shell /usr/sbin/nologin heron-client
     fi
-    digest=$(sha256sum "$stage/heron-client.tar.gz" | cut -c 1-16)
+    digest=$(sha256sum "$stage/heron-client.tar" | cut -c 1-16)
     unpack "$digest"
     make_folder "$root/etc/heron-client"
     make_folder "$root/etc/systemd/system"
@@ -116,7 +116,7 @@ check_tarball() {
     [ -f "$binary.sha256" ] || fail "$binary.sha256 is missing: make it where the tarball was built (sha256sum TARBALL > TARBALL.sha256)" 2
     expected=$(cut -c 1-64 "$binary.sha256")
     [ "$(sha256sum "$binary" | cut -c 1-64)" = "$expected" ] || fail "$binary is not what $binary.sha256 says: fetch it again" 3
-    names=$(tar -tzf "$binary") || fail "$binary is not a gzipped tar file" 2
+    names=$(tar -tf "$binary") || fail "$binary is not a tar file, or one that this machine cannot unpack (a .tar.xz needs xz)" 2
     printf '%s\n' "$names" | grep -qx 'heron-client/heron-client' || fail "$binary has no heron-client/heron-client" 2
     if printf '%s\n' "$names" | grep -Eqv '^heron-client(/|$)' || printf '%s\n' "$names" | grep -Eq '(^|/)\.\.(/|$)'; then
         fail "$binary has files outside of heron-client/: it is not a client's tarball" 2
@@ -156,7 +156,7 @@ fill_stage() { # DEVICE
         [ -f "$folder/$name" ] || fail "$folder/$name is missing: heron certs issue $1" 2
         copy "$folder/$name" "$stage/tls/$name"
     done
-    copy "$binary" "$stage/heron-client.tar.gz"
+    copy "$binary" "$stage/heron-client.tar"
     copy "$here/systemd/heron-client.service" "$stage/heron-client.service"
     copy "$here/install-client.sh" "$stage/install-client.sh"
     {
@@ -165,7 +165,7 @@ fill_stage() { # DEVICE
         option HERON_CLIENT_DATA "$data"
         option HERON_CLIENT_TLS_DIR /etc/heron-client/tls
     } >"$stage/client.env"
-    (cd "$stage" && sha256sum heron-client.tar.gz heron-client.service install-client.sh client.env tls/*.pem >SHA256SUMS)
+    (cd "$stage" && sha256sum heron-client.tar heron-client.service install-client.sh client.env tls/*.pem >SHA256SUMS)
 }
 
 install_on() { # HOST

@@ -42,7 +42,7 @@ EXIT_HELP: dict[ExitCode, str] = {
     ExitCode.DATA: "the data is missing or not what the run expects; restarting changes nothing",
     ExitCode.REFUSED: "the server refused this client for good (version, name, revoked certificate); restarting changes nothing",
     ExitCode.UNREACHABLE: "the server could not be reached within --give-up-after-seconds, or the TLS handshake kept failing; a restart may help",
-    ExitCode.PROGRAM: "a program cannot be built or run here",
+    ExitCode.PROGRAM: "a program cannot be built or run here; restarting changes nothing",
     ExitCode.STORAGE: "the disk is full or unreadable; the last good checkpoint is intact",
     ExitCode.UNSUPPORTED: "this processor or C library cannot run the libraries underneath; restarting changes nothing",
     ExitCode.NO_GO: "--self-check found that this device cannot take part; its page says why",
@@ -65,7 +65,7 @@ _BY_ERROR: tuple[tuple[type[HeronError], ExitCode], ...] = (
 )
 
 
-PERMANENT = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.REFUSED, ExitCode.UNSUPPORTED)
+PERMANENT = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.REFUSED, ExitCode.PROGRAM, ExitCode.UNSUPPORTED, ExitCode.NO_GO)
 """Starting again changes nothing: for systemd's RestartPreventExitStatus and Kubernetes' podFailurePolicy."""
 
 

@@ -115,16 +115,16 @@ def forbidden(names: set[str] | Iterator[str]) -> set[str]:
 
 
 def publish(folder: Path, onefile: Path) -> None:
-    """Write tarball, executable and SHA256SUMS to dist/ and say how large they are."""
+    """Write tarball and executable to dist/, each with its digest beside it, and say how large they are."""
     DIST.mkdir(exist_ok=True)
     name = f"heron-client-{version()}-linux-{platform.machine()}"
     tarball, executable = DIST / f"{name}.tar.xz", DIST / name
     with tarfile.open(tarball, "w:xz", preset=6) as archive:
         archive.add(folder, "heron-client", filter=_anonymous)
     shutil.copy2(onefile, executable)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in (tarball, executable)]
-    (DIST / f"SHA256SUMS-{platform.machine()}").write_text("".join(sums), encoding="ascii")
     for path in (tarball, executable):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n", encoding="ascii")
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB")
 
 

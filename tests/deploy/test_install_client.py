@@ -22,7 +22,7 @@ CURRENT = "opt/heron-client/current/heron-client"
 
 def tarball(path: Path, version: str, names: tuple[str, ...] = ("heron-client/heron-client", "heron-client/library.so")) -> Path:
     """Write a client's tarball whose program says its version, and its digest beside it."""
-    with tarfile.open(path, "w:gz") as archive:
+    with tarfile.open(path, "w:xz") as archive:
         for name in names:
             content = f"#!/bin/sh\necho {version}\n".encode()
             entry = tarfile.TarInfo(name)
@@ -34,7 +34,7 @@ def tarball(path: Path, version: str, names: tuple[str, ...] = ("heron-client/he
 
 @pytest.fixture
 def binary(tmp_path: Path) -> Path:
-    return tarball(tmp_path / "heron-client-1.tar.gz", "one")
+    return tarball(tmp_path / "heron-client-1.tar.xz", "one")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_second_time_changes_nothing_and_an_upgrade_only_what_differs(binary: 
     assert contents(root) == before
     (root / "etc/heron-client/local.env").write_text("HERON_CLIENT_THREADS=2\n")
     for version in ("two", "three"):
-        newer = tarball(tmp_path / f"heron-client-{version}.tar.gz", version)
+        newer = tarball(tmp_path / f"heron-client-{version}.tar.xz", version)
         assert install(newer, devices / "bed-1", root).stdout.startswith("installed ")
         assert run(root / CURRENT).stdout == f"{version}\n"
     after = contents(root)
@@ -152,7 +152,7 @@ def test_a_device_that_is_away_does_not_keep_the_others_waiting(
 
 def test_what_is_damaged_on_the_way_is_not_installed(binary: Path, devices: Path, tmp_path: Path, remote: dict[str, str]) -> None:
     scp = tmp_path / "tools/scp"
-    scp.write_text(scp.read_text().replace("exec cp", "cp") + 'printf x >>"${4#*:}/heron-client.tar.gz"\n')
+    scp.write_text(scp.read_text().replace("exec cp", "cp") + 'printf x >>"${4#*:}/heron-client.tar"\n')
     result = install(binary, devices, tmp_path / "root", "--host", "bed-1", environment=remote)
     assert result.returncode == 1 and "what arrived is not what was sent" in result.stderr
     assert not (tmp_path / "root").exists()
@@ -168,12 +168,12 @@ def test_no_secret_is_printed(binary: Path, devices: Path, tmp_path: Path) -> No
 
 def test_what_is_wrong_is_said_before_anything_is_installed(binary: Path, devices: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    stray = tarball(tmp_path / "stray.tar.gz", "x", ("heron-client/heron-client", "heron-client/../../etc/passwd"))
-    empty = tarball(tmp_path / "empty.tar.gz", "x", ("heron-client/readme",))
-    altered = tarball(tmp_path / "altered.tar.gz", "x")
+    stray = tarball(tmp_path / "stray.tar.xz", "x", ("heron-client/heron-client", "heron-client/../../etc/passwd"))
+    empty = tarball(tmp_path / "empty.tar.xz", "x", ("heron-client/readme",))
+    altered = tarball(tmp_path / "altered.tar.xz", "x")
     altered.write_bytes(altered.read_bytes() + b"x")
-    unsigned = tarball(tmp_path / "unsigned.tar.gz", "x")
-    unsigned.with_name("unsigned.tar.gz.sha256").unlink()
+    unsigned = tarball(tmp_path / "unsigned.tar.xz", "x")
+    unsigned.with_name("unsigned.tar.xz.sha256").unlink()
     for wrong, sentence in (
         (install(stray, devices / "bed-1", root), "files outside of heron-client/"),
         (install(empty, devices / "bed-1", root), "has no heron-client/heron-client"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from heron_client.config import parse_config
-from heron_common.exit_codes import EXIT_HELP, ExitCode
+from heron_common.exit_codes import EXIT_HELP, PERMANENT, ExitCode
 from heron_server.config import ServerConfig
 from heron_server.options import OptionSource, read_options
 from tests.deploy.programs import DEPLOY, program, run
@@ -19,7 +19,7 @@ MOST_EXPOSED = 2.0
 """Of systemd's scale from 0 to 10, on which a service without hardening has 9.6; 2 and less it calls OK."""
 
 _BASE = ("sysinit", "basic", "network-online", "multi-user", "shutdown", "network", "local-fs")
-_HELPED_BY_A_RESTART = {ExitCode.FAILURE, ExitCode.UNREACHABLE, ExitCode.STORAGE, ExitCode.FORCED}
+_HELPED_BY_A_RESTART = {ExitCode.FAILURE, ExitCode.UNREACHABLE, ExitCode.STORAGE, ExitCode.CLOCK, ExitCode.FORCED}
 
 
 def settings(unit: str) -> list[tuple[str, str]]:
@@ -67,8 +67,9 @@ def test_the_exposure_is_what_the_documentation_promises(unit: str, tmp_path: Pa
 def test_what_a_restart_does_not_help_is_not_restarted(unit: str) -> None:
     found = dict(settings(unit))
     assert found["Restart"] == "on-failure"
-    prevented = {ExitCode(int(code)) for code in found["RestartPreventExitStatus"].split()}
-    assert prevented == set(ExitCode) - _HELPED_BY_A_RESTART - {ExitCode.OK}
+    *codes, signal = found["RestartPreventExitStatus"].split()
+    prevented = {ExitCode(int(code)) for code in codes}
+    assert signal == "SIGILL" and prevented == set(PERMANENT) == set(ExitCode) - _HELPED_BY_A_RESTART - {ExitCode.OK}
     assert all(code in prevented for code, text in EXIT_HELP.items() if "restarting changes nothing" in text)
     assert not any(code in prevented for code, text in EXIT_HELP.items() if "a restart may help" in text)
 
