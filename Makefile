@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PART := 1/1
 
-.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults lint format proto clean
+.PHONY: help install demo test test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults bench-binary
+.PHONY: client-binary client-binary-wheels docs reference lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -25,8 +27,10 @@ demo: install  ## train real handwritten digits with a server and four client pr
 test: install  ## the whole suite but the slow variants, on two cores
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: install  ## the whole suite, three-seed variants included
-	$(BIN)/python -m pytest -q
+test-slow: install  ## the slow variants: every kill, every fault, every seed (about an hour; PART=2/4 is the second quarter)
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --slow-part $(PART)
+
+test-all: test test-slow  ## the whole suite
 
 bench-defaults: install  ## compare plans on the digits task, three seeds (about an hour); writes docs/algorithm-defaults.md
 	$(BIN)/python benchmarks/defaults.py
@@ -53,6 +57,21 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
 
+reference: install  ## write the pages of options, metrics, errors and exit codes under docs/reference/ from the code
+	$(BIN)/python -m heron_cli.reference docs/reference
+
+docs: install  ## build the pages under docs/ into site/, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+client-binary:  ## heron-client for this architecture without Python, as a tarball and as one file, in dist/ (minutes)
+	$(PYTHON) deploy/binary/build.py
+
+client-binary-wheels:  ## ask the registry whether every dependency of the client has wheels for x86_64 and aarch64
+	$(PYTHON) deploy/binary/wheels.py
+
+bench-binary: install client-binary  ## size, start and memory of the binaries, the installed client and plain PyTorch; writes docs/results/binary.md
+	$(BIN)/python benchmarks/binary.py
+
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,5 +84,8 @@ format: install  ## let ruff fix what it can
 proto: install  ## generate the stubs from the contracts
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/heron_proto/v1/split_training.proto
 
+dashboards: install  ## make the Grafana dashboard and the alert rules from the metrics that the code registers
+	$(BIN)/python -m heron_cli.watching deploy
+
 clean:  ## remove what was built; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -80,7 +80,7 @@ def heron_row(shape: Shape, preset: str, base: str, folder: Path) -> dict[str, A
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     directory = folder / f"{shape.name}-{preset}-{base}"
     with ProcessGroup(directory / "logs") as group:
-        server, address = start_server(group, "server", directory, words)
+        server, address = start_server(group, "server", directory, words, deadline_seconds=1800)
         client_words = ["--server", address, "--data", f"npz:{data}", "--name", "client", "--state-dir", str(directory / "state")]
         client = group.start("client", "heron_client", client_words)
         if client.wait(1800) != 0 or server.wait(120) != 0:

@@ -154,7 +154,10 @@ class DataSpecification:
 
 @dataclass(frozen=True)
 class Membership:
-    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.held_out`."""
+    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.held_out`.
+
+    Those who only check are told the plan of a round and the server's clock, in seconds since the epoch; 0 where it does not say.
+    """
 
     run_id: str
     session: str
@@ -167,6 +170,8 @@ class Membership:
     base: BlobReference | None = None
     held_out: float = 0.0
     evaluation_batches: int = 0
+    plan: Plan | None = None
+    server_time_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

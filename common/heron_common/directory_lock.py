@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from heron_common.errors import ConfigurationError, StorageError
+from heron_common.errors import InUseError, StorageError
 
 
 class DirectoryLock:
@@ -21,7 +21,7 @@ class DirectoryLock:
             remedy: what to do if it is taken, for the sentence.
 
         Raises:
-            ConfigurationError: another process holds it.
+            InUseError: another process holds it.
             StorageError: it cannot be written.
 
         """
@@ -35,7 +35,7 @@ class DirectoryLock:
         except BlockingIOError as exc:
             os.close(self._descriptor)
             self._descriptor = -1
-            raise ConfigurationError(f"another {owner} is using {path}: {remedy}") from exc
+            raise InUseError(f"another {owner} is using {path}: {remedy}") from exc
 
     def close(self) -> None:
         """Release the lock; safe to repeat."""

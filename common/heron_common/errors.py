@@ -2,6 +2,10 @@
 
     HeronError
       ConfigurationError        an option, file or environment variable is wrong; all mistakes in one message
+        InUseError              another process uses a directory that is for one
+        ClockError              this machine's clock contradicts a certificate; passes once the clock is set
+      UnsupportedError          this processor or C library cannot run the libraries underneath
+      SelfCheckError            a device was checked before a run and something stands in its way
       DataError                 the data at hand is not what was promised
       ProgramError              a program cannot be built, is not what its digest says, or does not match the model
         ParityError             an exported program differs from the model it came from
@@ -26,6 +30,22 @@ class HeronError(Exception):
 
 class ConfigurationError(HeronError):
     """An option, a configuration file or an environment variable is wrong."""
+
+
+class InUseError(ConfigurationError):
+    """Another process uses a directory that is for one."""
+
+
+class ClockError(ConfigurationError):
+    """The clock of this machine contradicts a certificate; many devices start with a wrong one and set it minutes later."""
+
+
+class UnsupportedError(HeronError):
+    """The processor or C library cannot run the libraries underneath; no restart changes that."""
+
+
+class SelfCheckError(HeronError):
+    """A device was checked before a run and something stands in its way; what was printed says what."""
 
 
 class DataError(HeronError):

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from heron_common.errors import ConfigurationError, DataError, HeronError, ProgramError, RefusedError, StorageError, TransportError
+from heron_common.errors import (
+    ClockError,
+    ConfigurationError,
+    DataError,
+    HeronError,
+    ProgramError,
+    RefusedError,
+    SelfCheckError,
+    StorageError,
+    TransportError,
+    UnsupportedError,
+)
 
 
 class ExitCode(IntEnum):
@@ -18,6 +29,9 @@ class ExitCode(IntEnum):
     UNREACHABLE = 5
     PROGRAM = 6
     STORAGE = 7
+    UNSUPPORTED = 8
+    NO_GO = 9
+    CLOCK = 10
     FORCED = 130
 
 
@@ -28,20 +42,31 @@ EXIT_HELP: dict[ExitCode, str] = {
     ExitCode.DATA: "the data is missing or not what the run expects; restarting changes nothing",
     ExitCode.REFUSED: "the server refused this client for good (version, name, revoked certificate); restarting changes nothing",
     ExitCode.UNREACHABLE: "the server could not be reached within --give-up-after-seconds, or the TLS handshake kept failing; a restart may help",
-    ExitCode.PROGRAM: "a program cannot be built or run here",
+    ExitCode.PROGRAM: "a program cannot be built or run here; restarting changes nothing",
     ExitCode.STORAGE: "the disk is full or unreadable; the last good checkpoint is intact",
+    ExitCode.UNSUPPORTED: "this processor or C library cannot run the libraries underneath; restarting changes nothing",
+    ExitCode.NO_GO: "--self-check found that this device cannot take part; its page says why",
+    ExitCode.CLOCK: "the clock says a time before the certificate's; a restart helps once the clock is set",
     ExitCode.FORCED: "a second signal forced the end",
 }
 """Every code has help; a test compares the two."""
 
 _BY_ERROR: tuple[tuple[type[HeronError], ExitCode], ...] = (
+    # Before its parent: a device without a battery starts in the past and is to be started again, not given up.
+    (ClockError, ExitCode.CLOCK),
     (ConfigurationError, ExitCode.CONFIGURATION),
     (DataError, ExitCode.DATA),
     (ProgramError, ExitCode.PROGRAM),
     (StorageError, ExitCode.STORAGE),
     (RefusedError, ExitCode.REFUSED),
     (TransportError, ExitCode.UNREACHABLE),
+    (UnsupportedError, ExitCode.UNSUPPORTED),
+    (SelfCheckError, ExitCode.NO_GO),
 )
+
+
+PERMANENT = (ExitCode.CONFIGURATION, ExitCode.DATA, ExitCode.REFUSED, ExitCode.PROGRAM, ExitCode.UNSUPPORTED, ExitCode.NO_GO)
+"""Starting again changes nothing: for systemd's RestartPreventExitStatus and Kubernetes' podFailurePolicy."""
 
 
 def exit_code_of(error: HeronError) -> ExitCode:

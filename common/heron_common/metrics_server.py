@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 
 from heron_common.errors import ConfigurationError
-from heron_common.process_memory import resident_memory
+from heron_common.process_memory import memory_limit, resident_memory
 
 
 class MetricsServer:
@@ -38,16 +38,19 @@ class MetricsServer:
 
 
 class ProcessMemoryCollector:
-    """Exports resident and peak memory of this process, read when scraped."""
+    """Exports resident and peak memory of this process and its limit, read when scraped; a process without a limit has no such sample."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
 
     def collect(self) -> Any:
-        """Yield the two gauges."""
+        """Yield the gauges."""
         memory = resident_memory()
         yield GaugeMetricFamily(f"{self._prefix}_resident_memory_bytes", "Resident memory of this process (VmRSS).", memory.resident_bytes)
         yield GaugeMetricFamily(f"{self._prefix}_peak_memory_bytes", "Peak resident memory of this process (VmHWM).", memory.peak_bytes)
+        yield GaugeMetricFamily(
+            f"{self._prefix}_memory_limit_bytes", "Memory at which the kernel ends this process, where there is a limit.", memory_limit()
+        )
 
 
 class CallbackGauge:

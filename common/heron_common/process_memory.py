@@ -33,16 +33,27 @@ _UNLIMITED = 1 << 60
 
 def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes of memory that this process may use at most: the machine's, or less where a control group says so; 0 where nobody tells."""
-    limits = [_machine_memory(proc), *_group_limits(proc, groups)]
-    return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=0)
+    limits = (_machine_memory(proc), memory_limit(proc, groups) or 0)
+    return min((limit for limit in limits if limit > 0), default=0)
 
 
-def _machine_memory(proc: Path) -> int:
+def memory_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes at which the kernel ends this process: systemd's MemoryMax, a container's limit; None without one."""
+    return min((limit for limit in _group_limits(proc, groups) if 0 < limit < _UNLIMITED), default=None)
+
+
+def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes that this process could still take: what the kernel counts as available, less where a control group's limit is nearer."""
+    limit, own = usable_memory(proc, groups), resident_memory().resident_bytes
+    return min(_machine_memory(proc, "MemAvailable:"), max(0, limit - own))
+
+
+def _machine_memory(proc: Path, field: str = "MemTotal:") -> int:
     try:
         text = (proc / "meminfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0
-    return next((_kilobytes(line.partition(":")[2]) for line in text.splitlines() if line.startswith("MemTotal:")), 0)
+    return next((_kilobytes(line.partition(":")[2]) for line in text.splitlines() if line.startswith(field)), 0)
 
 
 def _group_limits(proc: Path, groups: Path) -> Iterator[int]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from heron_common.errors import ConfigurationError
+from heron_common.errors import ClockError, ConfigurationError
 
 CA_FILE = "ca.pem"
 AUTHORITY_KEY_FILE = "ca-key.pem"
@@ -81,6 +81,7 @@ def read_credentials(directory: Path, role: TlsRole, now: float) -> Credentials:
 
     Raises:
         ConfigurationError: a file is missing, key or CA do not match, or the certificate is not valid now.
+        ClockError: it is not valid yet.
 
     """
     if (directory / AUTHORITY_KEY_FILE).exists():
@@ -182,7 +183,7 @@ def _check_dates(path: Path, certificate: dict[str, Any], renewal: str, role: Tl
     if now > not_after:
         raise ConfigurationError(f"{path} expired on {date_of(not_after)}: {renewal}")
     if now < not_before:
-        raise ConfigurationError(
+        raise ClockError(
             f"{path} is not valid before {date_of(not_before)}, but this {role.value}'s clock says {date_of(now)}: set the clock"
         )
 

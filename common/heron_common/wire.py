@@ -224,6 +224,8 @@ def membership_to_proto(membership: Membership) -> pb.JoinResponse:
         base=blob_to_proto(membership.base) if membership.base else None,
         held_out=membership.held_out,
         evaluation_batches=membership.evaluation_batches,
+        plan=plan_to_proto(membership.plan) if membership.plan else None,
+        server_time_seconds=membership.server_time_seconds,
     )
 
 
@@ -244,6 +246,8 @@ def membership_from_proto(message: pb.JoinResponse) -> Membership:
         base=blob_from_proto(message.base) if message.HasField("base") else None,
         held_out=message.held_out,
         evaluation_batches=message.evaluation_batches,
+        plan=plan_from_proto(message.plan) if message.HasField("plan") else None,
+        server_time_seconds=message.server_time_seconds,
     )
 
 

@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from heron_client.memory import import_sparingly, tame_allocator
+from heron_client.device_check import check_device, load_libraries
+from heron_client.memory import tame_allocator
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.log_setup import set_up_logging
@@ -24,27 +25,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     # Nothing here multiplies matrices in numpy; its BLAS need not reserve buffers for every core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import_sparingly(_LARGE_LIBRARIES)
+    try:
+        check_device()
+        load_libraries(_LARGE_LIBRARIES)
+    except HeronError as exc:
+        return _refuse(exc)
+    return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     from heron_client.app import run_client
     from heron_client.config import parse_config
     from heron_client.data_check import check_data
 
     stop = threading.Event()
     try:
-        config = parse_config(sys.argv[1:] if arguments is None else arguments, os.environ)
+        config = parse_config(arguments, os.environ)
         set_up_logging(config.log_level)
         if config.check_data:
             check_data(config)
             return ExitCode.OK
+        if config.self_check:
+            from heron_client.self_check import self_check
+
+            self_check(config)
+            return ExitCode.OK
         with stop_on_signals(stop):
             run_client(config, stop)
     except HeronError as exc:
-        print(f"heron-client: {exc}", file=sys.stderr)
-        return exit_code_of(exc)
+        return _refuse(exc)
     except Exception:
         logging.getLogger("heron_client").exception("unexpected error")
         return ExitCode.FAILURE
     return ExitCode.OK
+
+
+def _refuse(error: HeronError) -> int:
+    print(f"heron-client: {error}", file=sys.stderr)
+    return exit_code_of(error)
 
 
 if __name__ == "__main__":

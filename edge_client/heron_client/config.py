@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from heron_common.addresses import is_loopback, split_host_port
 from heron_common.data.partition import Partition, Shard, parse_partition, parse_shard
 from heron_common.data.sources import source_names
-from heron_common.errors import ConfigurationError
+from heron_common.errors import ClockError, ConfigurationError
 from heron_common.exit_codes import exit_codes_help
 from heron_common.ids import checked_client_name
 from heron_common.version import VERSION
@@ -53,17 +53,24 @@ class ClientConfig:
     """debug, info, warning or error."""
     check_data: bool = False
     """Only compare the data with the run, print a page and end."""
+    self_check: bool = False
+    """Only look whether this device can take part, print a page and end."""
+    memory_limit_bytes: int | None = None
+    """What the self-check compares the run's memory with; by default what is free."""
     credentials: Credentials | None = field(default=None, repr=False)
     """Contents of `--tls-dir`, proved; without them everything travels in clear."""
     insecure: bool = False
     """Whether that was allowed beyond loopback."""
 
 
-_FLAGS = {"check-data", "insecure"}
+_FLAGS = {"check-data", "self-check", "insecure"}
 
 _SERVER = re.compile(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}")
 
-_HELP = {
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d+)?) ?(|[kMG]i?B)", re.IGNORECASE)
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+OPTION_HELP = {
     "server": "host:port of heron-server",
     "data": f"data source: {'; '.join(source_names())}",
     "shard": "INDEX/COUNT, this client's part of the source (default: 0/1, all of it)",
@@ -78,6 +85,8 @@ _HELP = {
     "metrics-host": "interface of the metrics endpoint (default: 127.0.0.1)",
     "metrics-port": "port of the metrics endpoint (default: no endpoint; 0: any free port)",
     "check-data": "only compare the data with what the server's run expects, print a page and end; takes no part in the run",
+    "self-check": "only look whether this device can take part in the server's run, print a page and end; exit code 0 means go, 9 no-go",
+    "memory-limit": "with --self-check: memory that the client may take, like 120MB (default: what is free)",
     "log-level": "debug, info, warning or error (default: info)",
 }
 
@@ -87,6 +96,7 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
 
     Raises:
         ConfigurationError: something is missing or wrong; one message names every mistake.
+        ClockError: nothing but the clock is.
 
     """
     parser = argparse.ArgumentParser(
@@ -96,18 +106,21 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
-    for option, explanation in _HELP.items():
+    for option, explanation in OPTION_HELP.items():
         # A flag's value is a word too, as it is in the environment.
         if option in _FLAGS:
             parser.add_argument(f"--{option}", action="store_const", const="yes", help=explanation)
         else:
             parser.add_argument(f"--{option}", help=explanation)
     given = vars(parser.parse_args(list(arguments)))
-    text: dict[str, str | None] = {option: given[option.replace("-", "_")] or environment.get(_variable(option)) for option in _HELP}
+    text: dict[str, str | None] = {
+        option: given[option.replace("-", "_")] or environment.get(variable_of(option)) for option in OPTION_HELP
+    }
     return _Reader(text).read()
 
 
-def _variable(option: str) -> str:
+def variable_of(option: str) -> str:
+    """Return the environment variable of an option."""
     return f"HERON_CLIENT_{option.upper().replace('-', '_')}"
 
 
@@ -117,9 +130,12 @@ class _Reader:
     def __init__(self, text: dict[str, str | None]) -> None:
         self._text = text
         self._mistakes: list[str] = []
+        self._clock_is_wrong = False
 
     def read(self) -> ClientConfig:
-        server, data = self._required("server"), self._required("data")
+        # A device may be looked at before its data are there.
+        self_check = self._flag("self-check")
+        server, data = self._required("server"), (self._text["data"] or "") if self_check else self._required("data")
         if server and not _SERVER.fullmatch(server):
             self._mistakes.append(f"--server is host:port like 10.0.0.5:50051, not {server!r}")
         shard = self._shard()
@@ -142,16 +158,20 @@ class _Reader:
             metrics_port=int(self._number("metrics-port", 0, 0, 65535)) if self._text["metrics-port"] is not None else None,
             log_level=self._log_level(),
             check_data=self._flag("check-data"),
+            self_check=self_check,
+            memory_limit_bytes=self._memory_limit(self_check),
             credentials=credentials,
             insecure=insecure,
         )
         if self._mistakes:
-            raise ConfigurationError("; ".join(self._mistakes))
+            # Only where nothing else is wrong may whoever starts this process hope that it passes.
+            kind = ClockError if self._clock_is_wrong and len(self._mistakes) == 1 else ConfigurationError
+            raise kind("; ".join(self._mistakes))
         return config
 
     def _required(self, option: str) -> str:
         if not self._text[option]:
-            self._mistakes.append(f"--{option} is missing: give {_HELP[option]}")
+            self._mistakes.append(f"--{option} is missing: give {OPTION_HELP[option]}")
         return self._text[option] or ""
 
     def _flag(self, option: str) -> bool:
@@ -194,6 +214,7 @@ class _Reader:
             certified, credentials = read_device(Path(directory))
         except ConfigurationError as exc:
             self._mistakes.append(f"--tls-dir: {exc}")
+            self._clock_is_wrong = isinstance(exc, ClockError)
             return "", None
         if (name := self._text["name"]) and name != certified:
             self._mistakes.append(
@@ -222,6 +243,17 @@ class _Reader:
             self._mistakes.append(f"--{option} is a number of at least {least:g}{limit}, not {text!r}")
             return default
         return value
+
+    def _memory_limit(self, self_check: bool) -> int | None:
+        text = self._text["memory-limit"]
+        if not text:
+            return None
+        if not self_check:
+            self._mistakes.append("--memory-limit is what --self-check compares with, and limits nothing by itself: give both or neither")
+        if (found := _BYTES.fullmatch(text.strip())) is None:
+            self._mistakes.append(f"--memory-limit is bytes like 120MB, 120MiB or 1.5GB, not {text!r}")
+            return None
+        return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
     def _log_level(self) -> str:
         level = (self._text["log-level"] or "info").lower()

@@ -23,6 +23,7 @@ from heron_common.assignment import (
 from heron_common.base_layout import base_layout
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import ProgramError
+from heron_common.plan_checks import plan_mistakes
 from heron_common.tensors import MAX_RANK, DType, TensorSpec
 
 HEARTBEAT_SECONDS = (0.01, 1e8)
@@ -33,6 +34,9 @@ MAX_NUM_CLASSES = 1 << 24
 
 MAX_MICRO_BATCH = 1 << 20
 """Samples of one run of a program; their memory is bounded apart."""
+
+LATEST_TIME_SECONDS = 2.5e11
+"""The year 9892: what comes later has no date in the standard library."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -65,6 +69,10 @@ def _run_mistakes(membership: Membership) -> Iterator[str]:
     least, most = HEARTBEAT_SECONDS
     if not least <= membership.heartbeat_seconds <= most:
         yield f"heartbeats are {least:g} to {most:g} seconds apart, not {membership.heartbeat_seconds}"
+    if not 0 <= membership.server_time_seconds < LATEST_TIME_SECONDS:
+        yield f"the server's clock says a time since 1970, not {membership.server_time_seconds} seconds"
+    if membership.plan is not None:
+        yield from plan_mistakes(membership.plan)
     if not 0 <= membership.held_out < 1:
         yield f"the share that is held out is at least 0 and below 1, not {membership.held_out}"
 

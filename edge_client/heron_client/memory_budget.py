@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from heron_common.assignment import Assignment, DataSpecification, Membership, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
-from heron_common.plan import Estimator
+from heron_common.plan import Estimator, Plan
 from heron_common.process_memory import usable_memory
 from heron_common.tensors import TensorSpec, num_parameters, total_bytes
 
@@ -48,8 +48,14 @@ def check_assignment_memory(assignment: Assignment, membership: Membership, budg
         ProgramError: it does not.
 
     """
-    plan, model = assignment.plan, membership.model
-    needed = _standing_bytes(membership)
+    needed = _standing_bytes(membership) + round_memory(assignment.plan, membership)
+    if needed > budget:
+        raise ProgramError(f"the round asks for {needed} bytes here, but at most {budget} may go to a run: {_REMEDY}")
+
+
+def round_memory(plan: Plan, membership: Membership) -> int:
+    """Return the bytes that a round may add, at most, to what is held from joining on."""
+    model, needed = membership.model, 0
     if plan.trains_front or plan.sending_steps:
         needed += _ROUND_COPIES * _FLOAT_BYTES * num_parameters(model.client_model + model.auxiliary_head)
     # The batch as it is read, in the form of the run, and lambda.
@@ -60,9 +66,7 @@ def check_assignment_memory(assignment: Assignment, membership: Membership, budg
     if plan.estimator is Estimator.ZEROTH_ORDER:
         # Recorded as float64, and once more as one array when the round ends.
         needed += 2 * 8 * plan.local_steps * plan.direction_groups * plan.num_directions
-    needed += 8 * plan.batch_size * (1 + plan.num_probes)
-    if needed > budget:
-        raise ProgramError(f"the round asks for {needed} bytes here, but at most {budget} may go to a run: {_REMEDY}")
+    return needed + 8 * plan.batch_size * (1 + plan.num_probes)
 
 
 _REMEDY = "choose a smaller --batch-size, cut or model on the server, or a device with more memory"

@@ -28,6 +28,11 @@ class Programs:
                 if (kind, length) not in self._references:
                     raise ProgramError(f"the {kind.value} program for texts of {length} tokens is missing: restart the server")
 
+    @property
+    def places(self) -> list[tuple[ProgramKind, int]]:
+        """Every kind and length that there is a program for, shortest texts first."""
+        return sorted(self._references, key=lambda place: place[1])
+
     def program(self, kind: ProgramKind, length: int) -> Program:
         """Return the program of a kind for texts of this length, 0 where samples have one shape; use it before another length is asked for.
 
@@ -52,5 +57,5 @@ class Programs:
             HeronError: one cannot be fetched or loaded.
 
         """
-        for kind, length in sorted(self._references, key=lambda place: place[1]):
+        for kind, length in self.places:
             self.program(kind, length)

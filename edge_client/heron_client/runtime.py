@@ -95,6 +95,10 @@ class Program:
         np.copyto(self._y, y)
         if cut_gradient is not None:
             np.copyto(self._cut_gradient, cut_gradient)
+        self.run_again()
+
+    def run_again(self) -> None:
+        """Run on the samples of the run before, zeros at first."""
         self._session.run_with_iobinding(self._binding)
 
     def _bind(self, parameters: LocalParameters, base: MappedBase, gradient_layout: FlatLayout | None, statistics: FlatLayout) -> None:

@@ -65,9 +65,7 @@ class Supplies:
             ProgramError: a program is not what its reference says, or cannot be loaded on this device.
 
         """
-        parameters = LocalParameters(membership.model)
-        base = MappedBase(self._base_file(membership), membership.model.base)
-        programs = Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
+        parameters, programs = self.programs(membership, threads, arenas)
         programs.load_each()
         split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
         lengths = _lengths(reader)
@@ -86,6 +84,12 @@ class Supplies:
             held_out if held_out.num_examples else None,
             _some(lengths, split.training),
         )
+
+    def programs(self, membership: Membership, threads: int, arenas: bool) -> tuple[LocalParameters, Programs]:
+        """Return the run's programs, fetched and loaded when they are asked for, and the fresh buffers that they read."""
+        parameters = LocalParameters(membership.model)
+        base = MappedBase(self._base_file(membership), membership.model.base)
+        return parameters, Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
         """Fetch the tokenizer that a run names, if it names one; kept for next time as a program is.

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -19,8 +19,10 @@ from heron_common.layout import FlatLayout
 from heron_common.tensors import DType, Float32Array, TensorSpec
 from heron_common.update_log import replay, weights_digest
 from heron_server.rounds.aggregation import aggregate
-from heron_server.storage.audit import AuditRound, AuditTrail
-from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
+
+if TYPE_CHECKING:
+    from heron_server.storage.audit import AuditRound
+    from heron_server.storage.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ def prove(run_dir: Path) -> Iterator[ProvedRound]:
 
     Rounds in which fronts rested leave no record, and their checkpoints must show unchanged weights.
     """
+    # safetensors and torch: the other verbs do without them, and so may an installation for a device.
+    from heron_server.storage.audit import AuditTrail
+    from heron_server.storage.checkpoint import CheckpointStore
+
     if not (run_dir / "checkpoints").is_dir():
         raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server")
     trail = AuditTrail(run_dir / "audit")

@@ -7,15 +7,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from heron_cli import audit, certs, cuts, demo, evaluate, export, simulate
+from heron_cli import audit, certs, cuts, demo, evaluate, export, health, report, simulate, status
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.quiet_libraries import quiet_libraries
 from heron_common.version import VERSION
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit code."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the reader of all verbs' options; those of `simulate` are read by heron-server's reader."""
     parser = argparse.ArgumentParser(prog="heron", description="Tools around heron-server and heron-client.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"heron {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -25,7 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cuts.add_parser(verbs)
     evaluate.add_parser(verbs)
     export.add_parser(verbs)
+    health.add_parser(verbs)
+    report.add_parser(verbs)
     simulate.add_parser(verbs)
+    status.add_parser(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code."""
+    parser = make_parser()
     quiet_libraries()
     words = sys.argv[1:] if arguments is None else list(arguments)
     # `simulate` takes the options of heron-server, which have a reader of their own.

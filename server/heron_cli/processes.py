@@ -101,9 +101,14 @@ class ProcessGroup:
 
 
 def start_server(
-    group: ProcessGroup, name: str, run_dir: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    group: ProcessGroup,
+    name: str,
+    run_dir: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    deadline_seconds: float = START_DEADLINE_SECONDS,
 ) -> tuple[LoggedProcess, str]:
-    """Start heron-server on a free loopback port and return it with its address once it listens.
+    """Start heron-server on a free loopback port and return it with its address once it listens; large models take minutes to compile.
 
     Raises:
         ProcessError: it ended or did not listen in time; the sentence has its last line of output.
@@ -113,7 +118,7 @@ def start_server(
     address_file.unlink(missing_ok=True)
     fixed = ["--run-dir", str(run_dir), "--listen", "127.0.0.1:0", "--metrics-port", "0"]
     server = group.start(name, "heron_server", [*fixed, *arguments], environment)
-    wait_for(lambda: address_file.exists() or server.exit_code is not None, START_DEADLINE_SECONDS)
+    wait_for(lambda: address_file.exists() or server.exit_code is not None, deadline_seconds)
     if not address_file.exists():
         raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})", server)
     address: str = json.loads(address_file.read_text(encoding="utf-8"))["address"]

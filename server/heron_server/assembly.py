@@ -40,6 +40,7 @@ from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, versions
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.event_files import EventFiles
 from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.gates import GateSettings
 from heron_server.training.open_round import OpenRound
@@ -133,6 +134,7 @@ def assemble_run(
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
+    event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
     published = publish_run(config)
     identity = _with_code(identity, published.model.code_digest, config.run.resume)
     algorithm, data = published.algorithm, published.data
@@ -140,7 +142,7 @@ def assemble_run(
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
-    metrics = ServerMetrics(registry, lambda: spool.used_bytes)
+    metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
     base = write_frozen_weights(published.model, directory.blobs, config.run.resume)
@@ -152,7 +154,8 @@ def assemble_run(
         with coordinator.changed:
             return client_table(clients.records())
 
-    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, config.gates.settings())
+    gates = config.gates.settings()
+    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, gates, event_files)
     worker = TrainWorker(parts, _summary_facts(config, identity, published))
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
@@ -207,6 +210,7 @@ def _run_parts(
     clock: Clock,
     ledger: Ledger,
     gates: GateSettings | None,
+    event_files: EventFiles | None,
 ) -> RunParts:
     algorithm = published.algorithm
     aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
@@ -226,6 +230,7 @@ def _run_parts(
         ledger,
         Gatekeeper(gates, metrics),
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
+        event_files,
     )
 
 

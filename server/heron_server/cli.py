@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = OptionSource("heron-server", "Trains a split model with clients that run forward passes only.", "HERON_SERVER_", VERSION)
     stop = threading.Event()
     try:
-        config = read_options(ServerConfig, source, sys.argv[1:] if arguments is None else arguments, os.environ)
+        config = read_options(ServerConfig, source, sys.argv[1:] if arguments is None else arguments, os.environ).settled()
         set_up_logging(config.network.log_level)
         with stop_on_signals(stop):
             from heron_server.app import run_server

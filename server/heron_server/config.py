@@ -17,6 +17,7 @@ from heron_server.models.registry import parse_model_options
 from heron_server.plan_section import PlanSection
 from heron_server.rounds.state import WithoutQuorum, cohort_size
 from heron_server.section import Section
+from heron_server.storage.run_directory import has_begun
 
 
 class RunSection(Section):
@@ -127,6 +128,10 @@ class NetworkSection(Section):
     )
     insecure: bool = Field(False, description="allow listening beyond loopback without TLS: activations and labels then travel in clear")
     max_clients: int = Field(64, ge=1, description="most clients at a time; sizes the thread pool")
+    resume_if_begun: bool = Field(
+        False,
+        description="continue the run in --run-dir if one has begun there, begin one otherwise: for services and containers that start again",
+    )
     metrics_host: str = Field("127.0.0.1", description="interface of the metrics endpoint")
     metrics_port: int = Field(9464, ge=0, le=65535, description="port of the Prometheus endpoint; 0 takes a free one")
     grace_seconds: float = Field(10.0, ge=0, description="how long calls and clients may take to end when the server stops")
@@ -186,6 +191,9 @@ class StorageSection(Section):
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many checkpoints to keep; older ones are used if the newest is damaged")
     program_cache: Path | None = Field(None, description="directory of compiled programs (default: below the user's cache directory)")
+    tensorboard_dir: Path | None = Field(
+        None, description="directory for TensorBoard event files, a few scalars a round; none by default; needs heron-sfl[tensorboard]"
+    )
 
 
 class TrainingConfig(Section):
@@ -235,6 +243,12 @@ class ServerConfig(TrainingConfig):
 
     network: NetworkSection
 
+    def settled(self) -> ServerConfig:
+        """Return this configuration with --resume given or not, as --resume-if-begun asks for."""
+        if not self.network.resume_if_begun or not has_begun(self.run.run_dir):
+            return self
+        return self.model_copy(update={"run": self.run.model_copy(update={"resume": True})})
+
     @model_validator(mode="after")
     def _everybody_may_come(self) -> Self:
         if self.run.clients > self.network.max_clients:
@@ -243,13 +257,26 @@ class ServerConfig(TrainingConfig):
 
 
 PROCESS_OPTIONS = frozenset(
-    {"resume", "run_dir", "listen", "tls_dir", "insecure", "max_clients", "metrics_host", "metrics_port", "grace_seconds", "log_level"}
+    {
+        "resume",
+        "resume_if_begun",
+        "run_dir",
+        "listen",
+        "tls_dir",
+        "insecure",
+        "max_clients",
+        "metrics_host",
+        "metrics_port",
+        "grace_seconds",
+        "log_level",
+    }
     | {
         "spool_bytes",
         "client_spool_bytes",
         "inbox_bytes",
         "keep_checkpoints",
         "program_cache",
+        "tensorboard_dir",
         "device",
         "server_threads",
         "release_clients",

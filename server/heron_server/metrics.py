@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 
 from heron_common.metrics_server import CallbackGauge, ProcessMemoryCollector
 
@@ -15,7 +20,7 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300
 class ServerMetrics:
     """All metrics of one server on one registry."""
 
-    def __init__(self, registry: CollectorRegistry, spool_bytes: Callable[[], float]) -> None:
+    def __init__(self, registry: CollectorRegistry, spool_bytes: Callable[[], float], run_dir: Path) -> None:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(f"heron_server_{name}", text, buckets=_SECONDS, registry=registry)
 
@@ -27,9 +32,11 @@ class ServerMetrics:
 
         self._phase = Gauge("heron_server_phase", "1 for the phase that the run is in.", ["phase"], registry=registry)
         self.round = gauge("round", "Round that is open or will open next.")
+        self.planned_rounds = gauge("planned_rounds", "Rounds that the run is to have.")
         self.rounds_completed = counter("rounds_completed", "Rounds that were averaged.")
         self.rounds_abandoned = counter("rounds_abandoned", "Attempts that ended without a quorum.")
         self.connected_clients = gauge("connected_clients", "Clients that sent something within the liveness window.")
+        self.expected_clients = gauge("expected_clients", "Clients that the run is configured for.")
         self.cohort_size = gauge("cohort_size", "Clients admitted to the open round.")
         self.dropped_clients = counter("dropped_clients", "Cohort members that were dropped, by reason.", ("reason",))
         self.bytes = counter("bytes", "Payload bytes by direction and kind.", ("direction", "kind"))
@@ -77,7 +84,9 @@ class ServerMetrics:
             "replay_mismatches", "Uploads trained again after a restart whose answer differed from the one that was told."
         )
         self.checkpoint_failures = counter("checkpoint_failures", "Checkpoints that could not be written.")
+        self.spool_budget_bytes = gauge("spool_budget_bytes", "Bytes of uploads that may wait on disk.")
         registry.register(CallbackGauge("heron_server_spool_bytes", "Bytes of uploads that wait on disk.", spool_bytes))
+        registry.register(DiskSpaceCollector(run_dir))
         registry.register(ProcessMemoryCollector("heron_server"))
         self.phase("waiting")
 
@@ -85,3 +94,19 @@ class ServerMetrics:
         """Set the phase."""
         for phase in PHASES:
             self._phase.labels(phase=phase).set(1 if phase == name else 0)
+
+
+class DiskSpaceCollector:
+    """Exports how large and how free the file system of the run directory is, read when scraped; no samples where it does not tell."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def collect(self) -> Any:
+        """Yield the two gauges."""
+        size: float | None = None
+        free: float | None = None
+        with suppress(OSError):
+            size, _, free = shutil.disk_usage(self._run_dir)
+        yield GaugeMetricFamily("heron_server_disk_size_bytes", "Size of the file system that holds the run directory.", size)
+        yield GaugeMetricFamily("heron_server_disk_free_bytes", "Free bytes of the file system that holds the run directory.", free)

@@ -13,7 +13,7 @@ from heron_common.ids import RoundReference
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_server.rounds.clients import FORGOTTEN, ClientRecord
 
-SUMMARY_VERSION = 4
+SUMMARY_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class RoundRecord:
         federated_examples: how many held-out samples were scored; each cost its client one forward pass more than `client_forward_passes` says.
         federated_first_version, federated_last_version: server steps before the back that scored the first and the last of them. They differ under the
             schedule `arrival` only, where others may train meanwhile; a back per client is scored by its average, which stands all round.
+        compute_seconds, upload_wait_seconds: means over the clients whose updates were taken, as they report them: in their steps without waits, and waiting for
+            uploads and their answers. What is left of `seconds` is the server's work, the other clients, and weights on the wire.
+        bytes_up_so_far, bytes_down_so_far: payload of all clients since the run began, as counted when the round was closed.
 
     """
 
@@ -49,6 +52,10 @@ class RoundRecord:
     federated_examples: int = 0
     federated_first_version: int | None = None
     federated_last_version: int | None = None
+    compute_seconds: float | None = None
+    upload_wait_seconds: float | None = None
+    bytes_up_so_far: int | None = None
+    bytes_down_so_far: int | None = None
 
     def federated_figures(self) -> list[tuple[str, str]]:
         """Return name and value of each figure of the held-out samples, for people; none if nothing was held out."""

@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from heron_common.console import LiveConsole, human_bytes
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
 from heron_common.metrics_server import CallbackGauge, MetricsServer, ProcessMemoryCollector
-from heron_common.process_memory import ResidentMemory, resident_memory
+from heron_common.process_memory import ResidentMemory, memory_limit, resident_memory
 from heron_common.signals import stop_on_signals
 
 HOST = "127.0.0.1"
@@ -181,3 +182,18 @@ def test_off_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_the_memory_limit_is_the_smallest_of_the_control_groups_around_a_process_and_none_without_one(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    own = groups / "system.slice" / "heron-client.service"
+    for folder in (proc / "self", own):
+        folder.mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 4 kB\n")
+    (proc / "self" / "cgroup").write_text("0::/system.slice/heron-client.service\n")
+    (own / "memory.max").write_text("max\n")
+    assert memory_limit(proc, groups) is None
+    (own.parent / "memory.max").write_text("5000\n")
+    assert memory_limit(proc, groups) == 5000
+    (own / "memory.max").write_text("7000\n")
+    assert memory_limit(proc, groups) == 5000

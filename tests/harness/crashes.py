@@ -33,7 +33,7 @@ Between = Callable[[Cluster], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with; `rounds` are the summary's, without how long each took."""
+    """What a run ended with; `rounds` are the summary's, without how long each took and what the wire carried, which retries add to."""
 
     tensors: dict[str, torch.Tensor]
     rounds: list[dict[str, Any]]
@@ -130,7 +130,9 @@ class Trial:
             balance = ledger.balance()
         finally:
             ledger.close()
-        rounds = [{name: value for name, value in row.items() if name != "seconds"} for row in cluster.summary()["rounds"]]
+        rounds = [
+            {name: value for name, value in row.items() if not name.endswith(("seconds", "so_far"))} for row in cluster.summary()["rounds"]
+        ]
         spooled = sorted(path.name for path in (cluster.run_dir / "spool").iterdir())
         return Outcome(cluster.final_tensors(), rounds, balance, spooled, log)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +160,11 @@ def test_a_configuration_cannot_be_changed_after_it_was_read() -> None:
     config = read()
     with pytest.raises(ValueError, match="frozen"):
         config.run.rounds = 3  # type: ignore[misc]
+
+
+def test_a_service_that_starts_again_resumes_what_has_begun(tmp_path: Path) -> None:
+    config = read(run_dir=tmp_path, resume_if_begun=True)
+    assert not config.settled().run.resume
+    (tmp_path / "run.json").write_text("{}")
+    assert config.settled().run.resume
+    assert not read(run_dir=tmp_path).settled().run.resume

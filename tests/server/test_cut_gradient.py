@@ -180,7 +180,7 @@ def test_gradients_that_gave_way_to_others_cost_the_one_who_asks_again_the_round
     for step in range(2):
         exchange(a, step)
     spool = server.parts.coordinator.spool
-    spool._budget = 2 * spool.used_bytes
+    spool.budget_bytes = 2 * spool.used_bytes
     exchange(b, 0)
     eventually(lambda: "open.json" in {p.name for p in server.directory.checkpoints.iterdir()}, what="a checkpoint inside the round")
     assert exchange(a, 1)[1], "what it may not have yet is kept"
@@ -206,7 +206,7 @@ def test_files_are_deleted_only_when_the_ledger_on_disk_does_not_name_them(serve
         release(entry)
 
     monkeypatch.setattr(spool, "release", watched)
-    spool._budget = 2 * spool.used_bytes
+    spool.budget_bytes = 2 * spool.used_bytes
     exchange(a, 2)
     eventually(lambda: named, what="something to be given up")
     assert not any(named)

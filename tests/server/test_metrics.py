@@ -27,7 +27,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def metrics(registry: CollectorRegistry) -> ServerMetrics:
-    return ServerMetrics(registry, lambda: 5.0)
+    return ServerMetrics(registry, lambda: 5.0, Path.cwd())
 
 
 def wrapped(metrics: ServerMetrics) -> dict[str, MetricWrapperBase]:
@@ -78,7 +78,7 @@ def test_no_label_grows_with_the_clients(metrics: ServerMetrics) -> None:
     assert labels <= {"phase", "reason", "direction", "kind", "outcome"}
 
 
-@pytest.mark.parametrize("name", sorted(wrapped(ServerMetrics(CollectorRegistry(), lambda: 0.0)).keys() - {"_phase"}))
+@pytest.mark.parametrize("name", sorted(wrapped(ServerMetrics(CollectorRegistry(), lambda: 0.0, Path.cwd())).keys() - {"_phase"}))
 def test_every_metric_is_updated_somewhere(metrics: ServerMetrics, name: str) -> None:
     methods = UPDATES[type(wrapped(metrics)[name])]
     assert {method for attribute, method in updates() if attribute == name} & methods

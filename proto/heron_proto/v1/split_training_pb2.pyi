@@ -311,7 +311,7 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: _Optional[bool] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches", "seal")
+    __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches", "plan", "server_time_seconds", "seal")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_SEED_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +323,8 @@ class JoinResponse(_message.Message):
     BASE_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SEAL_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session: str
@@ -335,8 +337,10 @@ class JoinResponse(_message.Message):
     base: Blob
     held_out: float
     evaluation_batches: int
+    plan: Plan
+    server_time_seconds: float
     seal: int
-    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ..., held_out: _Optional[float] = ..., evaluation_batches: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., session: _Optional[str] = ..., run_seed: _Optional[int] = ..., data_specification: _Optional[_Union[DataSpecification, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., heartbeat_seconds: _Optional[float] = ..., num_rounds: _Optional[int] = ..., base: _Optional[_Union[Blob, _Mapping]] = ..., held_out: _Optional[float] = ..., evaluation_batches: _Optional[int] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., server_time_seconds: _Optional[float] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class FetchBlobRequest(_message.Message):
     __slots__ = ("session", "sha256", "offset_bytes", "seal")

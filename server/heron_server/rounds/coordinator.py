@@ -114,6 +114,9 @@ class Coordinator:
         """Give what the open round, or else the next one, starts from; rounds may open from now on."""
         with self.changed:
             self._inputs = inputs
+            self.metrics.planned_rounds.set(self.machine.rules.num_rounds)
+            self.metrics.expected_clients.set(self.machine.rules.num_clients)
+            self.metrics.spool_budget_bytes.set(self.spool.budget_bytes)
             self.machine.set_apart = frozenset(inputs.set_apart)
             self.machine.may_open = not self.draining
             self.tick()

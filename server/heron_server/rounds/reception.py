@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import mmap
+import time
 from dataclasses import dataclass
 
 from heron_common.assignment import Assignment, Finished, Membership, NextStep, UploadLoss, Wait
@@ -57,11 +59,15 @@ class Reception:
             return self._membership(record)
 
     def visit(self, speaker: str = "") -> Membership:
-        """Open a session for a client that only checks its data: no round waits for it or takes it in."""
+        """Open a session for a client that only checks its data or its device: no round waits for it or takes it in.
+
+        It is told the plan of a round that trains, and what the clock says here, for it will see no assignment.
+        """
         run = self._run
         with run.changed:
             run.refuse_if_draining()
-            return self._membership(run.registry.visit(speaker))
+            membership = self._membership(run.registry.visit(speaker))
+            return dataclasses.replace(membership, plan=run.facts.algorithm.plan, server_time_seconds=time.time())
 
     def _membership(self, record: ClientRecord) -> Membership:
         facts, rules = self._run.facts, self._run.machine.rules

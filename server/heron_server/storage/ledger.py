@@ -20,7 +20,7 @@ from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import StorageError
 from heron_common.ids import RoundReference
 from heron_server.storage import ledger_schema as sql
-from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts
+from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts, read_drops
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +256,18 @@ class Ledger:
     def quarantines(self) -> dict[str, str]:
         """Return the clients that were set apart, and why the last time; commits first."""
         return self._pairs("SELECT client_id, reason FROM quarantines")
+
+    def drops(self) -> dict[str, dict[str, int]]:
+        """Count how often members were dropped over the whole run, by reason and client; commits first."""
+        self.sync()
+        with self._commit_lock:
+            return read_drops(self._connection)
+
+    def abandoned(self) -> dict[str, int]:
+        """Count the attempts that ended without a quorum, by reason; commits first."""
+        self.sync()
+        with self._commit_lock:
+            return dict(self._connection.execute(sql.ABANDONED).fetchall())
 
     def balance(self) -> Balance:
         """Count the uploads of the whole run by what became of them."""

@@ -80,4 +80,7 @@ SETTLE_CLOSED = (
     f"scored = {_COUNT} AND state = 'scored'), rejected = {_COUNT} AND state = 'rejected') WHERE {_KEY} AND settled = 0"
 )
 SETTLE_ABANDONED = f"UPDATE attempts SET outcome = 'abandoned', reason = ?, settled = 1, accepted = {_COUNT}), rejected = {_COUNT}) WHERE {_KEY} AND settled = 0"
-CLEAR = tuple(f"DELETE FROM {table} WHERE {_KEY}" for table in ("uploads", "updates", "drops"))
+CLEAR = tuple(f"DELETE FROM {table} WHERE {_KEY}" for table in ("uploads", "updates"))
+"""Drops stay: they are few, and an operator asks for them weeks later."""
+
+ABANDONED = "SELECT reason, count(*) FROM attempts WHERE outcome = 'abandoned' GROUP BY reason ORDER BY reason"

@@ -100,6 +100,15 @@ def read_attempts(connection: sqlite3.Connection) -> tuple[RecordedAttempt, ...]
     return tuple(attempts)
 
 
+def read_drops(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
+    """Return how often each client was dropped, by reason and client."""
+    counts: dict[str, dict[str, int]] = {}
+    rows = connection.execute("SELECT reason, client_id, count(*) FROM drops GROUP BY reason, client_id ORDER BY reason, client_id")
+    for reason, client_id, count in rows:
+        counts.setdefault(reason, {})[client_id] = count
+    return counts
+
+
 def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple[RecordedUpload, ...]:
     rows = connection.execute(
         "SELECT client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes, length "

@@ -12,6 +12,8 @@ from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.ids import new_token
 
+_IDENTITY = "run.json"
+
 
 @dataclass(frozen=True)
 class RunIdentity:
@@ -86,7 +88,7 @@ class RunDirectory:
             ConfigurationError: there is a run and `resume` was not given, there is none and it was, or an option changed; names every such option.
 
         """
-        known = self._read("run.json")
+        known = self._read(_IDENTITY)
         if known is None:
             if resume:
                 raise ConfigurationError(f"--resume: there is no run in {self.path}: give the --run-dir of the run, or leave --resume out")
@@ -107,7 +109,7 @@ class RunDirectory:
     def record(self, identity: RunIdentity) -> None:
         """Write down the run once it has really started; from then on it is continued with --resume only."""
         code = {"model_code": identity.model_code} if identity.model_code else {}
-        self._write("run.json", {"run_id": identity.run_id, "configuration": identity.configuration, **code})
+        self._write(_IDENTITY, {"run_id": identity.run_id, "configuration": identity.configuration, **code})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""
@@ -127,6 +129,11 @@ class RunDirectory:
             raise StorageError(f"cannot write {self.path / name} ({exc.strerror or exc}): free some space") from exc
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Return whether a run has really started here, so that only --resume goes on with it."""
+    return (run_dir / _IDENTITY).exists()
+
+
 def recorded_identity(run_dir: Path) -> RunIdentity:
     """Return what a run wrote down of itself; takes no lock, for a process that only looks, also at a run that is going on.
 
@@ -135,7 +142,7 @@ def recorded_identity(run_dir: Path) -> RunIdentity:
         StorageError: its record is damaged.
 
     """
-    known = _document(run_dir / "run.json")
+    known = _document(run_dir / _IDENTITY)
     if known is None:
         raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server or heron simulate")
     if not isinstance(known.get("configuration"), dict) or "run_id" not in known:

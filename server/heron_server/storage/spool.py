@@ -93,7 +93,7 @@ class Spool:
         self._by_owner: Counter[str] = Counter()
         self._arriving = 0
         self._directory = directory
-        self._budget = budget_bytes
+        self.budget_bytes = budget_bytes
         self._durable = durable
         self._used = 0
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class Spool:
     @property
     def is_half_full(self) -> bool:
         """Whether more than half of the budget is used."""
-        return 2 * self._used > self._budget
+        return 2 * self._used > self.budget_bytes
 
     @property
     def arriving_bytes(self) -> int:
@@ -182,8 +182,8 @@ class Spool:
 
     def _refuse_over_budget(self, size_bytes: int, owner: str) -> None:
         # What is larger than a whole budget is admitted alone: refused for ever, it would keep its round from ending.
-        if self._used and self._used + size_bytes > self._budget:
-            raise SpoolFullError(f"the spool holds {self._used} of {self._budget} bytes, so an upload of {size_bytes} has to wait")
+        if self._used and self._used + size_bytes > self.budget_bytes:
+            raise SpoolFullError(f"the spool holds {self._used} of {self.budget_bytes} bytes, so an upload of {size_bytes} has to wait")
         if self._arriving and self._arriving + size_bytes > self._inbox_budget:
             raise SpoolFullError(f"{self._arriving} of {self._inbox_budget} bytes are arriving, so an upload of {size_bytes} has to wait")
         waits, share = self._by_owner[owner], self._owner_budget

@@ -15,6 +15,7 @@ from heron_server.storage.audit import AuditTrail
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.storage.ledger import Ledger
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.event_files import EventFiles
 from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.trainer import Trainer
 
@@ -38,3 +39,4 @@ class RunParts:
     ledger: Ledger
     gatekeeper: Gatekeeper
     alignment: HeadAlignment | None
+    event_files: EventFiles | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from heron_server.training.open_round import OpenRound, open_round_state, open_r
 from heron_server.training.round_report import report_round
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
+from heron_server.training.tallies import RunTallies
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class TrainWorker:
         self.failure: BaseException | None = None
         self._stepper = Stepper(parts)
         self._held_out = HeldOutScore(parts)
+        self._tallies = RunTallies(parts)
         self._thread: threading.Thread | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -64,6 +65,7 @@ class TrainWorker:
         self._seconds_before = float(state["seconds"])
         # Checkpoints of versions without gates have none.
         self._parts.gatekeeper.restore(state.get("gates"))
+        self._tallies.restore(state.get("tallies"))
 
     def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
@@ -99,6 +101,8 @@ class TrainWorker:
                 log.exception("the trainer died")
                 self.failure = exc
             finally:
+                if self._parts.event_files is not None:
+                    self._parts.event_files.close()
                 on_end()
 
         self._thread = threading.Thread(target=run, name="trainer", daemon=True)
@@ -144,6 +148,7 @@ class TrainWorker:
             "clients": self._parts.client_table(),
             "seconds": self._seconds(),
             "gates": self._parts.gatekeeper.state(),
+            "tallies": self._tallies.state(),
         }
 
     def _try_to_save(self, write: Callable[[], None]) -> bool:
@@ -160,17 +165,11 @@ class TrainWorker:
 
     def write_summary(self) -> None:
         """Replace the summary; a full disk is logged."""
-        try:
-            balance = asdict(self._parts.ledger.balance())
-        except StorageError as exc:
-            log.error(str(exc))
-            balance = None
         summary = {
             **self._summary_facts,
-            "uploads": balance,
+            **self._tallies.summary(),
             "rounds_completed": len(self.rounds),
             "rounds": round_rows(self.rounds),
-            "clients": self._parts.client_table(),
             "seconds": round(self._seconds(), 3),
             "diverged_round": self.diverged_round,
             "rejected_uploads": self._parts.gatekeeper.report(),
@@ -229,6 +228,7 @@ class TrainWorker:
         self._merge(statistics, weights)
         self._watch_divergence(job, statistics)
         score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
+        seconds = round(self._parts.clock.now() - job.opened_at, 3)
         record = RoundRecord(
             round_index=job.round.round_index,
             attempt=job.round.attempt,
@@ -241,7 +241,8 @@ class TrainWorker:
             server_loss=float(np.mean(self._stepper.server_losses)) if self._stepper.server_losses else None,
             client_forward_passes=sum(s.forward_passes for s in statistics),
             client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
-            seconds=round(self._parts.clock.now() - job.opened_at, 3),
+            seconds=seconds,
+            **self._tallies.close_round(job, seconds),
             **self._held_out.figures(job.round.round_index),
         )
         self.rounds.append(record)
@@ -249,6 +250,8 @@ class TrainWorker:
         self._stepper.server_losses.clear()
         self._held_out.forget()
         report_round(parts.metrics, job, record)
+        if parts.event_files is not None:
+            parts.event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
 

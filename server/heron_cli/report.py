@@ -1,0 +1,86 @@
+"""`heron report`: a run as one HTML page that needs neither network nor scripts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from heron_common.atomic import write_atomically
+from heron_common.errors import ConfigurationError, StorageError
+from heron_common.exit_codes import ExitCode
+
+_NEEDED = (
+    "run_id",
+    "preset",
+    "num_rounds",
+    "rounds_completed",
+    "rounds",
+    "clients",
+    "algorithm",
+    "configuration",
+    "model",
+    "parity",
+    "versions",
+)
+
+
+def add_parser(verbs: Any) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser("report", help="write a run as one HTML page: curves, bytes, memory, time, drops, clients, plan")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run-dir", type=Path, metavar="PATH", help="directory of the run; it may be going on")
+    source.add_argument("--summary", type=Path, metavar="FILE", help="a summary alone, as `heron simulate --summary` writes it")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: report.html beside the summary)")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the page and print where it is.
+
+    Raises:
+        ConfigurationError: there is no summary, or it is none.
+        StorageError: the page cannot be written.
+
+    """
+    source: Path = options.summary or options.run_dir / "summary.json"
+    output: Path = options.output or source.with_name("report.html")
+    write_report(read_summary(source), output)
+    print(output)
+    return ExitCode.OK
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return the summary in a file.
+
+    Raises:
+        ConfigurationError: there is none, or it is not one that a run writes.
+
+    """
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ConfigurationError(f"the summary {path} cannot be read ({exc}): give the --run-dir of a run that has started") from exc
+    missing = [name for name in _NEEDED if not isinstance(summary, dict) or name not in summary]
+    if missing:
+        raise ConfigurationError(
+            f"{path} was expected to be the summary of a run, but has no {', '.join(missing)}: give a run's own summary.json"
+        )
+    return dict(summary)
+
+
+def write_report(summary: dict[str, Any], output: Path) -> None:
+    """Write the page of a summary.
+
+    Raises:
+        StorageError: it cannot be written.
+
+    """
+    from heron_cli.report_page.page import report_page
+
+    page = report_page(summary)
+    try:
+        write_atomically(output, page.encode())
+    except OSError as exc:
+        raise StorageError(f"the report {output} cannot be written ({exc}): choose another --output") from exc

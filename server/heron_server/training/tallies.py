@@ -1,0 +1,69 @@
+"""What a run adds up for its summary: where each client's time went, what the wire carried, and what became of uploads, members and attempts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict
+from typing import Any
+
+from heron_common.assignment import LocalStatistics
+from heron_common.errors import StorageError
+from heron_server.rounds.jobs import CloseJob
+from heron_server.training.run_parts import RunParts
+
+log = logging.getLogger(__name__)
+
+_SECONDS = ("compute_seconds", "upload_wait_seconds", "round_seconds")
+
+
+class RunTallies:
+    """Sums over the rounds that were closed; they survive in checkpoints. Times are what clients report: they are shown and decide nothing."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self._parts = parts
+        self._seconds: dict[str, dict[str, float]] = {}
+
+    def close_round(self, job: CloseJob, round_seconds: float) -> dict[str, Any]:
+        """Account for a round, and return its figures for its record: mean seconds of its clients, bytes of all clients since the run began."""
+        spent = [_seconds_of(update.statistics) for update in job.updates]
+        for update, (compute, wait) in zip(job.updates, spent, strict=True):
+            own = self._seconds.setdefault(update.client_id, dict.fromkeys(_SECONDS, 0.0))
+            for name, seconds in zip(_SECONDS, (compute, wait, round_seconds), strict=True):
+                own[name] = round(own[name] + seconds, 3)
+        rows = self._parts.client_table().values()
+        count = max(1, len(spent))
+        return {
+            "compute_seconds": round(sum(compute for compute, _ in spent) / count, 3),
+            "upload_wait_seconds": round(sum(wait for _, wait in spent) / count, 3),
+            "bytes_up_so_far": sum(sum(row["bytes_up"].values()) for row in rows),
+            "bytes_down_so_far": sum(sum(row["bytes_down"].values()) for row in rows),
+        }
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return what a checkpoint keeps."""
+        return {name: dict(own) for name, own in self._seconds.items()}
+
+    def restore(self, state: dict[str, dict[str, float]] | None) -> None:
+        """Go back to it; checkpoints of earlier versions have none."""
+        self._seconds = {name: dict(own) for name, own in (state or {}).items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the summary's part; what the ledger knows is null while the disk refuses."""
+        nothing = dict.fromkeys(_SECONDS, 0.0)
+        clients = {name: {**row, **self._seconds.get(name, nothing)} for name, row in self._parts.client_table().items()}
+        ledger = self._parts.ledger
+        known: dict[str, Any] = {"uploads": None, "drops": None, "abandoned_attempts": None}
+        try:
+            known = {"uploads": asdict(ledger.balance()), "drops": ledger.drops(), "abandoned_attempts": ledger.abandoned()}
+        except StorageError as exc:
+            log.error(str(exc))
+        return {**known, "clients": clients}
+
+
+def _seconds_of(statistics: LocalStatistics) -> tuple[float, float]:
+    """Return the seconds that a client computed in its steps and that it waited for its uploads; nonsense counts as nothing."""
+    step, wait = (
+        seconds if math.isfinite(seconds) and seconds > 0 else 0.0 for seconds in (statistics.step_seconds, statistics.upload_wait_seconds)
+    )
+    return max(0.0, step - wait), wait

@@ -1,0 +1,1 @@
+"""What is deployed: images, units, charts, dashboards and alerts."""
