@@ -248,7 +248,7 @@ class RestartableRun:
             registry,
             self.spool,
             BlobStore(),
-            ServerMetrics(self.metrics, lambda: self.spool.used_bytes),
+            ServerMetrics(self.metrics, lambda: self.spool.used_bytes, disk.directory),
             clock,
             self.ledger,
             left.recorded,

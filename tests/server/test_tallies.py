@@ -11,6 +11,7 @@ import pytest
 
 from heron_common.assignment import LocalStatistics
 from heron_common.ids import RoundReference
+from heron_server.rounds.clients import FORGOTTEN
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.ledger import Ledger
 from heron_server.training.run_parts import RunParts
@@ -89,3 +90,18 @@ def test_drops_and_abandoned_attempts_are_told_long_after_their_round(ledger: Le
     assert summary["drops"] == {"departed": {"b": 1}, "missed the round deadline": {"a": 3}}
     assert summary["abandoned_attempts"] == {"no quorum": 1}
     ledger.close()
+
+
+def test_what_forgotten_clients_spent_and_how_often_they_were_dropped_is_added_up(ledger: Ledger) -> None:
+    table: dict[str, Any] = dict(TABLE)
+    tallies = RunTallies(cast(RunParts, SimpleNamespace(client_table=lambda: table, ledger=ledger)))
+    for name in ("a", "b"):
+        ledger.member_dropped(RoundReference(0, 0), name, "left")
+    tallies.close_round(closing(a=(5.0, 2.0), b=(1.0, 0.0)), 6.0)
+    assert tallies.summary()["drops"] == {"left": {"a": 1, "b": 1}}
+    for name in ("a", "b"):
+        table[FORGOTTEN] = table.pop(name)
+        tallies.close_round(closing(), 1.0)
+    assert tallies.state() == {FORGOTTEN: {"compute_seconds": 4.0, "upload_wait_seconds": 2.0, "round_seconds": 12.0}}
+    assert tallies.summary()["drops"] == {"left": {FORGOTTEN: 2}}
+    assert tallies.summary()["clients"][FORGOTTEN]["round_seconds"] == 12.0

@@ -16,6 +16,7 @@ from heron_cli.report_page.charts import Chart, Curve
 from heron_cli.report_page.figures import count, duration, round_ticks, size, ticks
 from heron_cli.report_page.page import report_page
 from heron_common.exit_codes import ExitCode
+from heron_server.rounds.clients import FORGOTTEN
 from tests.harness.browser import Browser, open_browser
 from tests.harness.simulated import run_simulation
 from tests.harness.summaries import ABANDONED, LONG_NAME, REASON, summary_of
@@ -89,6 +90,13 @@ def test_drops_abandoned_attempts_and_rejections_are_told_by_reason() -> None:
     assert f"{REASON} 4 2" in words
     assert f"{ABANDONED} 2" in words
     assert "norm 5 2" in words
+
+
+def test_a_row_of_clients_that_left_long_ago_counts_as_many_as_it_stands_for() -> None:
+    summary = summary_of(3, 4)
+    summary["clients"][FORGOTTEN] = {**summary["clients"]["bed-1"], "clients": 7}
+    words = _words(report_page(summary))
+    assert "All 11 clients" in words and "clients 11" in words
 
 
 def test_a_name_or_reason_of_a_runs_making_is_text_and_nothing_on_the_page_is_fetched_or_run() -> None:

@@ -60,7 +60,7 @@ def _tiles(summary: dict[str, Any]) -> str:
         "test accuracy": percent(last.get("test_accuracy")),
         f"best, round {best[1]}": percent(best[0]),
         "test loss": four_figures(last.get("test_loss")),
-        "clients": count(len(rows)),
+        "clients": count(sum(row.get("clients", 1) for row in rows)),
         "largest client": size(max(peaks)) if peaks else "–",
         "sent by clients": size(sum(sum(row["bytes_up"].values()) for row in rows)),
         "received by clients": size(sum(sum(row["bytes_down"].values()) for row in rows)),

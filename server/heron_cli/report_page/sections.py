@@ -178,7 +178,9 @@ def clients(summary: Summary) -> str:
         ]
         for name, row in summary["clients"].items()
     ]
-    return markup.section("clients", "Clients", markup.table(f"All {len(rows)} clients", columns, rows))
+    # A row may be of many that left long ago.
+    number = sum(row.get("clients", 1) for row in summary["clients"].values())
+    return markup.section("clients", "Clients", markup.table(f"All {number} clients", columns, rows))
 
 
 def plan(summary: Summary) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 from heron_common.assignment import LocalStatistics
 from heron_common.errors import StorageError
+from heron_server.rounds.clients import FORGOTTEN
 from heron_server.rounds.jobs import CloseJob
 from heron_server.training.run_parts import RunParts
 
@@ -28,10 +30,12 @@ class RunTallies:
         """Account for a round, and return its figures for its record: mean seconds of its clients, bytes of all clients since the run began."""
         spent = [_seconds_of(update.statistics) for update in job.updates]
         for update, (compute, wait) in zip(job.updates, spent, strict=True):
-            own = self._seconds.setdefault(update.client_id, dict.fromkeys(_SECONDS, 0.0))
-            for name, seconds in zip(_SECONDS, (compute, wait, round_seconds), strict=True):
-                own[name] = round(own[name] + seconds, 3)
-        rows = self._parts.client_table().values()
+            self._add(update.client_id, (compute, wait, round_seconds))
+        table = self._parts.client_table()
+        for name in [name for name in self._seconds if _is_forgotten(name, table)]:
+            gone = self._seconds.pop(name)
+            self._add(FORGOTTEN, tuple(gone[what] for what in _SECONDS))
+        rows = table.values()
         count = max(1, len(spent))
         return {
             "compute_seconds": round(sum(compute for compute, _ in spent) / count, 3),
@@ -39,6 +43,11 @@ class RunTallies:
             "bytes_up_so_far": sum(sum(row["bytes_up"].values()) for row in rows),
             "bytes_down_so_far": sum(sum(row["bytes_down"].values()) for row in rows),
         }
+
+    def _add(self, client: str, spent: tuple[float, ...]) -> None:
+        own = self._seconds.setdefault(client, dict.fromkeys(_SECONDS, 0.0))
+        for name, seconds in zip(_SECONDS, spent, strict=True):
+            own[name] = round(own[name] + seconds, 3)
 
     def state(self) -> dict[str, dict[str, float]]:
         """Return what a checkpoint keeps."""
@@ -51,14 +60,28 @@ class RunTallies:
     def summary(self) -> dict[str, Any]:
         """Return the summary's part; what the ledger knows is null while the disk refuses."""
         nothing = dict.fromkeys(_SECONDS, 0.0)
-        clients = {name: {**row, **self._seconds.get(name, nothing)} for name, row in self._parts.client_table().items()}
+        table = self._parts.client_table()
+        clients = {name: {**row, **self._seconds.get(name, nothing)} for name, row in table.items()}
         ledger = self._parts.ledger
         known: dict[str, Any] = {"uploads": None, "drops": None, "abandoned_attempts": None}
         try:
-            known = {"uploads": asdict(ledger.balance()), "drops": ledger.drops(), "abandoned_attempts": ledger.abandoned()}
+            known = {"uploads": asdict(ledger.balance()), "drops": _drops(ledger.drops(), table), "abandoned_attempts": ledger.abandoned()}
         except StorageError as exc:
             log.error(str(exc))
         return {**known, "clients": clients}
+
+
+def _is_forgotten(client: str, table: dict[str, Any]) -> bool:
+    return FORGOTTEN in table and client not in table
+
+
+def _drops(by_reason: dict[str, dict[str, int]], table: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Return how often clients were dropped, by reason and client; those of clients that were forgotten together."""
+    counts: dict[str, Counter[str]] = {reason: Counter() for reason in by_reason}
+    for reason, by_client in by_reason.items():
+        for name, times in by_client.items():
+            counts[reason][FORGOTTEN if _is_forgotten(name, table) else name] += times
+    return {reason: dict(count) for reason, count in counts.items()}
 
 
 def _seconds_of(statistics: LocalStatistics) -> tuple[float, float]:
