@@ -79,7 +79,7 @@ format: install  ## let ruff fix what it can
 	$(BIN)/ruff format .
 
 proto: install  ## generate the stubs from the contracts
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/heron_proto/v1/split_training.proto
+	$(BIN)/python deploy/release/stubs.py
 
 dashboards: install  ## make the Grafana dashboard and the alert rules from the metrics that the code registers
 	$(BIN)/python -m heron_cli.watching deploy
