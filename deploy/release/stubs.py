@@ -1,7 +1,7 @@
 """Generate the stubs from the contracts: `make proto`.
 
 The compiler is the oldest whose stubs every supported protobuf takes, so it cannot stand in the environment of the newest: it goes into build/, without
-its dependencies, at the version of constraints.txt. protobuf takes generated code of its own major version and of the one before.
+its dependencies, at the version of constraints.txt. protobuf promises to run generated code of its own major version and of the one before.
 """
 
 from __future__ import annotations
