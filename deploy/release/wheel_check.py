@@ -88,8 +88,8 @@ def check_commands(python: Path, folder: Path) -> None:
 
 def run_suite(wheel: Path, folder: Path, words: list[str]) -> int:
     """Install the wheel with everything that the tests need, lay their files beside it, and run them."""
-    # torch first and pinned, as in the Makefile: a range would take the largest build there is.
-    python = environment(folder / "full", ["torch"], [f"{wheel}[dev]"])
+    # torch first and pinned, as in the Makefile: a range would take the largest build there is. Some tests use pip.
+    python = environment(folder / "full", ["torch"], [f"{wheel}[dev]", "pip>=24"])
     files = folder / "files"
     copy([path for path in tracked_files() if path.parts[0] not in PACKAGE_ROOTS], files)
     subprocess.run([str(python), "-c", _WHERE, str(ROOT)], check=True, cwd=files, env=clean())
