@@ -27,7 +27,7 @@ demo: install  ## train real handwritten digits with a server and four client pr
 test: install  ## the whole suite but the slow variants, on two cores
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: install  ## the slow variants: every kill, every fault, every seed (about an hour; PART=2/4 is the second quarter)
+test-slow: install  ## the slow variants: every kill, every fault, every seed (half an hour; PART=2/3 is the second third)
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --slow-part $(PART)
 
 test-all: test test-slow  ## the whole suite
