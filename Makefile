@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PART := 1/1
 
-.PHONY: help install demo test test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults bench-binary
+.PHONY: help install demo test test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults bench-binary
 .PHONY: client-binary client-binary-wheels wheel wheel-check test-versions sbom docs reference lint format proto dashboards clean
 
 help:  ## show this list
@@ -26,8 +27,10 @@ demo: install  ## train real handwritten digits with a server and four client pr
 test: install  ## the whole suite but the slow variants, on two cores
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: install  ## the whole suite, three-seed variants included
-	$(BIN)/python -m pytest -q
+test-slow: install  ## the slow variants: every kill, every fault, every seed (half an hour; PART=2/3 is the second third)
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --slow-part $(PART)
+
+test-all: test test-slow  ## the whole suite
 
 bench-defaults: install  ## compare plans on the digits task, three seeds (about an hour); writes docs/algorithm-defaults.md
 	$(BIN)/python benchmarks/defaults.py

@@ -56,6 +56,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "max_clients": ("65", "66", "67"),
     "run_dir": ("one", "two", "three"),
     "program_cache": ("one", "two", "three"),
+    "tensorboard_dir": ("one", "two", "three"),
     **dict.fromkeys(("norm_factor", "loss_factor", "gradient_factor"), ("4", "5", "6")),
     "release_clients": ("a,b", "c", "d"),
 }
@@ -88,7 +89,7 @@ def expected(section: str, name: str, text: str) -> Any:
     return getattr(sections_of(ServerConfig)[section].model_validate({name: text}), name)
 
 
-@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "insecure", "gates")])
+@pytest.mark.parametrize(("section", "name"), [f for f in FIELDS if f[1] not in ("resume", "resume_if_begun", "insecure", "gates")])
 def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, section: str, name: str) -> None:
     in_file, in_environment, in_flag = VALUES.get(name, ("1", "2", "3"))
     path, fallback = toml(tmp_path, section, name, in_file), value_of(read(), section, name)
@@ -98,7 +99,7 @@ def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, secti
     assert value_of(read(*flags, file=path, **{name: in_environment}), section, name) == expected(section, name, in_flag)
 
 
-@pytest.mark.parametrize(("section", "name"), [("run", "resume"), ("network", "insecure")])
+@pytest.mark.parametrize(("section", "name"), [("run", "resume"), ("network", "resume_if_begun"), ("network", "insecure")])
 def test_switches_can_be_given_in_all_three_places(tmp_path: Path, section: str, name: str) -> None:
     path = tmp_path / "options.toml"
     path.write_text(f"[{section}]\n{name} = true\n")

@@ -176,7 +176,7 @@ def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Ser
 def test_an_upload_larger_than_the_whole_spool_is_not_told_to_come_back_for_ever(serve: Serve) -> None:
     server = serve(trains=False)
     (client,) = joined(server, "a")
-    server.parts.coordinator.spool._budget = 10
+    server.parts.coordinator.spool.budget_bytes = 10
     assert server.spooled_bytes == 0, "waiting changes nothing"
     try:
         client.upload(0)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from heron_cli.processes import read_summary
 from heron_common.process_memory import resident_memory
 from tests.harness.polling import eventually
@@ -49,6 +51,7 @@ def test_the_demo_ends_with_a_true_table_and_clients_under_100_mb(tmp_path: Path
         assert sum(c["bytes_up"]["labels"] for c in summary["clients"].values()) == 4 * 3 * 10 * 64 * 8
 
 
+@pytest.mark.slow
 def test_killing_a_client_neither_hangs_nor_fails_the_demo(tmp_path: Path) -> None:
     process = _demo(tmp_path / "demo", "--rounds", "8")
     eventually(lambda: read_summary(tmp_path / "demo" / "heron").get("rounds_completed", 0) >= 2, 120, "two rounds")

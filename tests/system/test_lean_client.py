@@ -54,6 +54,7 @@ def test_a_client_trains_with_torch_transformers_and_pydantic_blocked(cluster: C
     assert cluster.summary()["clients"]["lean"]["rounds_completed"] == 2
 
 
+@pytest.mark.slow
 def test_a_client_installed_with_its_plain_dependencies_alone_trains(cluster: Cluster, tmp_path: Path) -> None:
     environment = tmp_path / "lean"
     venv.create(environment, with_pip=True)

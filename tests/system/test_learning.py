@@ -7,6 +7,7 @@ heron 8, heron-server-loss 8, heron-paper 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,22 +81,22 @@ def _train_in_plain_torch(seed: int, train_front: bool) -> float:
         return float((network(xt).argmax(1) == yt).float().mean())
 
 
-def _check(tmp_path: Path, seed: int) -> None:
+def _check(tmp_path: Path, seed: int, simulated: Sequence[str] = ()) -> None:
     exact, frozen_exact = _train_in_plain_torch(seed, True), _train_in_plain_torch(seed, False)
     assert exact - frozen_exact >= EXACT_GAP, "the task must be one where freezing the front costs something"
     frozen = _train_simulated("frozen", seed)
-    scores = {preset: _train_simulated(preset, seed) for preset in MARGINS if preset != "heron"}
+    scores = {preset: _train_simulated(preset, seed) for preset in simulated}
     scores["heron"] = _train_through_processes(tmp_path, "heron", seed)
     print(f"seed {seed}: exact {exact:.3f}, frozen in torch {frozen_exact:.3f}, frozen {frozen:.3f}, {scores}")
     short = {preset: score for preset, score in scores.items() if score < frozen + MARGINS[preset]}
     assert short == {}, f"frozen reached {frozen:.3f}"
 
 
-def test_every_preset_beats_a_frozen_front_by_its_margin(tmp_path: Path) -> None:
+def test_heron_beats_a_frozen_front_by_its_margin(tmp_path: Path) -> None:
     _check(tmp_path, seed=7)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [8, 9])
-def test_every_preset_beats_a_frozen_front_by_its_margin_on_other_seeds(tmp_path: Path, seed: int) -> None:
-    _check(tmp_path, seed)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_every_preset_beats_a_frozen_front_by_its_margin(tmp_path: Path, seed: int) -> None:
+    _check(tmp_path, seed, [preset for preset in MARGINS if preset != "heron"])

@@ -32,7 +32,9 @@ def _run(directory: Path, preset: str, delay_seed: int | None) -> dict[str, torc
         return cluster.final_tensors()
 
 
-@pytest.mark.parametrize("preset", ["heron", pytest.param("heron-server-loss", marks=pytest.mark.slow), "heron-paper"])
+@pytest.mark.parametrize(
+    "preset", ["heron", *(pytest.param(name, marks=pytest.mark.slow) for name in ("heron-server-loss", "heron-paper"))]
+)
 def test_two_runs_with_different_delays_end_bit_equal(preset: str, tmp_path: Path) -> None:
     first = _run(tmp_path / "first", preset, delay_seed=11)
     second = _run(tmp_path / "second", preset, delay_seed=None if preset == "heron-paper" else 20)

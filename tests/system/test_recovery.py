@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from tests.harness.cluster import Cluster, free_port, log_of, wait_for_exit
 from tests.harness.polling import eventually
 from tests.harness.proxy import DelayingProxy
@@ -43,6 +45,7 @@ def test_sigterm_drains_and_resume_finishes_the_run(cluster: Cluster) -> None:
     assert {r["attempt"] for r in rounds} == {0}
 
 
+@pytest.mark.slow
 def test_sigkill_of_the_server_costs_nothing(cluster: Cluster) -> None:
     port = free_port()
     server = cluster.server(clients=2, rounds=5, local_steps=20, listen=f"127.0.0.1:{port}")
@@ -59,6 +62,7 @@ def test_sigkill_of_the_server_costs_nothing(cluster: Cluster) -> None:
     assert rounds[: len(before)] == before and {r["attempt"] for r in rounds} == {0}
 
 
+@pytest.mark.slow
 def test_a_killed_client_comes_back_under_its_name_and_takes_part(cluster: Cluster) -> None:
     server = cluster.server(clients=2, min_updates=1, rounds=14, liveness_seconds=4, local_steps=20)
     clients = cluster.clients(2)
@@ -70,6 +74,7 @@ def test_a_killed_client_comes_back_under_its_name_and_takes_part(cluster: Clust
     assert cluster.summary()["rounds"][-1]["updates"] == 2
 
 
+@pytest.mark.slow
 def test_cut_connections_are_repaired_and_nothing_is_trained_twice(cluster: Cluster) -> None:
     # 1. A client's connections are reset again and again. 2. It repeats what was cut. 3. Every upload is trained exactly once.
     steps, rounds = 10, 4
