@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PART := 1/1
 
 .PHONY: help install demo test test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults bench-binary
-.PHONY: client-binary client-binary-wheels docs reference lint format proto dashboards clean
+.PHONY: client-binary client-binary-wheels wheel wheel-check test-versions sbom docs reference lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -27,7 +27,7 @@ demo: install  ## train real handwritten digits with a server and four client pr
 test: install  ## the whole suite but the slow variants, on two cores
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: install  ## the slow variants: every kill, every fault, every seed (about an hour; PART=2/4 is the second quarter)
+test-slow: install  ## the slow variants: every kill, every fault, every seed (half an hour; PART=2/3 is the second third)
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --slow-part $(PART)
 
 test-all: test test-slow  ## the whole suite
@@ -69,6 +69,18 @@ client-binary:  ## heron-client for this architecture without Python, as a tarba
 client-binary-wheels:  ## ask the registry whether every dependency of the client has wheels for x86_64 and aarch64
 	$(PYTHON) deploy/binary/wheels.py
 
+wheel:  ## source distribution and wheel in dist/, from the files that git knows, with a look at what is in them
+	$(PYTHON) deploy/release/wheel.py
+
+wheel-check:  ## the suite against the built wheel, away from the checkout, in a fresh environment (ARGS= goes to pytest)
+	$(PYTHON) deploy/release/wheel_check.py $(ARGS)
+
+test-versions: install  ## the tests that touch the wire with the lowest and the newest supported grpcio and protobuf (about 10 minutes)
+	$(BIN)/python deploy/release/wire_versions.py $(ARGS)
+
+sbom:  ## software bills of materials of the client's and of the server's environment in dist/, as CycloneDX JSON
+	$(PYTHON) deploy/release/sbom.py
+
 bench-binary: install client-binary  ## size, start and memory of the binaries, the installed client and plain PyTorch; writes docs/results/binary.md
 	$(BIN)/python benchmarks/binary.py
 
@@ -81,8 +93,8 @@ format: install  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: install  ## generate the stubs from the contracts
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/heron_proto/v1/split_training.proto
+proto: install  ## generate the stubs from the contracts, by the compiler that constraints.txt pins
+	$(BIN)/python deploy/release/stubs.py
 
 dashboards: install  ## make the Grafana dashboard and the alert rules from the metrics that the code registers
 	$(BIN)/python -m heron_cli.watching deploy

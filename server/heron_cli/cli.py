@@ -11,6 +11,7 @@ from heron_cli import audit, certs, cuts, demo, evaluate, export, health, report
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.quiet_libraries import quiet_libraries
+from heron_common.server_libraries import raise_if_missing
 from heron_common.version import VERSION
 
 
@@ -43,12 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code: int = options.run(options)
+        code = _run_verb(options)
     except KeyboardInterrupt:
         return ExitCode.FORCED
     except HeronError as exc:
         print(f"heron {options.verb}: {exc}", file=sys.stderr)
         return exit_code_of(exc)
+    return code
+
+
+def _run_verb(options: argparse.Namespace) -> int:
+    try:
+        code: int = options.run(options)
+    except ModuleNotFoundError as exc:
+        raise_if_missing(exc)
+        raise
     return code
 
 

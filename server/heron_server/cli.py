@@ -12,6 +12,7 @@ from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.log_setup import set_up_logging
 from heron_common.quiet_libraries import quiet_libraries
+from heron_common.server_libraries import raise_if_missing
 from heron_common.signals import stop_on_signals
 from heron_common.version import VERSION
 
@@ -19,18 +20,13 @@ from heron_common.version import VERSION
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server and return its exit code."""
     quiet_libraries()
-    from heron_server.config import ServerConfig
-    from heron_server.options import OptionSource, read_options
-
-    source = OptionSource("heron-server", "Trains a split model with clients that run forward passes only.", "HERON_SERVER_", VERSION)
-    stop = threading.Event()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words == ["--version"]:
+        # Also where only the client is installed.
+        print(f"heron-server {VERSION}")
+        return ExitCode.OK
     try:
-        config = read_options(ServerConfig, source, sys.argv[1:] if arguments is None else arguments, os.environ).settled()
-        set_up_logging(config.network.log_level)
-        with stop_on_signals(stop):
-            from heron_server.app import run_server
-
-            run_server(config, stop)
+        _run(words)
     except HeronError as exc:
         print(f"heron-server: {exc}", file=sys.stderr)
         return exit_code_of(exc)
@@ -38,6 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("heron_server").exception("unexpected error")
         return ExitCode.FAILURE
     return ExitCode.OK
+
+
+def _run(words: Sequence[str]) -> None:
+    try:
+        from heron_server.config import ServerConfig
+        from heron_server.options import OptionSource, read_options
+    except ModuleNotFoundError as exc:
+        raise_if_missing(exc)
+        raise
+    source = OptionSource("heron-server", "Trains a split model with clients that run forward passes only.", "HERON_SERVER_", VERSION)
+    stop = threading.Event()
+    config = read_options(ServerConfig, source, words, os.environ).settled()
+    set_up_logging(config.network.log_level)
+    with stop_on_signals(stop):
+        try:
+            from heron_server.app import run_server
+        except ModuleNotFoundError as exc:
+            raise_if_missing(exc)
+            raise
+        run_server(config, stop)
 
 
 if __name__ == "__main__":

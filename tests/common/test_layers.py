@@ -11,14 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-WHERE = {
-    "heron_proto": ROOT / "proto",
-    "heron_common": ROOT / "common",
-    "heron_server": ROOT / "server",
-    "heron_client": ROOT / "edge_client",
-    "heron_cli": ROOT / "server",
-}
+from tests.harness.sources import PACKAGES, folder_of
+
+WHERE = {package: folder_of(package).parent for package in PACKAGES}
 MAY_IMPORT = {
     "heron_proto": set[str](),
     "heron_common": {"heron_proto"},
@@ -55,7 +50,7 @@ def imports_of(package: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in files(package):
         for name in imported_names(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-            found.setdefault(name, []).append(str(path.relative_to(ROOT)))
+            found.setdefault(name, []).append(path.relative_to(WHERE[package]).as_posix())
     return found
 
 
@@ -90,7 +85,7 @@ def test_common_needs_only_what_a_client_installs_plainly() -> None:
 
 def test_only_the_wire_module_of_common_knows_protobuf() -> None:
     found = imports_of("heron_common")
-    assert found["heron_proto"] == ["common/heron_common/wire.py"]
+    assert found["heron_proto"] == ["heron_common/wire.py"]
     assert "google" not in found
     assert "grpc" not in found
 

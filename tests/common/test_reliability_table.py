@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from heron_common.crash_points import CrashPoint
+from tests.harness.sources import PACKAGES, ROOT, folder_of
 from tests.system.test_crashes import CASES, EVERY_CLIENT_POINT, EVERY_RPC_AND_STORAGE_STEP
 
-ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "docs" / "reliability.md").read_text()
 
 
@@ -23,7 +22,7 @@ def test_every_row_says_what_its_point_is_tried_with() -> None:
 
 
 def test_every_point_is_a_place_in_the_code() -> None:
-    code = "".join(path.read_text() for root in ("common", "server", "edge_client") for path in (ROOT / root).rglob("*.py"))
+    code = "".join(path.read_text() for package in PACKAGES for path in folder_of(package).rglob("*.py"))
     assert [point for point in CrashPoint if f"crash_point(CrashPoint.{point.name})" not in code] == []
 
 

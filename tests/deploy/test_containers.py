@@ -18,6 +18,7 @@ from heron_common.errors import ConfigurationError
 from heron_server.config import ServerConfig
 from heron_server.options import OptionSource, read_options
 from tests.deploy.programs import DEPLOY, ROOT, program, run
+from tests.harness.sources import only_in_checkout
 
 DOCKERFILES = ("server", "client")
 SERVER_SOURCE = OptionSource("heron-server", "", "HERON_SERVER_", "0")
@@ -71,6 +72,7 @@ def test_every_installation_is_held_by_the_constraints_and_no_registry_is_named(
     assert "://" not in (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
 
 
+@only_in_checkout
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_what_is_copied_exists_and_is_let_into_the_context(name: str) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

@@ -18,11 +18,11 @@ import pytest
 from heron_client.transport import Transport
 from heron_common.chunks import MAX_CHUNK_BYTES
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import TransportError
+from heron_common.errors import StorageError, TransportError
 from heron_common.wire_dtypes import WireDtype, decode_rows, row_bytes
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
-from heron_server.storage.spool import SpoolEntry
+from heron_server.storage.spool import SpoolEntry, SpoolWriter
 from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
 from tests.server.running_server import RunningServer
@@ -210,6 +210,38 @@ def test_files_are_deleted_only_when_the_ledger_on_disk_does_not_name_them(serve
     exchange(a, 2)
     eventually(lambda: named, what="something to be given up")
     assert not any(named)
+
+
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_full_disk_makes_training_wait_and_a_drain_leaves_the_step_to_the_restart(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, drains: bool
+) -> None:
+    server = serve(preset="sflv2")
+    (client,) = joined(server, "a")
+    coordinator, refusals = server.parts.coordinator, []
+    opens = coordinator.spool.open
+
+    def full(size_bytes: int, always: bool = False, owner: str = "") -> SpoolWriter:
+        # What the trainer writes itself has no owner.
+        if owner or (not drains and len(refusals) == 2):
+            return opens(size_bytes, always, owner)
+        refusals.append(size_bytes)
+        raise StorageError("cannot write to the spool (No space left on device)")
+
+    monkeypatch.setattr(coordinator.spool, "open", full)
+    if not drains:
+        assert exchange(client, 0)[1], "lambda came once there was room"
+        return
+    with ThreadPoolExecutor(1) as waiting, pytest.raises(grpc.RpcError):
+        answer = waiting.submit(exchange, client, 0)
+        eventually(lambda: len(refusals) >= 2, what="training to wait")
+        coordinator.drain()
+        eventually(lambda: server.parts.worker.failure is not None, what="the trainer to give up")
+        server.parts.network.stop(0.0)
+        answer.result(DEADLINE)
+    assert isinstance(server.parts.worker.failure, StorageError)
+    (recorded,) = coordinator.ledger.attempts()
+    assert [upload.state for upload in recorded.uploads] == ["accepted"]
 
 
 def test_gradients_of_an_attempt_that_is_abandoned_are_deleted(serve: Serve) -> None:

@@ -18,8 +18,8 @@ from heron_client.cli import _LARGE_LIBRARIES
 from heron_common.data.sources import open_source
 from heron_common.exit_codes import PERMANENT, ExitCode
 from tests.harness.cluster import Cluster, log_of, wait_for_exit
+from tests.harness.sources import IN_CHECKOUT, ROOT, folder_of
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "deploy" / "binary"
 SERVER_ONLY = (
     "torch",
@@ -45,7 +45,7 @@ def test_the_recipe_packs_the_client_and_excludes_whatever_is_the_servers() -> N
     excluded = re.search(r"EXCLUDED = \[(.+?)\]", specification, re.DOTALL)
     assert excluded is not None and not any(f'"{name}"' in excluded[1] for name in (*_LARGE_LIBRARIES, "rich", "tokenizers", "PIL"))
     entry = re.search(r'ROOT / "edge_client" / "heron_client" / "(.+?)"', specification)
-    assert entry is not None and (ROOT / "edge_client" / "heron_client" / entry[1]).is_file()
+    assert entry is not None and (folder_of("heron_client") / entry[1]).is_file()
 
 
 def test_the_recipe_asks_for_the_plain_dependencies_and_pins_what_builds() -> None:
@@ -83,6 +83,8 @@ def test_every_dependency_has_wheels_for_both_architectures() -> None:
 @pytest.fixture(scope="module")
 def built() -> Path:
     """Build into dist/ and return that."""
+    if not IN_CHECKOUT:
+        pytest.skip("the suite runs against a wheel: the binary is built out of the repository's own folders")
     subprocess.run([sys.executable, str(RECIPE / "build.py")], check=True, timeout=1800)
     return ROOT / "dist"
 

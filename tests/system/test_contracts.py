@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tomllib
 import urllib.request
 from pathlib import Path
 
+import pytest
 import yaml
 
 from heron_client.transport import Transport
@@ -16,18 +16,26 @@ from heron_proto.v1 import split_training_pb2
 from heron_server.service.servicer import Servicer
 from tests.harness.cluster import Cluster, free_port, log_of, wait_for_exit
 from tests.harness.polling import eventually
+from tests.harness.sources import ROOT, folder_of
 
-ROOT = Path(__file__).resolve().parents[2]
 STUBS = ("split_training_pb2.py", "split_training_pb2.pyi", "split_training_pb2_grpc.py")
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the stubs' compiler, the oldest that will do, has no wheel for this Python")
 def test_the_committed_stubs_are_what_the_contracts_generate(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}"]
-    command += [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}", "heron_proto/v1/split_training.proto"]
-    subprocess.run(command, check=True, timeout=60)
+    committed = folder_of("heron_proto")
+    command = [
+        sys.executable,
+        str(ROOT / "deploy" / "release" / "stubs.py"),
+        "--contracts",
+        str(committed.parent),
+        "--output",
+        str(tmp_path),
+    ]
+    subprocess.run(command, check=True, timeout=120)
     for name in STUBS:
         generated = (tmp_path / "heron_proto" / "v1" / name).read_text()
-        assert generated == (ROOT / "proto" / "heron_proto" / "v1" / name).read_text(), f"{name} differs: run `make proto` and commit"
+        assert generated == (committed / "v1" / name).read_text(), f"{name} differs: run `make proto` and commit"
 
 
 def test_every_rpc_is_served_and_called() -> None:
@@ -85,14 +93,6 @@ def test_the_readme_names_only_commands_and_options_that_exist() -> None:
             assert set(re.findall(r"--[a-z][a-z-]+", line)) <= known, line
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z0-9-]+)", readme)) <= targets
-
-
-def test_versions_agree() -> None:
-    from heron_common.version import VERSION
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "heron_common.version.VERSION"
-    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_log_lines_of_a_run_are_structured(cluster: Cluster) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from heron_common.data.sources import open_source
 from heron_common.process_memory import resident_memory
+from heron_common.version import VERSION
 from tests.harness.cluster import Cluster, log_of, wait_for_exit
 from tests.harness.polling import eventually
+from tests.harness.sources import ROOT, installable
 
-ROOT = Path(__file__).resolve().parents[2]
 MEMORY_CEILING_BYTES = 100_000_000
 """The promise to devices: VmHWM of a whole client process on the demo's task."""
 
@@ -67,12 +68,24 @@ def test_a_client_installed_with_its_plain_dependencies_alone_trains(cluster: Cl
         "--disable-pip-version-check",
         "-c",
         str(ROOT / "constraints.txt"),
-        str(ROOT),
+        str(installable()),
     ]
     subprocess.run(install, check=True, timeout=400, cwd=tmp_path)
     present = subprocess.run(
         [str(python), "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
+    for command, code in (
+        ("heron-client --version", 0),
+        ("heron --version", 0),
+        ("heron-server --version", 0),
+        ("heron-server", 2),
+        ("heron simulate", 2),
+    ):
+        program, *words = command.split()
+        ended = subprocess.run([str(environment / "bin" / program), *words], capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == code, command
+        assert ended.stdout == f"{program} {VERSION}\n" if code == 0 else "pip install 'heron-sfl[server]'" in ended.stderr, ended
+        assert ended.stderr.count("\n") == (code != 0), ended.stderr
     names = {line.partition("==")[0].lower() for line in present.splitlines()}
     assert not names & {"torch", "transformers", "pydantic", "onnx", "scikit-learn", "safetensors", "grpcio-health-checking"}
     server = cluster.server(clients=1, rounds=2, local_steps=3)

@@ -13,8 +13,8 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.exit_codes import ExitCode
 from heron_server.config import ServerConfig
 from heron_server.options import flag_of, sections_of
+from tests.harness.sources import ROOT, folder_of
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "reference"
 
 
@@ -34,8 +34,8 @@ def test_every_option_code_and_metric_of_the_code_is_there() -> None:
     assert [flag for flag in [*flags, *(f"--{name}" for name in OPTION_HELP)] if f"`{flag}`" not in said["options.md"]] == []
     assert [code for code in ErrorCode if f"`{code.value}`" not in said["errors.md"]] == []
     assert [code for code in ExitCode if f"| {code.value} | {code.name} |" not in said["errors.md"]] == []
-    for part, path in (("server", "server/heron_server/metrics.py"), ("client", "edge_client/heron_client/metrics.py")):
-        registered = re.findall(rf'"heron_{part}_([a-z_]+)"', (ROOT / path).read_text(encoding="utf-8"))
+    for part in ("server", "client"):
+        registered = re.findall(rf'"heron_{part}_([a-z_]+)"', (folder_of(f"heron_{part}") / "metrics.py").read_text(encoding="utf-8"))
         assert registered and [name for name in registered if f"`heron_{part}_{name}" not in said["metrics.md"]] == []
 
 

@@ -19,6 +19,8 @@ _DAMAGE = (
     zipfile.BadZipFile,
     ValueError,
     struct.error,
+    # A dtype in a header goes through the parser of Python where numpy takes it for a list of them.
+    SyntaxError,
     tokenize.TokenError,
     NotImplementedError,
     RuntimeError,

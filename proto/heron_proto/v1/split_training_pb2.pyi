@@ -206,7 +206,7 @@ class DataSpecification(_message.Message):
     tokenizer: Blob
     refuses_overlong: bool
     lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: _Optional[bool] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: bool = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: bool = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Program(_message.Message):
     __slots__ = ("kind", "blob", "micro_batch", "length")
@@ -308,7 +308,7 @@ class JoinRequest(_message.Message):
     capabilities: Capabilities
     only_checks: bool
     seal: int
-    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: _Optional[bool] = ..., seal: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: bool = ..., seal: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches", "plan", "server_time_seconds", "seal")
@@ -532,7 +532,7 @@ class LocalStatistics(_message.Message):
     steps_skipped: int
     diverged: bool
     forward_equivalents: float
-    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., derivative_quantile: _Optional[float] = ..., steps_skipped: _Optional[int] = ..., diverged: _Optional[bool] = ..., forward_equivalents: _Optional[float] = ...) -> None: ...
+    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., derivative_quantile: _Optional[float] = ..., steps_skipped: _Optional[int] = ..., diverged: bool = ..., forward_equivalents: _Optional[float] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
     __slots__ = ("session", "run_id", "round", "steps_completed", "encoding", "tensors", "total_bytes", "statistics", "losses_seen", "weights_sha256")

@@ -62,9 +62,7 @@ class Worklist:
         crash_point(CrashPoint.STEP_TAKEN)
         entry = upload.cut_gradient
         if cut_gradient is not None and entry is None:
-            with run.spool.open(len(cut_gradient), always=True) as writer:
-                writer.write(bytes(cut_gradient))
-                entry = writer.commit()
+            entry = self._spooled(bytes(cut_gradient))
         answer = StoredAnswer(server_version, loss, probe_losses)
         with run.changed:
             self._compare(upload, answer)
@@ -78,6 +76,28 @@ class Worklist:
             run.metrics.uploads.labels(outcome="trained").inc()
             run.changed.notify_all()
         crash_point(CrashPoint.STEP_RECORDED)
+
+    def _spooled(self, cut_gradient: bytes) -> SpoolEntry:
+        """Return lambda's place on disk; while the disk refuses training waits, for the step is taken and its client cannot go on without.
+
+        Raises:
+            StorageError: the run drains before there is room; the step is not recorded, so that a restart takes it again.
+
+        """
+        run, told = self._run, False
+        while True:
+            try:
+                with run.spool.open(len(cut_gradient), always=True) as writer:
+                    writer.write(cut_gradient)
+                    return writer.commit()
+            except StorageError as exc:
+                with run.changed:
+                    if run.draining:
+                        raise
+                    if not told:
+                        log.error("training waits for room on the disk", extra={"reason": str(exc)})
+                    told = True
+                    run.changed.wait(1.0)
 
     def upload_scored(self, upload: AcceptedUpload) -> None:
         """An upload of held-out samples was scored."""

@@ -97,6 +97,9 @@ class TrainWorker:
         def run() -> None:
             try:
                 self._run(worklist)
+            except StorageError as exc:
+                log.error("training ended", extra={"reason": str(exc)})
+                self.failure = exc
             except BaseException as exc:
                 log.exception("the trainer died")
                 self.failure = exc
