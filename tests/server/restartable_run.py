@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -116,7 +117,7 @@ class FakeTrainer:
         self._checkpoints, self._ledger, self._registry = checkpoints, ledger, registry
         self.lineage: list[list[Any]] = []
         self.rounds: list[list[Any]] = []
-        self.undone_steps_stand = False
+        self._unwritten: Checkpoint | None = None
 
     # What `resume` asks of a trainer.
 
@@ -141,7 +142,10 @@ class FakeTrainer:
         return RoundInputs(numbers[:9].tobytes(), numbers[9:].tobytes(), (1.0, 1.0), 0.0)
 
     def save(self) -> bool:
-        return self._written(lambda: self._checkpoints.write(Checkpoint(len(self.rounds), {}, self._state())))
+        checkpoint = Checkpoint(len(self.rounds), {}, self._state())
+        written = self._written(lambda: self._checkpoints.write(checkpoint))
+        self._unwritten = None if written else copy.deepcopy(checkpoint)
+        return written
 
     def run(self, job: Job, worklist: Worklist) -> None:
         if isinstance(job, TrainJob):
@@ -180,10 +184,8 @@ class FakeTrainer:
         return self._written(lambda: self._checkpoints.write_open(Checkpoint(len(self.rounds), {}, state)))
 
     def go_back(self) -> None:
-        checkpoint = self._checkpoints.read_newest()
-        if checkpoint.completed_rounds != len(self.rounds):
-            self.undone_steps_stand = True
-            return
+        checkpoint = self._unwritten or self._checkpoints.read_newest()
+        assert checkpoint.completed_rounds == len(self.rounds), "the abandoned attempt's steps would stand"
         self.lineage = checkpoint.state["lineage"]
         self._checkpoints.drop_open()
 
@@ -279,7 +281,7 @@ class RestartableRun:
     def save_inside_round(self) -> None:
         """Do what a full spool would ask for."""
         attempt = self.coordinator.attempt
-        if attempt is not None and self.coordinator.closing is None:
+        if attempt is not None and self.coordinator.closing is None and self.coordinator.start_is_saved:
             inputs = self.coordinator.inputs_of_open_round()
             self.trainer.run(SaveJob(attempt.assignment.round, attempt.cohort, attempt.positions, inputs), self.worklist)
 

@@ -92,10 +92,8 @@ class Life(DrivenRun):
 
     def come_back(self) -> None:
         self.disk.refuses = self.disk.refuses_checkpoints = False
-        stood = self.run.trainer.undone_steps_stand
         self.run = RestartableRun(self.disk, self.shape, self.clock, resumes=True)
         self.crashes += 1
-        self.run.trainer.undone_steps_stand = stood
         self.forget_what_was_lost()
         self.open_attempts_go_on()
 
@@ -103,17 +101,18 @@ class Life(DrivenRun):
         """Read from the ledger what survived, and hold it against what was acknowledged."""
         rows = self.run.ledger._connection.execute("SELECT round_index, attempt, client_id, purpose, local_step, sha256 FROM uploads")
         survived = {UploadKey(RoundReference(r, a), c, UploadPurpose(p), s): digest for r, a, c, p, s, digest in rows}
-        settled = self.run.ledger._connection.execute("SELECT round_index, attempt FROM attempts WHERE settled = 1").fetchall()
-        over = {RoundReference(*row) for row in settled}
+        settled = self.run.ledger._connection.execute("SELECT round_index, attempt, accepted FROM attempts WHERE settled = 1").fetchall()
         assert survived.items() <= self.accepted.items(), "the ledger has what never came"
-        self.accepted = {key: digest for key, digest in self.accepted.items() if key.round in over or key in survived}
+        kept = dict(survived)
+        for round_index, attempt, count in settled:
+            # Entries are committed in the order of acceptance, and what is settled is counted only: a crash took the last ones.
+            of_round = [key for key in self.accepted if key.round == RoundReference(round_index, attempt)]
+            kept |= {key: self.accepted[key] for key in of_round[:count]}
+        self.accepted = {key: digest for key, digest in self.accepted.items() if key in kept}
         assert self.known.uploads.items() <= self.accepted.items(), "an acknowledged upload was lost in a crash"
 
     def open_attempts_go_on(self) -> None:
         """What clients were told of and did not end goes on, with the same number and cohort, in the same order."""
-        if self.run.trainer.undone_steps_stand:
-            # No checkpoint could be written, so an abandoned attempt was not undone; a restart undoes it, and what followed is repeated.
-            return
         run = self.run.coordinator
         going_on = {a.round: tuple(a.cohort) for a in run._recorded}
         if run.attempt is not None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from heron_common.errors import CheckpointError
+from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.rounds.worklist import Worklist
+from tests.harness.polling import eventually
 from tests.server.interrupted import joined, take_part
 from tests.server.killed_run import Run, begin_round, damage, edit_ledger, undisturbed, unlike
 
@@ -150,27 +152,44 @@ def refuse_checkpoints(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.server.parts.worker._parts.checkpoints, "write", refuse)
 
 
-@pytest.mark.parametrize("saves_inside", [False, True])
+@pytest.mark.parametrize("is_full", [False, True])
 def test_rounds_whose_checkpoints_the_disk_refused_are_all_gone_on_with(
-    saves_inside: bool, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    is_full: bool, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. Round 0 is closed, but its checkpoint is refused. 2. Round 1 is open, with a checkpoint inside it or without. 3. Killed: both stand.
+    # 1. Round 0 is closed, but its checkpoint is refused. 2. Round 1 is open, and none is taken inside it, even where the spool is full. 3. Killed: both stand.
     expected = undisturbed(start, 2)
     run = start()
     refuse_checkpoints(run, monkeypatch)
     clients = joined(run.server, "a", "b")
     take_part(run.server, clients, 0)
-    if saves_inside:
+    if is_full:
         save_inside_the_round_at(monkeypatch, 2)
     begin_round(clients, 1, 2)
     run.trained(4)
-    assert saved_inside(run) == saves_inside
+    assert not saved_inside(run)
     run.kill()
     clients = joined(run.server, "a", "b")
     take_part(run.server, clients, 1)
     assert [(record.round_index, record.attempt) for record in run.server.parts.worker.rounds] == [(0, 0), (1, 0)]
     assert unlike(run.tensors(), expected) == []
     assert run.server.parts.ledger.balance().waiting == 0 and run.server.spooled_files == []
+
+
+def test_an_abandoned_attempt_is_undone_also_where_the_disk_refused_what_it_began_from(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = undisturbed(start, 1)
+    run = start()
+    refuse_checkpoints(run, monkeypatch)
+    clients = joined(run.server, "a", "b")
+    take_part(run.server, clients, 0)
+    begin_round(clients, 1, 2)
+    run.trained(4)
+    assert unlike(run.tensors(), expected), "the attempt has trained something"
+    coordinator = run.server.parts.coordinator
+    clients[1].stub.Leave(pb.LeaveRequest(session=clients[1].session))
+    eventually(lambda: coordinator.attempt is None and coordinator.closing is None, what="the attempt to be given up")
+    assert unlike(run.tensors(), expected) == []
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_with_resume(start: Callable[..., Run]) -> None:

@@ -176,6 +176,11 @@ class Coordinator:
             self.machine.may_open = not self.draining
             self.apply(self.machine.tick(self.clock.now()) if not self.draining else [])
 
+    @property
+    def start_is_saved(self) -> bool:
+        """Whether a checkpoint holds what the open round starts from; a checkpoint inside a round is worth nothing without one to go back to."""
+        return not self._unsettled
+
     def _settle(self, attempt: Attempt, abandoned: str | None) -> None:
         self.ledger.settled(attempt.assignment.round, abandoned)
         for entry in attempt.entries():

@@ -185,7 +185,7 @@ class Worklist:
         if isinstance(run.closing, AbandonJob):
             return run.closing
         if run.attempt is not None and not (run.draining and run.closing is None):
-            if run.closing is None and self._is_worth_saving(run.attempt):
+            if run.closing is None and run.start_is_saved and self._is_worth_saving(run.attempt):
                 inputs = run.inputs_of_open_round()
                 return SaveJob(run.attempt.assignment.round, run.attempt.cohort, run.attempt.positions, inputs)
             held_out = run.attempt.held_out.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable
@@ -52,6 +53,8 @@ class TrainWorker:
         self._held_out = HeldOutScore(parts)
         self._tallies = RunTallies(parts)
         self._thread: threading.Thread | None = None
+        self._unwritten: Checkpoint | None = None
+        """The present boundary, where the disk refused its checkpoint: a copy to go back to."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a round boundary."""
@@ -119,11 +122,9 @@ class TrainWorker:
 
     def save(self) -> bool:
         """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
-
-        def write() -> None:
-            self._parts.checkpoints.write(Checkpoint(len(self.rounds), self._tensors(), self._state()))
-
-        written = self._try_to_save(write)
+        checkpoint = Checkpoint(len(self.rounds), self._tensors(), self._state())
+        written = self._try_to_save(lambda: self._parts.checkpoints.write(checkpoint))
+        self._unwritten = None if written else copy.deepcopy(checkpoint)
         self.write_summary()
         return written
 
@@ -290,7 +291,7 @@ class TrainWorker:
         self._stepper.server_losses.clear()
         self._held_out.forget()
         try:
-            checkpoint = self._parts.checkpoints.read_newest()
+            checkpoint = self._unwritten or self._parts.checkpoints.read_newest()
         except (CheckpointError, StorageError) as exc:
             log.warning("the abandoned attempt's server steps stand", extra={"reason": str(exc)})
             return
