@@ -155,7 +155,7 @@ class TrainWorker:
             "tallies": self._tallies.state(),
         }
 
-    def _try_to_save(self, write: Callable[[], None]) -> bool:
+    def _try_to_save(self, write: Callable[[], object]) -> bool:
         try:
             # A checkpoint that knew of an upload which the ledger forgot in a crash would see it trained twice.
             self._parts.ledger.sync()
