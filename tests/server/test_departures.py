@@ -32,7 +32,7 @@ def test_ten_thousand_clients_that_come_and_go_leave_a_bounded_trace(tmp_path: P
     assert registry.num_live == 0
     assert len(registry.by_name) == MAX_DEPARTED + 1, "the last that departed is cut off when another joins"
     assert len(registry._by_session) <= MAX_DEPARTED + 1 and len(registry._visits) == MAX_VISITS
-    assert not coordinator._orphans and not coordinator.machine.live
+    assert not coordinator.orphaned_streams and not coordinator.machine.live
     table = client_table(registry.records())
     assert table[FORGOTTEN]["clients"] + len(table) - 1 == VISITORS
     assert sum(row["examples"] for row in table.values()) == 3 * VISITORS

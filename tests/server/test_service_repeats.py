@@ -13,8 +13,8 @@ from google.rpc.status_pb2 import Status
 
 from heron_common.assignment import UploadKey
 from heron_common.error_catalog import RETRY_PUSHBACK_METADATA, ErrorCode
-from heron_server.rounds.coordinator import STALLED_STREAM_SECONDS
 from heron_server.rounds.intake import Intake
+from heron_server.rounds.orphaned_streams import STALLED_STREAM_SECONDS
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer
@@ -154,7 +154,7 @@ def test_a_stream_without_a_header_does_not_keep_its_thread(serve: Serve) -> Non
     server = serve(trains=False)
     (client,) = joined(server, "a")
     stream = OpenStream(client)
-    eventually(lambda: server.parts.coordinator._orphans, what="the stream to begin")
+    eventually(lambda: server.parts.coordinator.orphaned_streams, what="the stream to begin")
     server.advance(STALLED_STREAM_SECONDS)
     with pytest.raises(grpc.RpcError) as caught:
         stream.call.result()

@@ -8,12 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-import numpy as np
-
-from heron_common.assignment import Assignment
 from heron_common.clock import Clock
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
@@ -21,10 +17,12 @@ from heron_common.errors import RefusedError, StorageError
 from heron_common.ids import RoundReference
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.attempt import Attempt
+from heron_server.rounds.beginning import begin_attempt
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs
-from heron_server.rounds.reopening import inputs_digest, member_statuses, refill
+from heron_server.rounds.orphaned_streams import OrphanedStreams
+from heron_server.rounds.reopening import member_statuses, refill
 from heron_server.rounds.state import (
     AbandonRound,
     CloseRound,
@@ -44,10 +42,6 @@ from heron_server.storage.recorded import RecordedAttempt
 from heron_server.storage.spool import Spool
 
 log = logging.getLogger(__name__)
-
-
-STALLED_STREAM_SECONDS = 5.0
-"""A stream whose round is over hears so with its next chunk; after so long it is cancelled, to free its thread and its room. So is one without a header."""
 
 
 class Coordinator:
@@ -95,7 +89,7 @@ class Coordinator:
         self._unsettled: list[Attempt] = []
         """Attempts that are over, but that no checkpoint covers yet because the disk refused."""
         self._waiting = WaitingNote()
-        self._orphans: list[tuple[float, Callable[[], None]]] = []
+        self.orphaned_streams = OrphanedStreams(clock, self.changed)
 
     def reopen(self, inputs: RoundInputs, covered: int = 0) -> bool:
         """Go on with the first recorded attempt, which began from `inputs`, without its first `covered` uploads to train.
@@ -127,7 +121,7 @@ class Coordinator:
             if not self.draining:
                 self.apply(self.machine.tick(self.clock.now()))
                 self._say_if_waiting()
-            self._cancel_stalled_streams()
+            self.orphaned_streams.cancel_stalled()
             self.metrics.connected_clients.set(self.registry.num_live)
 
     def _say_if_waiting(self) -> None:
@@ -243,7 +237,7 @@ class Coordinator:
     def orphan_stream(self, record: ClientRecord) -> None:
         """What a client's open stream belongs to is over; the client may open another."""
         if record.cancel_stream is not None:
-            self._orphans.append((self.clock.now(), record.cancel_stream))
+            self.orphaned_streams.add(record.cancel_stream)
         record.cancel_stream, record.uploading = None, ""
 
     def depart(self, record: ClientRecord, forget_session: bool) -> None:
@@ -282,25 +276,6 @@ class Coordinator:
             self.moved.notify_all()
         self.changed.notify_all()
 
-    @contextmanager
-    def awaiting_header(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """A stream has begun, and nobody knows whose it is until its header is there: it does not keep its thread for long."""
-        with self.changed:
-            begun = (self.clock.now(), cancel)
-            self._orphans.append(begun)
-        try:
-            yield
-        finally:
-            with self.changed:
-                self._orphans = [orphan for orphan in self._orphans if orphan is not begun]
-
-    def _cancel_stalled_streams(self) -> None:
-        now = self.clock.now()
-        due = [cancel for since, cancel in self._orphans if now - since >= STALLED_STREAM_SECONDS]
-        self._orphans = [(since, cancel) for since, cancel in self._orphans if now - since < STALLED_STREAM_SECONDS]
-        for cancel in due:
-            cancel()
-
     def _open(self, effect: OpenRound) -> None:
         self.attempt, digest = self._attempt_from(effect.round, effect.cohort)
         self.ledger.round_opened(effect.round, {name: self.registry.by_name[name].identity_sha256 for name in effect.cohort}, digest)
@@ -311,29 +286,7 @@ class Coordinator:
         )
 
     def _attempt_from(self, reference: RoundReference, cohort: tuple[str, ...]) -> tuple[Attempt, str]:
-        """Return an attempt that starts from the present inputs, and the digest of those."""
-        inputs = self.inputs_of_open_round()
-        plan = self.facts.algorithm.plan_for_round(reference.round_index, self.machine.rules.num_rounds, inputs.rests)
-        own = [name for name in cohort if plan.needs_head and name in inputs.heads]
-        moving = [inputs.statistics] if inputs.statistics else []
-        front, head, *others = self.blobs.put_round([inputs.front, inputs.head, *moving, *(inputs.heads[name] for name in own)])
-        statistics, heads = (others[0] if moving else None), others[len(moving) :]
-        assignment = Assignment(
-            reference,
-            plan,
-            front,
-            head if plan.needs_head else None,
-            inputs.scales,
-            inputs.second_moment,
-            inputs.derivative_quantile,
-            statistics,
-        )
-        start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
-        by_client = dict(zip(own, heads, strict=True))
-        attempt = Attempt(
-            assignment, self.facts.model, cohort, self.facts.algorithm.schedule, start, by_client, self.facts.evaluation_batches
-        )
-        return attempt, inputs_digest(assignment, {name: blob.sha256 for name, blob in by_client.items()})
+        return begin_attempt(self.facts, self.machine.rules.num_rounds, self.blobs, self.inputs_of_open_round(), reference, cohort)
 
     def _drop(self, effect: DropMember) -> None:
         log.warning("client dropped from the round", extra={"client": effect.client_id, "reason": effect.reason})

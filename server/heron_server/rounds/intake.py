@@ -63,7 +63,7 @@ class Intake:
 
     def awaiting_header(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
         """A stream begins: it is cancelled if its header does not come."""
-        return self._run.awaiting_header(cancel)
+        return self._run.orphaned_streams.awaiting_header(cancel)
 
     def admit_upload(
         self,
