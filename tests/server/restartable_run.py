@@ -186,8 +186,9 @@ class FakeTrainer:
     def go_back(self) -> None:
         checkpoint = self._unwritten or self._checkpoints.read_newest()
         assert checkpoint.completed_rounds == len(self.rounds), "the abandoned attempt's steps would stand"
-        self.lineage = checkpoint.state["lineage"]
-        self._checkpoints.drop_open()
+        self.lineage = copy.deepcopy(checkpoint.state["lineage"])
+        if self._unwritten is None:
+            self._checkpoints.drop_open()
 
     def _written(self, write: Any) -> bool:
         try:

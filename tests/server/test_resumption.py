@@ -14,8 +14,8 @@ from heron_common.errors import CheckpointError
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.rounds.worklist import Worklist
 from tests.harness.polling import eventually
-from tests.server.interrupted import joined, take_part
-from tests.server.killed_run import Run, begin_round, damage, edit_ledger, undisturbed, unlike
+from tests.server.interrupted import joined, take_part, weights_of
+from tests.server.killed_run import Run, begin_round, damage, edit_ledger, undisturbed, unlike, upload_steps
 
 
 def lose_a_payload(path: Path) -> None:
@@ -189,6 +189,33 @@ def test_an_abandoned_attempt_is_undone_also_where_the_disk_refused_what_it_bega
     coordinator = run.server.parts.coordinator
     clients[1].stub.Leave(pb.LeaveRequest(session=clients[1].session))
     eventually(lambda: coordinator.attempt is None and coordinator.closing is None, what="the attempt to be given up")
+    assert unlike(run.tensors(), expected) == []
+
+
+def test_a_checkpoint_inside_a_round_stays_while_the_disk_refuses_the_one_after_it(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. Payloads of round 0 are given up to a checkpoint inside it. 2. The one after it is refused. 3. Round 1 is abandoned. 4. Killed: round 0 stands.
+    expected = undisturbed(start, 1)
+    save_inside_the_round_at(monkeypatch, 2)
+    run = start()
+    clients = joined(run.server, "a", "b")
+    begin_round(clients, 0, 2)
+    run.trained(4)
+    assert saved_inside(run)
+    refuse_checkpoints(run, monkeypatch)
+    upload_steps(clients, 0, range(2, 4))
+    for place, client in enumerate(clients):
+        client.update(weights_of(client, 0, place))
+    coordinator = run.server.parts.coordinator
+    eventually(lambda: coordinator.machine.round.round_index == 1, what="the round to close")
+    begin_round(clients, 1, 1)
+    run.trained(2)
+    clients[1].stub.Leave(pb.LeaveRequest(session=clients[1].session))
+    eventually(lambda: coordinator.attempt is None and coordinator.closing is None, what="the attempt to be given up")
+    server = run.kill()
+    eventually(lambda: len(server.parts.worker.rounds) == 1, what="the round to be closed again")
+    assert [record.attempt for record in server.parts.worker.rounds] == [0]
     assert unlike(run.tensors(), expected) == []
 
 

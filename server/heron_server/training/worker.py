@@ -302,6 +302,9 @@ class TrainWorker:
             return
         self._load_tensors(checkpoint)
         self._parts.gatekeeper.restore(checkpoint.state.get("gates"))
+        if self._unwritten is not None:
+            # None was taken inside this attempt; one inside the round before may be there, which that round still needs.
+            return
         try:
             self._parts.checkpoints.drop_open()
         except OSError as exc:
