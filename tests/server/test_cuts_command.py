@@ -89,9 +89,11 @@ def test_costs_are_those_of_the_model_that_would_be_cut_there(zoo: str) -> None:
 
 
 def test_more_weights_and_larger_activations_need_more_memory() -> None:
-    peaks = [cost.peak_bytes for cost in costs(survey("resnet", {}, DataSpecification("cifar", (3, 32, 32), 10)))]
-    # Measured: 78 MB behind the first block, 85 behind the second stage, 124 behind the third.
-    assert [round(peaks[i] / 1e6, -1) for i in (1, 4, 6)] == [80, 90, 120]
+    found = {cost.place: cost for cost in costs(survey("resnet", {}, DataSpecification("cifar", (3, 32, 32), 10)))}
+    # Peaks of whole client processes (VmHWM), in MB.
+    measured = {"stem": 79.8, "layer1": 80.7, "layer2": 83.4, "layer3": 98.4, "layer4": 164.3}
+    for place, peak in measured.items():
+        assert found[place].peak_bytes / 1e6 == pytest.approx(peak, rel=0.05), place
 
 
 def test_every_number_of_blocks_of_a_transformer_is_counted_as_the_run_would_have_it(
@@ -121,7 +123,7 @@ def test_the_estimate_is_what_whole_clients_of_gpt2_took(tmp_path: Path) -> None
         (row,) = [row for row in measured if row["runtime"] == f"heron-client, {base} base" and row["step"] == "heron"]
         found = survey(f"hf:{tmp_path}", {"head_blocks": "1", "base": base}, parse_specification("text:128:next-token"))
         cost = costs(dataclasses.replace(found, places=("3",)))[0]
-        assert cost.peak_bytes == pytest.approx(row["peak_memory_bytes"], rel=0.15), base
+        assert cost.peak_bytes == pytest.approx(row["peak_memory_bytes"], rel=0.05), base
         assert (cost.memory.base_bytes, cost.front_weights) == (row["base_bytes"], row["trained_weights"])
 
 
@@ -134,8 +136,8 @@ def test_frozen_weights_and_tokens_of_a_users_model_count(zoo: str, tmp_path: Pa
     )
     table = 30_000 * 8
     assert trained.front_weights - frozen.front_weights == table and (trained.frozen_bytes, frozen.frozen_bytes) == (0, 4 * table)
-    # 4.5 copies of what is trained, one of what is mapped.
-    assert trained.peak_bytes - frozen.peak_bytes == pytest.approx(3.5 * 4 * table, rel=0.01)
+    # Two copies of what is trained, one of what is mapped.
+    assert trained.peak_bytes - frozen.peak_bytes == pytest.approx(1.05 * 4 * table, rel=0.01)
 
 
 def test_a_family_without_names_says_so(capsys: pytest.CaptureFixture[str]) -> None:

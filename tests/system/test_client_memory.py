@@ -40,7 +40,7 @@ def _peak_bytes(cluster: Cluster, preset: str, batch_size: int, **options: Any) 
     return max(peak, int(cluster.summary()["clients"]["client-0"]["peak_memory_bytes"]))
 
 
-@pytest.mark.parametrize(("preset", "micro_batch"), [("heron", 1), ("cse-fsl", 2)])
+@pytest.mark.parametrize(("preset", "micro_batch"), [("heron", 1), pytest.param("cse-fsl", 2, marks=pytest.mark.slow)])
 def test_a_small_batch_stays_under_the_ceiling(cluster: Cluster, preset: str, micro_batch: int) -> None:
     # What a client holds depends on the micro-batch, not on the batch: this is the benchmark's client in a tenth of its time.
     peak = _peak_bytes(cluster, preset, batch_size=32, micro_batch=micro_batch, rounds=2, local_steps=3)

@@ -15,26 +15,26 @@ from heron_server.models.base import named_frozen
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.programs.cost import client_cost
 
-PROCESS_BYTES = 67_000_000
+PROCESS_BYTES = 71_000_000
 """A client process that trains next to nothing: Python, numpy, ONNX Runtime, gRPC and their imports."""
 
-TOKENS_BYTES = 7_000_000
+TOKENS_BYTES = 5_000_000
 """What a program over a vocabulary takes beyond: hundreds of nodes, of which ONNX Runtime keeps a session."""
 
-WEIGHT_COPIES = 4.5
-"""A step holds the trained weights and their perturbation, 2 copies; a round's weights come in and go out as bytes beside them."""
+WEIGHT_COPIES = 2.05
+"""A client has two buffers of the trained weights; a round's weights come in and go out through them."""
 
 ACTIVATION_COPIES = 2.0
 """ONNX Runtime holds the two largest neighbouring activations of one sample, and scratch space of about as much for convolutions."""
 
-TOKENS_ACTIVATION_COPIES = 7.0
-"""In a transformer the residual, queries, keys, values and the parts of a GELU are alive together, and blocks of the vocabulary are copied."""
+TOKENS_ACTIVATION_COPIES = 3.0
+"""In a transformer the residual, queries, keys and values are alive together."""
 
-BEYOND_COPIES = 1.5
-"""What attention over long sequences has beyond the outputs of layers; a softmax works in place in part."""
+BEYOND_COPIES = 4.0
+"""What attention over long sequences has beyond the outputs of layers: scores, their mask, their softmax, their transposed copy."""
 
-WIDENED_BYTES, WIDENED_COPIES = 8_000_000, 2.5
-"""Of a base in bfloat16 or int8: the largest matrix behind the embedding as float32, its transposed copy, and what the arena rounds up to."""
+WIDENED_BYTES, WIDENED_COPIES = 16_000_000, 1.0
+"""Of a base in bfloat16 or int8: the largest matrix behind the embedding as float32, and the others that are widened meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class ClientMemory:
     def peak_bytes(self) -> int:
         """Process + base + widened matrices + trained weights + activations; see the constants.
 
-        Fitted to whole client processes (VmHWM) of `heron`: ResNet fronts with 0.08 to 2.9 million weights, which peaked at 70 to 124 MB, within 4 MB of
-        each; fronts of GPT-2 with 15 to 664 MB of base in three forms and 128 or 512 tokens, which peaked at 110 to 770 MB, within 5 % of each (some of
-        them in docs/results/gpt2.md). Left out: data that the client keeps in memory, a tokenizer, and kernels that keep more of a library's pages (the
+        Fitted to whole client processes (VmHWM) of `heron`: fronts of ResNet-18 and of plain convolutions with 0.08 to 11 million weights, which peaked
+        at 70 to 164 MB, and fronts of GPT-2 with 29 to 664 MB of base, which peaked at 110 to 756 MB (128 tokens in three forms, most of them in
+        docs/results/gpt2.md; 512 tokens on the smallest alone), within 5 % of each. Left out: data that the client keeps in memory, a tokenizer, and kernels that keep more of a library's pages (the
         same client took 20 MB more on one machine).
         """
         process = PROCESS_BYTES + (TOKENS_BYTES if self.tokens else 0)
