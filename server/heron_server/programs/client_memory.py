@@ -64,8 +64,8 @@ class ClientMemory:
 
         Fitted to whole client processes (VmHWM) of `heron`: fronts of ResNet-18 and of plain convolutions with 0.08 to 11 million weights, which peaked
         at 70 to 164 MB, and fronts of GPT-2 with 29 to 664 MB of base, which peaked at 110 to 756 MB (128 tokens in three forms, most of them in
-        docs/results/gpt2.md; 512 tokens on the smallest alone), within 5 % of each. Left out: data that the client keeps in memory, a tokenizer, and kernels that keep more of a library's pages (the
-        same client took 20 MB more on one machine).
+        docs/results/gpt2.md; 512 tokens on the smallest alone), within 5 % of each. Left out: data that the client keeps
+        in memory, a tokenizer, and kernels that keep more of a library's pages (the same client took 20 MB more on one machine).
         """
         process = PROCESS_BYTES + (TOKENS_BYTES if self.tokens else 0)
         widened = WIDENED_BYTES + WIDENED_COPIES * self.widened_bytes if self.widened_bytes else 0
