@@ -19,7 +19,7 @@ from heron_client.config import OPTION_HELP, variable_of
 from heron_client.metrics import ClientMetrics
 from heron_common import errors
 from heron_common.error_catalog import CATALOG
-from heron_common.exit_codes import EXIT_HELP
+from heron_common.exit_codes import EXIT_HELP, PERMANENT
 from heron_server.config import ServerConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.options import flag_of, sections_of
@@ -166,7 +166,7 @@ def _errors() -> str:
         "# Every error and exit code\n",
         _NOTE,
         "## Exit codes\n",
-        "Of all commands. A service that restarts what ends should not restart 2, 3 and 4: nothing changes by that.\n",
+        f"Of all commands. A service that restarts what ends should not restart {', '.join(str(code.value) for code in PERMANENT)}: nothing changes by that.\n",
         _table(("code", "name", "what it says"), ((str(code.value), code.name, text) for code, text in EXIT_HELP.items())),
         "## What a server refuses\n",
         _REFUSALS,

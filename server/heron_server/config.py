@@ -24,7 +24,10 @@ class RunSection(Section):
     """What is trained, on what, by whom."""
 
     preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}")
-    model: str = Field("cnn", description="model family (cnn or resnet), or python:MODULE:CALLABLE for a torch module of your own")
+    model: str = Field(
+        "cnn",
+        description="model family (cnn or resnet), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
+    )
     model_options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the model, like 'front_widths=4,2 front_strides=1,2 hidden=128'; a module of your own also takes batch_norm=frozen or batch",

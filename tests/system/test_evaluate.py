@@ -11,7 +11,7 @@ import pytest
 
 from heron_cli.cli import main
 from heron_cli.evaluate import evaluate_checkpoint
-from heron_common.errors import CheckpointError, ConfigurationError, DataError, HeronError
+from heron_common.errors import ConfigurationError, DataError, HeronError
 from heron_common.exit_codes import ExitCode
 from tests.harness.trained import TrainedRuns
 
@@ -63,7 +63,7 @@ def test_a_class_without_samples_has_no_accuracy(runs: TrainedRuns, tmp_path: Pa
         ({"source": "magic:x"}, ConfigurationError, "unknown data source 'magic:x'"),
         ({"source": "npz:missing.npz"}, DataError, "missing.npz"),
         ({"source": "npz:other.npz"}, DataError, "other.npz"),
-        ({"completed_rounds": 9}, CheckpointError, "--round can be 1, 2"),
+        ({"completed_rounds": 9}, ConfigurationError, "--round can be 1, 2"),
         ({"run_dir": Path("nowhere")}, ConfigurationError, "nowhere holds no run"),
         ({"batch_size": 0}, ConfigurationError, "--batch-size was expected to be 1 or more, not 0"),
         ({"device": "cuda:99"}, ConfigurationError, "cannot be used here"),
@@ -81,5 +81,5 @@ def test_what_cannot_be_scored_is_said_in_a_sentence(
 
 def test_the_command_ends_with_the_code_of_its_error(runs: TrainedRuns, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--run-dir", str(runs["cnn"].directory), "--data", "digits:test", "--round", "5"]
-    assert main(["evaluate", *words]) == ExitCode.STORAGE
+    assert main(["evaluate", *words]) == ExitCode.CONFIGURATION
     assert capsys.readouterr().err.startswith("heron evaluate: no checkpoint after 5 rounds")

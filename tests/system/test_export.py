@@ -140,7 +140,7 @@ def test_weights_too_large_for_one_file_stand_beside_it(runs: TrainedRuns, monke
 REFUSED: list[tuple[str, dict[str, Any], type[HeronError], str]] = [
     ("cnn", {"format": "hf"}, ConfigurationError, "--format hf is for transformers, .*'cnn': use one of torch, onnx, safetensors"),
     ("cnn", {"keep_adapters": True}, ConfigurationError, "--keep-adapters was given, but .* has none"),
-    ("cnn", {"round": 7}, CheckpointError, "no checkpoint after 7 rounds is kept .*: --round can be 1, 2"),
+    ("cnn", {"round": 7}, ConfigurationError, "no checkpoint after 7 rounds is kept .*: --round can be 1, 2"),
     ("cnn", {"run_dir": Path("nowhere")}, ConfigurationError, "nowhere holds no run"),
     ("cnn", {"output": Path("/proc/nowhere/model.pt2")}, StorageError, "cannot be written to /proc/nowhere/model.pt2"),
     (

@@ -22,7 +22,7 @@ from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_server.models.registry import build_model
-from tests.harness.cluster import NARROWEST, Cluster, wait_for_exit
+from tests.harness.cluster import NARROWEST, Cluster, log_of, wait_for_exit
 
 MARGINS = {"heron": 0.08, "heron-server-loss": 0.08, "heron-paper": 0.04}
 ROUNDS = 50
@@ -36,6 +36,9 @@ def _train_through_processes(directory: Path, preset: str, seed: int) -> float:
         )
         clients = cluster.clients(4)
         assert [wait_for_exit(process, 240) for process in [*clients, server]] == [0] * 5
+        assert not [line for client in clients for line in log_of(client).splitlines() if "WARNING" in line], (
+            "nothing went wrong, so nothing is repeated"
+        )
         accuracies = [r["test_accuracy"] for r in cluster.summary()["rounds"]]
     assert len(accuracies) == ROUNDS
     # The mean of the last five rounds: one round's score moves by half a point from one sample order to another.

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from heron_common.atomic import finite, write_atomically, write_json_atomically
 from heron_common.crash_points import CrashPoint, crash_point
-from heron_common.errors import CheckpointError
+from heron_common.errors import CheckpointError, ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class CheckpointStore:
         """Return the checkpoint after so many rounds, or the newest; no other one is taken in its place.
 
         Raises:
-            CheckpointError: it is not kept or damaged; the message names those that are kept.
+            CheckpointError: it is damaged, or there is none.
+            ConfigurationError: it is not kept; the message names those that are.
 
         """
         kept = {entry["completed_rounds"]: entry for entry in self._entries()}
@@ -148,7 +149,7 @@ class CheckpointStore:
                 f"a checkpoint was expected in {self._directory}, but there is none: give the --run-dir of a run that began"
             )
         if completed_rounds is not None and completed_rounds not in kept:
-            raise CheckpointError(
+            raise ConfigurationError(
                 f"no checkpoint after {completed_rounds} rounds is kept in {self._directory}: --round can be {names} "
                 "(--keep-checkpoints says how many a run keeps)"
             )

@@ -101,7 +101,9 @@ class Ledger:
             )
 
     def _unusable(self, error: Exception) -> StorageError:
-        return StorageError(f"the ledger {self._path} cannot be used ({error}): restore it from a backup or start a new run")
+        full = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+        what = "free some space" if full else "restore it from a backup or start a new run"
+        return StorageError(f"the ledger {self._path} cannot be used ({error}): {what}")
 
     def close(self) -> None:
         """Commit what is queued, if the disk allows, and close; safe to repeat."""

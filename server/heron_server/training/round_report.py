@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,6 +23,30 @@ _FIGURES = (
     "federated_loss",
     "federated_perplexity",
 )
+
+CHANCE_ROUNDS = 3
+"""So many rounds in a row at chance are no accident of one."""
+
+
+def is_back_at_chance(rounds: Sequence[RoundRecord], num_classes: int) -> bool:
+    """Return whether the server's loss has just been at chance, ln(classes), for CHANCE_ROUNDS rounds after it was below 0.7 of that.
+
+    A front that its steps destroyed stays finite, and no later round brings it back: nothing else would say so.
+    """
+    losses = [record.server_loss for record in rounds if record.server_loss is not None]
+    chance = math.log(num_classes)
+    at_chance = [loss >= 0.98 * chance for loss in losses[-CHANCE_ROUNDS - 1 :]]
+    return at_chance[1:] == [True] * CHANCE_ROUNDS and not at_chance[0] and min(losses) < 0.7 * chance
+
+
+def warn_at_chance(rounds: Sequence[RoundRecord], num_classes: int) -> None:
+    """Log, once each time, that a run has unlearnt what it knew."""
+    if is_back_at_chance(rounds, num_classes):
+        log.warning(
+            "the loss is back at chance: the front's steps have probably destroyed it; begin again with a lower --client-learning-rate, "
+            "or go on from an older checkpoint",
+            extra={"round_index": rounds[-1].round_index, "server_loss": rounds[-1].server_loss},
+        )
 
 
 def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> None:

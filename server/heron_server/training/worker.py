@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from heron_common.assignment import LocalStatistics
+from heron_common.assignment import LocalStatistics, Task
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
@@ -27,7 +27,7 @@ from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
 from heron_server.training.held_out import HeldOutScore
 from heron_server.training.open_round import OpenRound, open_round_state, open_round_tensors, restore_open_round
-from heron_server.training.round_report import report_round
+from heron_server.training.round_report import report_round, warn_at_chance
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 from heron_server.training.tallies import RunTallies
@@ -254,6 +254,8 @@ class TrainWorker:
         self._stepper.server_losses.clear()
         self._held_out.forget()
         report_round(parts.metrics, job, record)
+        if parts.trainer.model.task is Task.CLASSIFICATION:
+            warn_at_chance(self.rounds, parts.trainer.model.num_classes)
         if parts.event_files is not None:
             parts.event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
