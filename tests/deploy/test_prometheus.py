@@ -14,6 +14,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from heron_server.certificates.authority import Authority
 from tests.deploy.programs import DEPLOY, program, run
 from tests.harness.certificates import issued
 from tests.harness.cluster import Cluster, free_port, log_of
+from tests.harness.interrupts import heed_interrupts
 from tests.harness.polling import eventually
 from tests.harness.simulated import TINY_FRONT
 
@@ -143,7 +145,11 @@ def test_the_status_of_a_run_on_one_page(watched: Watched) -> None:
 def test_on_a_terminal_the_status_is_redrawn_until_an_interrupt(watched: Watched) -> None:
     control, terminal = pty.openpty()
     words = [sys.executable, "-m", "heron_cli", "status", watched.cluster.metrics_address(), "--interval-seconds", "0.1"]
-    with subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=subprocess.STDOUT, env={**os.environ, "TERM": "xterm"}) as process:
+    files = {"stdin": terminal, "stdout": terminal, "stderr": subprocess.STDOUT}
+    with ExitStack() as ending:
+        process = subprocess.Popen(words, **files, env={**os.environ, "TERM": "xterm"}, preexec_fn=heed_interrupts)
+        ending.callback(process.wait)
+        ending.callback(process.kill)
         os.close(terminal)
         shown = ""
         end = time.monotonic() + 60

@@ -13,6 +13,7 @@ import pytest
 
 from heron_cli.processes import read_summary
 from heron_common.process_memory import resident_memory
+from tests.harness.interrupts import heed_interrupts
 from tests.harness.polling import eventually
 
 MEMORY_CEILING_MB = 100
@@ -20,12 +21,7 @@ MEMORY_CEILING_MB = 100
 
 def _demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "heron_cli", "demo", "--run-dir", str(directory), *arguments]
-    # A shell that starts the suite in the background leaves Ctrl-C ignored, and children inherit that.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_interrupts)
-
-
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts)
 
 
 def _children(pid: int) -> dict[int, str]:
