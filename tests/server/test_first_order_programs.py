@@ -170,6 +170,7 @@ def moved(model: SplitModel, parameters: list[nn.Parameter], direction: list[tor
     return (values[0] - values[1]) / (2 * radius)
 
 
+@pytest.mark.slow
 def test_a_residual_network_with_strides_and_projections() -> None:
     model = build_model(
         "resnet", {"width": 4, "groups": 2, "blocks": [1, 1], "front_blocks": 2}, DataSpecification("test", (3, 6, 6), 3), seed=0

@@ -59,6 +59,7 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     assert "--cut features" in run_example("own_model.py", tmp_path)
 
 
+@pytest.mark.slow
 def test_gpt2_on_text(tmp_path: Path) -> None:
     assert "perplexity" in run_example("gpt2_text.py", tmp_path, "--length", "16")
 

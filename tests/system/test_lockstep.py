@@ -43,6 +43,7 @@ def test_two_runs_with_different_delays_end_bit_equal(preset: str, tmp_path: Pat
     assert different == []
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     tensors = []
     for seed in (1, 2):

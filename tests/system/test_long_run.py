@@ -93,6 +93,7 @@ def resting(samples: list[Sample]) -> list[Sample]:
     return [group[len(group) // 3] for group in groups]
 
 
+@pytest.mark.slow
 def test_no_file_and_no_thread_stays_behind(cluster: Cluster) -> None:
     """Thirty rounds are too few for a slope of memory; a file or thread that stays behind with every round or visitor shows."""
     for samples in watch(cluster, 30):

@@ -11,6 +11,7 @@ from tests.harness.polling import eventually
 from tests.harness.proxy import DelayingProxy
 
 
+@pytest.mark.slow
 def test_killing_a_client_neither_hangs_nor_fails_the_run(cluster: Cluster) -> None:
     # 1. Three clients train. 2. One is SIGKILLed in the middle of a round. 3. It is dropped, the round and the run end with two.
     server = cluster.server(clients=3, min_updates=2, rounds=8, liveness_seconds=3, local_steps=20)

@@ -44,7 +44,9 @@ def without_timing(tally: dict[str, int]) -> dict[str, int]:
     return {kind: size for kind, size in tally.items() if kind not in ("control", "losses")}
 
 
-@pytest.mark.parametrize(("preset", "options"), [("heron", {"participation": 0.6}), ("heron-server-loss", {})])
+@pytest.mark.parametrize(
+    ("preset", "options"), [("heron", {"participation": 0.6}), pytest.param("heron-server-loss", {}, marks=pytest.mark.slow)]
+)
 def test_a_simulation_ends_with_the_weights_and_the_ledger_of_the_networked_run(
     preset: str, options: dict[str, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
