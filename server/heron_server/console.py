@@ -8,22 +8,18 @@ from heron_server.assembly import Assembly
 
 
 def console_rows(parts: Assembly) -> list[tuple[str, str]]:
-    """Return name and value of each line."""
-    machine, worker = parts.coordinator.machine, parts.worker
+    """Return name and value of each line; takes no lock, for whoever draws holds one that those who log wait for."""
+    seen, worker = parts.coordinator.snapshot, parts.worker
     last = worker.rounds[-1] if worker.rounds else None
-    with parts.coordinator.changed:
-        up = sum(sum(r.bytes_up.values()) for r in parts.coordinator.registry.records())
-        down = sum(sum(r.bytes_down.values()) for r in parts.coordinator.registry.records())
-        live, cohort = parts.coordinator.registry.num_live, len(machine.cohort)
     return [
-        ("round", f"{min(machine.round.round_index + 1, machine.rules.num_rounds)} of {machine.rules.num_rounds}, {machine.phase.value}"),
-        ("clients", f"{live} live, {cohort} in this round"),
+        ("round", f"{min(seen.round_index + 1, seen.num_rounds)} of {seen.num_rounds}, {seen.phase.value}"),
+        ("clients", f"{seen.live_clients} live, {seen.cohort_size} in this round"),
         ("test accuracy", _figure(last.test_accuracy if last else None, "{:.2%}")),
         *([("test perplexity", f"{last.test_perplexity:.2f}")] if last and last.test_perplexity is not None else []),
         ("test loss", _figure(last.test_loss if last else None, "{:.4f}")),
         *(last.federated_figures() if last else []),
         ("server loss", _figure(last.server_loss if last else None, "{:.4f}")),
-        ("bytes up, down", f"{human_bytes(up)}, {human_bytes(down)}"),
+        ("bytes up, down", f"{human_bytes(seen.bytes_up)}, {human_bytes(seen.bytes_down)}"),
         ("spool", human_bytes(parts.coordinator.spool.used_bytes)),
         ("memory", human_bytes(resident_memory().resident_bytes)),
     ]

@@ -23,6 +23,7 @@ from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs
 from heron_server.rounds.orphaned_streams import OrphanedStreams
 from heron_server.rounds.reopening import member_statuses, refill
+from heron_server.rounds.snapshot import RunSnapshot
 from heron_server.rounds.state import (
     AbandonRound,
     CloseRound,
@@ -90,6 +91,8 @@ class Coordinator:
         """Attempts that are over, but that no checkpoint covers yet because the disk refused."""
         self._waiting = WaitingNote()
         self.orphaned_streams = OrphanedStreams(clock, self.changed)
+        self.snapshot = self._snapshot()
+        """For a console, whose lock whoever logs waits for: it must not wait for `changed`, which those who log may hold."""
 
     def reopen(self, inputs: RoundInputs, covered: int = 0) -> bool:
         """Go on with the first recorded attempt, which began from `inputs`, without its first `covered` uploads to train.
@@ -123,6 +126,19 @@ class Coordinator:
                 self._say_if_waiting()
             self.orphaned_streams.cancel_stalled()
             self.metrics.connected_clients.set(self.registry.num_live)
+            self.snapshot = self._snapshot()
+
+    def _snapshot(self) -> RunSnapshot:
+        records, machine = self.registry.records(), self.machine
+        return RunSnapshot(
+            round_index=machine.round.round_index,
+            num_rounds=machine.rules.num_rounds,
+            phase=machine.phase,
+            live_clients=self.registry.num_live,
+            cohort_size=len(machine.cohort),
+            bytes_up=sum(sum(record.bytes_up.values()) for record in records),
+            bytes_down=sum(sum(record.bytes_down.values()) for record in records),
+        )
 
     def _say_if_waiting(self) -> None:
         waits = self.machine.phase is Phase.WAITING and self.machine.may_open
@@ -138,6 +154,7 @@ class Coordinator:
             self.draining = True
             self.machine.may_open = False
             self.metrics.phase("draining")
+            self.snapshot = self._snapshot()
             self.changed.notify_all()
             self.moved.notify_all()
 
@@ -271,6 +288,7 @@ class Coordinator:
             if not self.machine.is_live(record.name):
                 self.depart(record, forget_session=False)
         if effects:
+            self.snapshot = self._snapshot()
             self.metrics.phase(self.machine.phase.value)
             self.metrics.round.set(self.machine.round.round_index)
             self.moved.notify_all()
