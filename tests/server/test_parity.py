@@ -16,14 +16,14 @@ import heron_server.programs.difference_gate as difference_gate_module
 import heron_server.programs.export as export_module
 from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import HeronError, ParityError
-from heron_common.plan import Algorithm
+from heron_common.plan import Algorithm, DirectionScale
 from heron_common.presets import preset
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, check_difference, difference_error
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import TOLERANCE, check_outputs
-from heron_server.programs.publish import needed_programs, publish, scales_of
+from heron_server.programs.publish import needed_programs, publish, scales_in_round, scales_of
 
 MICRO_BATCH = 2
 
@@ -168,3 +168,15 @@ def test_an_error_is_measured_against_the_largest_value(program_cache: ProgramCa
             parameter.mul_(1e4)
     program = program_cache.program(model, ProgramKind.FRONT, MICRO_BATCH)
     assert check_outputs(model, ProgramKind.FRONT, program, MICRO_BATCH, seed=1) <= TOLERANCE
+
+
+def test_scales_in_rounds_are_those_of_the_first_weights(tiny_model: SplitModel) -> None:
+    """Blockwise scales take turns over layers; others stay as they were, whatever the weights became."""
+    spec = tiny_model.to_spec()
+    plain = dataclasses.replace(algorithm("heron"), direction_scale=DirectionScale.GLOBAL_RMS)
+    blocks = dataclasses.replace(plain, direction_scale=DirectionScale.BLOCK_RMS)
+    anchor = scales_of(tiny_model, plain)
+    assert all(np.array_equal(scales_in_round(anchor, spec, plain, index), anchor) for index in range(5))
+    turns = [scales_in_round(anchor, spec, blocks, index) for index in range(len(anchor))]
+    assert all(set(turn) <= {0.0, anchor[0]} and turn.max() > 0.0 for turn in turns)
+    assert np.array_equal(np.max(turns, axis=0), anchor), "every tensor has its turn"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heron_common.assignment import BlobReference, ProgramKind, ProgramReference
+from heron_common.assignment import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ConfigurationError
 from heron_common.layout import FlatLayout
 from heron_common.plan import Algorithm, DirectionScale, Estimator, Objective, Plan, UpdateEncoding
@@ -135,24 +135,31 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
     return published, report
 
 
-def scales_of(model: SplitModel, algorithm: Algorithm, round_index: int | None = None) -> Float64Array:
-    """Return the scale s_t of each trained tensor for the model's present weights, in a round or, without one, for the gate, where all tensors move."""
+def scales_of(model: SplitModel, algorithm: Algorithm) -> Float64Array:
+    """Return the scale s_t of each trained tensor for the model's present weights: for the gate, and for a whole run where these are its first."""
     spec = model.to_spec()
-    specs, tensors = spec.client_model, FlatLayout(spec.client_model).views(flat_parameters(model.front))
+    tensors = FlatLayout(spec.client_model).views(flat_parameters(model.front))
     if algorithm.plan.trains_head:
-        specs += spec.auxiliary_head
         tensors += FlatLayout(spec.auxiliary_head).views(flat_parameters(model.auxiliary_head))
     if algorithm.direction_scale is DirectionScale.UNIT:
         return np.ones(len(tensors), np.float64)
     if algorithm.direction_scale is DirectionScale.TENSOR_RMS:
         return tensor_scales(tensors, algorithm.scale_floor)
-    scales = global_scales(tensors, algorithm.scale_floor)
-    if algorithm.direction_scale is DirectionScale.BLOCK_RMS and round_index is not None:
-        # A front's layers are its direct children, named before the first dot; a head's names follow them in the same order.
-        layers = [(index >= len(spec.client_model), tensor.name.partition(".")[0]) for index, tensor in enumerate(specs)]
-        order = list(dict.fromkeys(layers))
-        scales = np.where([layer == order[round_index % len(order)] for layer in layers], scales, 0.0)
-    return scales
+    return global_scales(tensors, algorithm.scale_floor)
+
+
+def scales_in_round(anchor: Float64Array, spec: ModelSpec, algorithm: Algorithm, round_index: int) -> Float64Array:
+    """Return the scales of one round: those of the run's first weights, and zero for layers whose turn it is not.
+
+    Scales that follow the present weights feed back: weights that grow make steps that grow.
+    """
+    if algorithm.direction_scale is not DirectionScale.BLOCK_RMS:
+        return anchor
+    specs = spec.client_model + (spec.auxiliary_head if algorithm.plan.trains_head else ())
+    # A front's layers are its direct children, named before the first dot; a head's names follow them in the same order.
+    layers = [(index >= len(spec.client_model), tensor.name.partition(".")[0]) for index, tensor in enumerate(specs)]
+    order = list(dict.fromkeys(layers))
+    return np.where([layer == order[round_index % len(order)] for layer in layers], anchor, 0.0)
 
 
 def _dimension(model: SplitModel, plan: Plan) -> int:

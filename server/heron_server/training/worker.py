@@ -17,7 +17,7 @@ from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
 from heron_common.tensors import Float64Array
 from heron_common.zeroth_order import merge_running
-from heron_server.programs.publish import scales_of
+from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.worklist import Worklist
@@ -46,6 +46,8 @@ class TrainWorker:
         self.rounds: list[RoundRecord] = []
         self.second_moment = 0.0
         self.derivative_quantile = 0.0
+        self._scales = scales_of(parts.trainer.model, parts.algorithm)
+        """Of the run's first weights, which the model has until a checkpoint is restored; directions keep them over the whole run."""
         self.diverged_round: int | None = None
         self.checkpoint_failed = False
         self.failure: BaseException | None = None
@@ -62,6 +64,13 @@ class TrainWorker:
         self._load_tensors(checkpoint)
         self.second_moment = float(state["second_moment"])
         self.derivative_quantile = float(state["derivative_quantile"])
+        if "first_scales" in state:
+            self._scales = np.array(state["first_scales"], np.float64)
+        else:
+            # Of version 0.1, whose scales followed the weights: the seed has made the first weights again.
+            log.warning(
+                "the checkpoint is of a version whose direction scales followed the weights: from here on they are those of the first weights"
+            )
         self.diverged_round = state["diverged_round"]
         self._parts.metrics.diverged.set(self.diverged_round is not None)
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
@@ -80,7 +89,7 @@ class TrainWorker:
     def inputs(self) -> RoundInputs:
         """Return what the next round starts from."""
         front, head = self._parts.trainer.client_weights()
-        scales = scales_of(self._parts.trainer.model, self._parts.algorithm, len(self.rounds))
+        scales = scales_in_round(self._scales, self._parts.model, self._parts.algorithm, len(self.rounds))
         heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
         return RoundInputs(
             front.tobytes(),
@@ -147,6 +156,7 @@ class TrainWorker:
             "server_version": self._parts.trainer.server_version,
             "second_moment": self.second_moment,
             "derivative_quantile": self.derivative_quantile,
+            "first_scales": self._scales.tolist(),
             "diverged_round": self.diverged_round,
             "rounds": round_rows(self.rounds),
             "clients": self._parts.client_table(),
