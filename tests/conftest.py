@@ -15,7 +15,12 @@ from heron_common.quiet_libraries import quiet_libraries
 quiet_libraries()
 
 from heron_server.certificates.authority import Authority  # noqa: E402 - the libraries read their environment when they are imported
+from heron_server.rounds.owner_lock import DISCIPLINE_VARIABLE, install_discipline  # noqa: E402 - before anything makes locks
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
+
+_DISCIPLINE = install_discipline()
+os.environ[DISCIPLINE_VARIABLE] = "exit"
+"""Also of every server that a test starts: it ends at once if anything slow happens under the owner's lock."""
 
 _LONGEST_FIRST = (
     "test_crashes",
@@ -93,3 +98,11 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A server and clients as real processes on loopback; all end with the test."""
     with Cluster(tmp_path) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_slow_under_the_owners_lock() -> Iterator[None]:
+    """A log record, a file operation or another lock there fails the test, also where somebody caught the error."""
+    yield
+    found, _DISCIPLINE.violations[:] = list(_DISCIPLINE.violations), []
+    assert found == []

@@ -25,6 +25,10 @@ DIAGNOSE_AFTER_FAILURES = 3
 """A server that restarts is back by then, or refuses connections, which gRPC's own words say."""
 
 
+WAKE_SECONDS = 0.2
+"""How soon one that waits for its next attempt notices that another thread has reached the server."""
+
+
 def _no_diagnosis() -> None:
     return None
 
@@ -48,6 +52,7 @@ class Patience:
         self._give_up_after = give_up_after_seconds
         self._backoff = backoff or BackoffPolicy()
         self._diagnose = diagnose or _no_diagnosis
+        self._woken = 0
 
     def begin(self, what: str) -> Attempts:
         """Start counting for one call; `what` completes "could not ..." in the log."""
@@ -57,6 +62,17 @@ class Patience:
         """Wait, but not longer than until this process is asked to stop; raises Interrupted then."""
         if self._stop.wait(seconds):
             raise Interrupted("asked to stop")
+
+    def wake(self) -> None:
+        """The server answers again: whoever waits for its next attempt makes it now."""
+        self._woken += 1
+
+    def pause_before_attempt(self, seconds: float) -> None:
+        """Wait like `pause`, but not longer than until somebody heard of the server again."""
+        woken, left = self._woken, seconds
+        while left > 0 and self._woken == woken:
+            self.pause(min(left, WAKE_SECONDS))
+            left -= WAKE_SECONDS
 
 
 class Attempts:
@@ -93,7 +109,7 @@ class Attempts:
             self._look_into_it()
         if not (isinstance(error, RefusedError) and error.code in _PACING):
             log.warning(f"could not {self._what}, trying again", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
-        patience.pause(delay)
+        patience.pause_before_attempt(delay)
 
     def _look_into_it(self) -> None:
         """Say what is wrong, if that can be known, at the third failure in a row and then ever more seldom."""

@@ -21,11 +21,21 @@ class RunChanged(HeronError):  # noqa: N818 - nothing went wrong here
 class Renewal:
     """Opens a new session for a client at work, once for all threads that find the old one gone."""
 
-    def __init__(self, probe: Callable[[], object], join: Callable[[], Membership], pause: Callable[[], None]) -> None:
-        """`probe` makes a small call in the present session, `join` opens a new one, `pause` waits before a join, longer each time."""
+    def __init__(
+        self,
+        probe: Callable[[], object],
+        join: Callable[[], Membership],
+        pause: Callable[[], None],
+        on_renewed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`probe` makes a small call in the present session, `join` opens a new one, `pause` waits before a join, longer each time.
+
+        `on_renewed` wakes those that wait to send something again: a pause that began while the server was away would keep the round waiting.
+        """
         self._probe = probe
         self._join = join
         self._pause = pause
+        self._on_renewed = on_renewed
         self._lock = threading.Lock()
         self._membership: Membership | None = None
 
@@ -65,6 +75,7 @@ class Renewal:
         if known is None or replace(renewed, session=known.session, num_rounds=known.num_rounds) != known:
             raise RunChanged("the server that answers now has another run or other programs")
         log.info("joined again inside a round", extra={"run_id": renewed.run_id})
+        self._on_renewed()
 
 
 def _asks_to_join(error: HeronError) -> bool:

@@ -118,7 +118,7 @@ class Session:
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
         self._training: Assignment | None = None
-        self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join)
+        self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join, self._patience.wake)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
         self._supplies = Supplies(self._fetch, self._fetch_into, self._fetch_file, state, clock, self._give_memory_back)
         self._reader: SampleReader | None = None

@@ -23,7 +23,7 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import CheckpointError, HeronError, StorageError
 from heron_common.process_memory import resident_memory
 from heron_server.assembly import Assembly, assemble_run
-from heron_server.rounds.reception import Pace
+from heron_server.rounds.pacing import Pace
 from heron_server.storage.run_directory import RunDirectory
 from heron_server.summary import RoundRecord
 
@@ -111,8 +111,8 @@ class _Simulation:
             directory = SimulationDirectory(self._run_directory(stack), config)
             stack.callback(directory.close)
             parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE, durable=False)
-            stack.callback(parts.ledger.close)
-            stub = LoopbackStub(parts.servicer, self._refused(parts), parts.ledger.sync)
+            stack.callback(parts.owner.close)
+            stub = LoopbackStub(parts.servicer, self._refused(parts), parts.owner.flush)
             crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
             directory.record(parts.identity)
             self._rounds_told = len(parts.worker.rounds)
@@ -123,7 +123,7 @@ class _Simulation:
             stack.callback(self._end, parts, stub, crowd, directory)
             parts.open()
             self._dismiss_others(parts)
-            parts.worker.start(parts.worklist, on_end=parts.ended.set)
+            parts.worker.start(parts.queue, on_end=parts.ended.set)
             crowd.start()
             self._watch(parts)
         self._raise_failure(parts)
@@ -132,9 +132,9 @@ class _Simulation:
     def _dismiss_others(self, parts: Assembly) -> None:
         """A resumed simulation may have fewer clients than it was killed with: nobody waits for those that will not come."""
         names = {client_name(index) for index in range(self._config.run.clients)}
-        for record in parts.coordinator.registry.live_records():
+        for record in parts.owner.look(lambda run: run.registry.live_records()):
             if record.name not in names:
-                parts.reception.leave(record, "not simulated any more", record.peak_memory_bytes)
+                parts.owner.leave(record, "not simulated any more", record.peak_memory_bytes)
 
     def _run_directory(self, stack: ExitStack) -> Path:
         if self._config.has_run_directory:
@@ -143,7 +143,7 @@ class _Simulation:
 
     def _watch(self, parts: Assembly) -> None:
         while not (parts.ended.wait(TICK_SECONDS) or self._stop.is_set() or self._failure is not None):
-            parts.coordinator.tick()
+            parts.owner.tick()
             self._tell(parts)
 
     def _tell(self, parts: Assembly) -> None:
@@ -159,9 +159,9 @@ class _Simulation:
             # Goodbyes would drop one member after the other from a round that is over anyway.
             stub.close()
             crowd.stop()
-            parts.coordinator.drain()
+            parts.owner.drain()
         crowd.join(_END_SECONDS)
-        parts.coordinator.drain()
+        parts.owner.drain()
         parts.worker.join(_END_SECONDS)
         self._tell(parts)
         parts.worker.write_summary()

@@ -40,9 +40,9 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         registry = CollectorRegistry()
         parts = assemble(config, directory, registry, MonotonicClock())
         # Whatever happens from here on: nobody waits for an answer that will not come. Both are safe to repeat.
-        stack.callback(parts.ledger.close)
+        stack.callback(parts.owner.close)
         stack.callback(parts.network.stop, 0)
-        stack.callback(parts.coordinator.drain)
+        stack.callback(parts.owner.drain)
         endpoint = MetricsServer(registry, config.network.metrics_host, config.network.metrics_port)
         stack.callback(endpoint.stop)
         _start(config, parts, directory, endpoint.port)
@@ -66,7 +66,7 @@ def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory,
         # The checkpoint of this boundary is there; writing it again could only damage it.
         parts.worker.write_summary()
     parts.open()
-    parts.worker.start(parts.worklist, on_end=parts.ended.set)
+    parts.worker.start(parts.queue, on_end=parts.ended.set)
     parts.network.start()
     address = {
         "address": join_host_port(config.network.host, parts.network.port),
@@ -99,7 +99,7 @@ def warn_of_clear_text(network: NetworkSection) -> None:
 def _serve(parts: ServerAssembly, stop: threading.Event) -> None:
     """Return when the trainer has ended (all rounds done, or it died) or a stop was asked for."""
     while not parts.ended.is_set() and not stop.is_set():
-        parts.coordinator.tick()
+        parts.owner.tick()
         stop.wait(TICK_SECONDS)
 
 
@@ -109,10 +109,10 @@ def _drain(config: ServerConfig, parts: ServerAssembly, interrupted: bool) -> No
     parts.network.announce_drain()
     if interrupted:
         log.info("draining: the open round goes on with --resume", extra={"grace_seconds": grace})
-    elif parts.coordinator.machine.phase is Phase.FINISHED:
+    elif parts.owner.look(lambda run: run.machine.phase) is Phase.FINISHED:
         # A client whose connection died with the last answer on it needs its liveness to notice and ask again.
-        parts.reception.wait_until_empty(max(grace, config.rounds.liveness_seconds), grace)
-    parts.coordinator.drain()
+        parts.owner.wait_until_empty(max(grace, config.rounds.liveness_seconds), grace)
+    parts.owner.drain()
     if not parts.worker.join(grace):
         log.warning("the trainer did not end its job in time; the last checkpoint stands")
     parts.network.stop(grace)

@@ -24,12 +24,14 @@ from heron_server.metrics import ServerMetrics
 from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.clients import ClientRegistry
-from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.facts import RunFacts
-from heron_server.rounds.intake import Intake
-from heron_server.rounds.reception import Pace, Reception
+from heron_server.rounds.outbox import Outbox
+from heron_server.rounds.owner import RoundOwner
+from heron_server.rounds.pacing import Pace
+from heron_server.rounds.receiving import Receiver
+from heron_server.rounds.run_state import RunState
 from heron_server.rounds.state import RoundMachine, RoundRules, WithoutQuorum
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.service.server import NetworkServer
 from heron_server.service.servicer import Servicer
 from heron_server.storage.audit import AuditTrail
@@ -58,9 +60,10 @@ log = logging.getLogger(__name__)
 class Assembly:
     """The running parts of a run, without a network; `ended` is set when the trainer has ended."""
 
-    coordinator: Coordinator
-    reception: Reception
-    worklist: Worklist
+    owner: RoundOwner
+    receiver: Receiver
+    spool: Spool
+    queue: TrainerQueue
     worker: TrainWorker
     servicer: Servicer
     on_refusal: Callable[[ErrorCode], None]
@@ -74,7 +77,7 @@ class Assembly:
 
     def open(self) -> None:
         """Let rounds open, or the recorded one go on; before any client is let in, or one that comes back would hear that its round is over."""
-        open_rounds(self.coordinator, self.worker, self.inside)
+        open_rounds(self.owner, self.worker, self.inside)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         config.network.max_clients,
         Timing(config.rounds.liveness_seconds),
         parts.on_refusal,
-        parts.ledger.sync,
+        parts.owner.flush,
         tls,
     )
     return ServerAssembly(**vars(parts), network=network)
@@ -151,8 +154,7 @@ def assemble_run(
     facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base, held_out, batches)
 
     def client_rows() -> dict[str, Any]:
-        with coordinator.changed:
-            return client_table(clients.records())
+        return owner.look(lambda run: client_table(run.registry.records()))
 
     gates = config.gates.settings()
     parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, gates, event_files)
@@ -168,18 +170,31 @@ def assemble_run(
     needed = {name for attempt in left.recorded for name in attempt.files()}
     storage = config.storage
     spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
-    coordinator = _coordinator(config, facts, published, clients, spool, metrics, clock, directory, len(worker.rounds), ledger, left)
-    reception = Reception(coordinator, pace)
-    servicer = Servicer(reception, Intake(coordinator, reception.pace.hold_seconds), metrics, data)
+    machine = RoundMachine(_round_rules(config), len(worker.rounds), ledger.begun_attempts())
+    run = RunState(
+        facts=facts,
+        machine=machine,
+        registry=clients,
+        outbox=Outbox(ledger, spool),
+        metrics=metrics,
+        clock=clock,
+        recorded=left.recorded,
+        present=left.present,
+    )
+    owner = RoundOwner(run, _blobs(facts, published, directory), spool, pace)
+    metrics.before_scrape = owner.add_up_bytes
+    receiver = Receiver(owner, spool, facts.run_seed)
+    servicer = Servicer(owner, receiver, data, Timing(config.rounds.liveness_seconds).heartbeat_seconds)
     _log_plan(algorithm, published.cost.num_parameters, facts)
 
     def on_refusal(code: ErrorCode) -> None:
         metrics.rejections.labels(reason=code.value).inc()
 
     return Assembly(
-        coordinator,
-        reception,
-        Worklist(coordinator),
+        owner,
+        receiver,
+        spool,
+        TrainerQueue(owner, spool, clock),
         worker,
         servicer,
         on_refusal,
@@ -260,19 +275,7 @@ def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
     return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision)
 
 
-def _coordinator(
-    config: TrainingConfig,
-    facts: RunFacts,
-    published: Published,
-    clients: ClientRegistry,
-    spool: Spool,
-    metrics: ServerMetrics,
-    clock: Clock,
-    directory: RunDirectory,
-    completed_rounds: int,
-    ledger: Ledger,
-    left: Resumption,
-) -> Coordinator:
+def _blobs(facts: RunFacts, published: Published, directory: RunDirectory) -> BlobStore:
     blobs = BlobStore()
     for program in published.programs:
         blobs.put(program.data)
@@ -280,18 +283,7 @@ def _coordinator(
         blobs.put(published.model.tokenizer)
     if facts.base is not None:
         blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
-    return Coordinator(
-        facts,
-        RoundMachine(_round_rules(config), completed_rounds, ledger.begun_attempts()),
-        clients,
-        spool,
-        blobs,
-        metrics,
-        clock,
-        ledger,
-        left.recorded,
-        left.present,
-    )
+    return blobs
 
 
 def _round_rules(config: TrainingConfig) -> RoundRules:

@@ -9,7 +9,7 @@ from heron_server.assembly import Assembly
 
 def console_rows(parts: Assembly) -> list[tuple[str, str]]:
     """Return name and value of each line; takes no lock, for whoever draws holds one that those who log wait for."""
-    seen, worker = parts.coordinator.snapshot, parts.worker
+    seen, worker = parts.owner.snapshot, parts.worker
     last = worker.rounds[-1] if worker.rounds else None
     return [
         ("round", f"{min(seen.round_index + 1, seen.num_rounds)} of {seen.num_rounds}, {seen.phase.value}"),
@@ -20,7 +20,7 @@ def console_rows(parts: Assembly) -> list[tuple[str, str]]:
         *(last.federated_figures() if last else []),
         ("server loss", _figure(last.server_loss if last else None, "{:.4f}")),
         ("bytes up, down", f"{human_bytes(seen.bytes_up)}, {human_bytes(seen.bytes_down)}"),
-        ("spool", human_bytes(parts.coordinator.spool.used_bytes)),
+        ("spool", human_bytes(parts.spool.used_bytes)),
         ("memory", human_bytes(resident_memory().resident_bytes)),
     ]
 

@@ -30,6 +30,9 @@ class ServerMetrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"heron_server_{name}", text, labels, registry=registry)
 
+        self.before_scrape: Callable[[], None] = _nothing
+        """Called before the metrics are read."""
+        registry.register(_BeforeScrape(self))
         self._phase = Gauge("heron_server_phase", "1 for the phase that the run is in.", ["phase"], registry=registry)
         self.round = gauge("round", "Round that is open or will open next.")
         self.planned_rounds = gauge("planned_rounds", "Rounds that the run is to have.")
@@ -94,6 +97,22 @@ class ServerMetrics:
         """Set the phase."""
         for phase in PHASES:
             self._phase.labels(phase=phase).set(1 if phase == name else 0)
+
+
+def _nothing() -> None:
+    """Nobody has anything to add up."""
+
+
+class _BeforeScrape:
+    """Has no samples of its own; registered first, so that it is asked first."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Any:
+        """Let what was noted be added up."""
+        self._metrics.before_scrape()
+        return ()
 
 
 class DiskSpaceCollector:

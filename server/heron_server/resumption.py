@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from heron_common.ids import RoundReference
 from heron_server.rounds.clients import ClientRegistry
-from heron_server.rounds.coordinator import Coordinator
+from heron_server.rounds.owner import RoundOwner
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.recorded import RecordedAttempt
@@ -62,7 +62,7 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
     return Resumption(recorded, opened, present)
 
 
-def open_rounds(coordinator: Coordinator, worker: TrainWorker, inside: OpenRound | None) -> None:
+def open_rounds(owner: RoundOwner, worker: TrainWorker, inside: OpenRound | None) -> None:
     """Let rounds open, or the recorded one go on, inside it where a checkpoint was taken there.
 
     Raises:
@@ -70,11 +70,11 @@ def open_rounds(coordinator: Coordinator, worker: TrainWorker, inside: OpenRound
 
     """
     inputs, covered = (inside.inputs, inside.positions) if inside is not None else (worker.inputs(), 0)
-    if not coordinator.reopen(inputs, covered) and inside is not None:
+    if not owner.reopen(inputs, covered) and inside is not None:
         # The model has what the round had trained by then, and the round is repeated.
         worker.go_back()
         inputs = worker.inputs()
-    coordinator.start(inputs)
+    owner.start(inputs)
 
 
 def _inside(checkpoints: CheckpointStore, completed_rounds: int, attempts: tuple[RecordedAttempt, ...]) -> Checkpoint | None:

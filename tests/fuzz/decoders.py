@@ -7,8 +7,9 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -50,8 +51,9 @@ from heron_common.wire_dtypes import WireDtype, check_row_values, decode_rows, r
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.config import ServerConfig
 from heron_server.options import OptionSource, read_options
-from heron_server.rounds.intake import _check_statistics
+from heron_server.rounds.receiving import Incoming
 from heron_server.rounds.replay import replay_update
+from heron_server.rounds.statistics import check_statistics
 from heron_server.service.streams import receive_header, receive_payload
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.storage.run_directory import recorded_identity
@@ -89,17 +91,27 @@ def upload_header(data: bytes) -> None:
 
 def update_header(data: bytes) -> None:
     header = pb.UpdateHeader.FromString(data)
-    _check_statistics(statistics_from_proto(header.statistics))
+    check_statistics(statistics_from_proto(header.statistics))
     specs = tensor_specs_from_proto(header.tensors)
     round_from_proto(header.round)
     attempt().check_update("a", header.steps_completed, encoding_from_proto(header.encoding), specs, header.total_bytes)
+
+
+@dataclass
+class Taken:
+    """Where a checked payload goes: nowhere."""
+
+    specs: tuple[TensorSpec, ...]
+
+    def take(self, kind: str, data: bytes) -> None:
+        """Take a chunk."""
 
 
 def upload_stream(data: bytes) -> None:
     """What a client streams: messages with their length before each."""
     messages = iter([pb.TrainBatchRequest.FromString(part) for part in _parts(data)])
     receive_header(messages)
-    receive_payload(messages, attempt().upload_specs, None, DATA, lambda _name, _size: None)
+    receive_payload(messages, cast("Incoming[Any]", Taken(attempt().upload_specs)), DATA)
 
 
 def answer_stream(data: bytes) -> None:

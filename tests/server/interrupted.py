@@ -51,7 +51,7 @@ def take_part(server: RunningServer, clients: list[WireClient], round_index: int
             send(client, step, batch_seed(round_index, step, place))
     for place, client in enumerate(clients):
         client.update(weights_of(client, round_index, place))
-    eventually(lambda: server.parts.coordinator.machine.round.round_index == round_index + 1, what="the round to close")
+    eventually(lambda: server.state.machine.round.round_index == round_index + 1, what="the round to close")
 
 
 def _take_a_step(server: RunningServer, clients: list[WireClient], seed: int) -> None:

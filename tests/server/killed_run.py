@@ -53,9 +53,7 @@ class Run:
 
     def trained(self, count: int) -> None:
         """Wait until so many uploads of the open attempt are trained."""
-        eventually(
-            lambda: self.server.untrained == 0 and (a := self.server.parts.coordinator.attempt) and a.positions == count, what="training"
-        )
+        eventually(lambda: self.server.untrained == 0 and (a := self.server.state.attempt) and a.positions == count, what="training")
 
     def tensors(self) -> Tensors:
         return self.server.parts.worker._tensors()

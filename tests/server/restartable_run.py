@@ -25,13 +25,15 @@ from heron_server.metrics import ServerMetrics
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.clients import ClientRegistry
-from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.facts import RunFacts
-from heron_server.rounds.intake import Intake
 from heron_server.rounds.jobs import AbandonJob, CloseJob, Job, RoundInputs, SaveJob, ScoreJob, TrainJob
-from heron_server.rounds.reception import Reception
+from heron_server.rounds.outbox import Outbox
+from heron_server.rounds.owner import RoundOwner
+from heron_server.rounds.progress import inputs_of_open_round
+from heron_server.rounds.receiving import Receiver
+from heron_server.rounds.run_state import RunState
 from heron_server.rounds.state import RoundMachine, RoundRules, WithoutQuorum
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.storage.blobs import BlobStore
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.storage.ledger import Ledger
@@ -147,25 +149,25 @@ class FakeTrainer:
         self._unwritten = None if written else copy.deepcopy(checkpoint)
         return written
 
-    def run(self, job: Job, worklist: Worklist) -> None:
+    def run(self, job: Job, queue: TrainerQueue) -> None:
         if isinstance(job, TrainJob):
-            self._train(job, worklist)
+            self._train(job, queue)
         elif isinstance(job, ScoreJob):
             _read(job.upload)
-            worklist.upload_scored(job.upload)
+            queue.upload_scored(job.upload)
         elif isinstance(job, SaveJob):
-            worklist.open_round_saved(self._save_inside(job))
+            queue.open_round_saved(self._save_inside(job))
         elif isinstance(job, CloseJob):
             taken = [[update.client_id, hashlib.sha256(update.entry.read()).hexdigest()] for update in job.updates if update.entry]
             assert [digest for _, digest in taken] == [update.sha256 for update in job.updates]
             self.rounds.append([*job.round, taken, list(job.cohort)])
-            worklist.round_done(self.inputs(), self.save())
+            queue.round_done(self.inputs(), self.save())
         elif isinstance(job, AbandonJob):
             self.go_back()
             covered = job.skips and self.skip_round(job.round, job.num_members)
-            worklist.round_done(self.inputs(), covered)
+            queue.round_done(self.inputs(), covered)
 
-    def _train(self, job: TrainJob, worklist: Worklist) -> None:
+    def _train(self, job: TrainJob, queue: TrainerQueue) -> None:
         version = len(self.lineage)
         for upload in job.uploads:
             key = upload.key
@@ -174,8 +176,12 @@ class FakeTrainer:
         for upload in job.uploads:
             probes = (float(int(digest[8:16], 16)),) * (1 + job.plan.num_probes) if job.plan.num_probes else None
             size = total_bytes(cut_gradient_specs(job.plan, MODEL))
-            worklist.upload_trained(
-                upload, float(int(digest[:8], 16)), probes, version, (bytes.fromhex(digest) * size)[:size] if size else None
+            queue.upload_trained(
+                upload,
+                float(int(digest[:8], 16)),
+                probes,
+                server_version=version,
+                cut_gradient=(bytes.fromhex(digest) * size)[:size] if size else None,
             )
 
     def _save_inside(self, job: SaveJob) -> bool:
@@ -245,22 +251,23 @@ class RestartableRun:
         rules = RoundRules(
             shape.clients, shape.min_updates, shape.rounds, DEADLINE, LIVENESS, 0.0, run_seed=7, without_quorum=shape.without_quorum
         )
-        self.coordinator = Coordinator(
-            self.facts,
-            RoundMachine(rules, len(self.trainer.rounds), self.ledger.begun_attempts()),
-            registry,
-            self.spool,
-            BlobStore(),
-            ServerMetrics(self.metrics, lambda: self.spool.used_bytes, disk.directory),
-            clock,
-            self.ledger,
-            left.recorded,
-            left.present,
+        self.state = RunState(
+            facts=self.facts,
+            machine=RoundMachine(rules, len(self.trainer.rounds), self.ledger.begun_attempts()),
+            registry=registry,
+            outbox=Outbox(self.ledger, self.spool),
+            metrics=ServerMetrics(self.metrics, lambda: self.spool.used_bytes, disk.directory),
+            clock=clock,
+            recorded=left.recorded,
+            present=left.present,
         )
-        self.reception, self.intake, self.worklist = Reception(self.coordinator), Intake(self.coordinator), Worklist(self.coordinator)
+        self.owner = RoundOwner(self.state, BlobStore(), self.spool)
+        self.receiver = Receiver(self.owner, self.spool, run_seed=7)
+        self.queue = TrainerQueue(self.owner, self.spool, clock)
         if not resumes:
             self.trainer.save()
-        open_rounds(self.coordinator, self.trainer, left.inside)  # type: ignore[arg-type]
+        open_rounds(self.owner, self.trainer, left.inside)  # type: ignore[arg-type]
+        self.owner._outbox.delete_given_up()
 
     @property
     def replay_mismatches(self) -> float:
@@ -274,17 +281,19 @@ class RestartableRun:
 
     def work(self) -> bool:
         """Do one job of the trainer, if there is one."""
-        job = self.worklist._ready()
+        job = self.queue.ready_job()
         if job is not None:
-            self.trainer.run(job, self.worklist)
+            self.trainer.run(job, self.queue)
+        self.owner._outbox.delete_given_up()
         return job is not None
 
     def save_inside_round(self) -> None:
         """Do what a full spool would ask for."""
-        attempt = self.coordinator.attempt
-        if attempt is not None and self.coordinator.closing is None and self.coordinator.start_is_saved:
-            inputs = self.coordinator.inputs_of_open_round()
-            self.trainer.run(SaveJob(attempt.assignment.round, attempt.cohort, attempt.positions, inputs), self.worklist)
+        attempt = self.state.attempt
+        if attempt is not None and self.state.closing is None and self.state.start_is_saved:
+            inputs = inputs_of_open_round(self.state)
+            self.trainer.run(SaveJob(attempt.assignment.round, attempt.cohort, attempt.positions, inputs), self.queue)
+            self.owner._outbox.delete_given_up()
 
     def kill(self) -> None:
         """Forget everything but the files; what the ledger has not committed is lost."""

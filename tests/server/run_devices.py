@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,10 @@ from heron_common.errors import RefusedError, StorageError
 from heron_common.ids import RoundReference
 from heron_common.plan import UpdateEncoding
 from heron_common.tensors import total_bytes
+from heron_server.rounds.admission import UpdateHeader, UploadHeader
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.jobs import AbandonJob, CloseJob
+from heron_server.rounds.owner import Answered
 from tests.server.builders import MODEL
 from tests.server.restartable_run import LOCAL_STEPS, Disk, RestartableRun, RunShape
 
@@ -105,17 +106,17 @@ class DrivenRun:
 
     def note_ends(self) -> None:
         """Remember an attempt that this process gave up."""
-        closing = self.run.coordinator.closing
+        closing = self.run.state.closing
         if isinstance(closing, AbandonJob):
             self.undone.add(closing.round)
 
     def note_committed(self) -> None:
-        closing = self.run.coordinator.closing
+        closing = self.run.state.closing
         if isinstance(closing, CloseJob):
             self.closed.setdefault(closing.round.round_index, (closing.round, sorted(u.client_id for u in closing.updates)))
 
     def record(self, device: Device) -> ClientRecord:
-        return self.run.reception.client(device.session)
+        return self.run.owner.client(device.session)
 
     def payload(self, size: int, *what: Any) -> bytes:
         digest = hashlib.sha256(repr(what).encode()).digest()
@@ -131,17 +132,24 @@ class DrivenRun:
         digest = hashlib.sha256(data).hexdigest()
         probes = 0 if purpose is UploadPurpose.EVALUATE else plan.num_probes
 
+        header = UploadHeader(
+            session=device.session,
+            speaker="",
+            run_id="run",
+            round=key.round,
+            tensors=specs,
+            total_bytes=len(data),
+            purpose=purpose,
+            local_step=step,
+            num_probes=probes,
+        )
+
         def behaviour() -> Any:
-            ticket = self.run.intake.admit_upload(self.record(device), "run", key, probes, specs, len(data))
-            try:
-                with ticket.writer or nullcontext():
-                    if ticket.writer is not None:
-                        ticket.writer.write(data)
-                    self.run.intake.accept_upload(ticket, digest)
-                    self.accepted.setdefault(key, digest)
-            finally:
-                self.run.intake.release(ticket)
-            return self.answer(ticket)
+            with self.run.receiver.open_upload(header) as incoming:
+                incoming.take("activations", data)
+                answered = self.run.receiver.accept_upload(incoming, digest)
+                self.accepted.setdefault(key, digest)
+            return self.answer(key, answered)
 
         before = self.accepted.get(key)
         at_work = self.is_at_work(device)
@@ -156,13 +164,12 @@ class DrivenRun:
                 assert self.known.answers.setdefault(key, answer[1:]) == answer[1:], "a repeated upload gets the stored answer"
         return answer
 
-    def answer(self, ticket: Any) -> tuple[Any, ...]:
+    def answer(self, key: UploadKey, answered: Answered | None) -> tuple[Any, ...]:
         """Return (accepted, version and losses, gradients); a plan whose steps need an answer that is not there yet leaves them None."""
-        attempt = self.run.coordinator.attempt
-        upload = attempt.uploads.get(ticket.key) if attempt is not None else None
-        if attempt is None or upload is None or (attempt.assignment.plan.waits_for_answers and upload.answer is None):
+        attempt = self.run.state.attempt
+        if attempt is None or answered is None or key not in attempt.uploads:
             return ("accepted", None, None)
-        said, gradient = self.run.intake.answer(ticket, 0)
+        said, gradient = answered
         told = (said.server_version, said.probe_losses) if attempt.assignment.plan.waits_for_answers else None
         return ("accepted", told, bytes(gradient.read()) if gradient is not None else None)
 
@@ -173,17 +180,22 @@ class DrivenRun:
         data = self.payload(total_bytes(specs), reference, device.name, variant)
         digest = hashlib.sha256(data).hexdigest()
 
+        header = UpdateHeader(
+            session=device.session,
+            speaker="",
+            run_id="run",
+            round=reference,
+            tensors=specs,
+            total_bytes=len(data),
+            steps=LOCAL_STEPS,
+            encoding=UpdateEncoding.DENSE,
+        )
+
         def behaviour() -> str:
-            ticket = self.run.intake.admit_update(
-                self.record(device), "run", reference, LOCAL_STEPS, UpdateEncoding.DENSE, specs, len(data)
-            )
-            try:
-                with ticket.writer or nullcontext():
-                    if ticket.writer is not None:
-                        ticket.writer.write(data)
-                    self.run.intake.accept_update(ticket, digest, b"", LocalStatistics(second_moment=1.0))
-            finally:
-                self.run.intake.release(ticket)
+            with self.run.receiver.open_update(header) as incoming:
+                incoming.take("update", data)
+                statistics = LocalStatistics(second_moment=1.0)
+                self.run.receiver.accept_update(incoming, digest, weights_sha256=b"", statistics=statistics)
             return "accepted"
 
         answer = self.call(behaviour)
@@ -193,7 +205,7 @@ class DrivenRun:
 
     def is_at_work(self, device: Device) -> bool:
         """Whether the server counts a device as at work on the round that it knows."""
-        run = self.run.coordinator
+        run = self.run.state
         if device.assignment is None or run.attempt is None or run.attempt.assignment.round != device.assignment.round:
             return False
         record = run.registry._by_session.get(device.session)
@@ -202,19 +214,19 @@ class DrivenRun:
     # ---- what devices do ----------------------------------------------------------------------------------------------------------
 
     def join(self, name: str) -> None:
-        answer = self.call(lambda: self.run.reception.join(name, name * 16, 5, "test"))
+        answer = self.call(lambda: self.run.owner.join(name, name * 16, num_examples=5, version="test"))
         if isinstance(answer, Membership):
             self.devices[name].session = answer.session
 
     def ask(self, device: Device) -> None:
         """Ask what to do, joining first if the session is over."""
-        answer = self.call(lambda: self.run.reception.next_step(self.record(device), None))
+        answer = self.call(lambda: self.run.owner.next_step(device.session, None)[1])
         if isinstance(answer, RefusedError) and answer.code is ErrorCode.SESSION_UNKNOWN:
             self.join(device.name)
-            answer = self.call(lambda: self.run.reception.next_step(self.record(device), None))
+            answer = self.call(lambda: self.run.owner.next_step(device.session, None)[1])
         if not isinstance(answer, Assignment):
             return
-        cohort = self.run.coordinator.attempt.cohort  # type: ignore[union-attr]
+        cohort = self.run.state.attempt.cohort  # type: ignore[union-attr]
         assert self.known.cohorts.setdefault(answer.round, cohort) == cohort
         newest = max(reference for reference in self.known.cohorts if reference.round_index == answer.round.round_index)
         assert answer.round == newest, "numbers of attempts never go back"

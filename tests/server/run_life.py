@@ -18,7 +18,7 @@ from heron_common.assignment import (
     UploadPurpose,
 )
 from heron_common.ids import RoundReference
-from heron_server.rounds import coordinator, worklist
+from heron_server.rounds import run_state, trainer_queue
 from heron_server.storage import ledger, spool
 from tests.server.restartable_run import Disk, RestartableRun
 from tests.server.run_devices import DrivenRun
@@ -72,7 +72,7 @@ class Life(DrivenRun):
             left[0] -= 1
 
         with ExitStack() as patches:
-            for module in (ledger, spool, coordinator, worklist):
+            for module in (ledger, spool, run_state, trainer_queue):
                 patches.enter_context(mock.patch.object(module, "crash_point", at))
             action()
         undone = self.undone
@@ -113,8 +113,8 @@ class Life(DrivenRun):
 
     def open_attempts_go_on(self) -> None:
         """What clients were told of and did not end goes on, with the same number and cohort, in the same order."""
-        run = self.run.coordinator
-        going_on = {a.round: tuple(a.cohort) for a in run._recorded}
+        run = self.run.state
+        going_on = {a.round: tuple(a.cohort) for a in run.recorded}
         if run.attempt is not None:
             going_on[run.attempt.assignment.round] = run.attempt.cohort
         for reference, cohort in self.known.cohorts.items():

@@ -11,7 +11,9 @@ from heron_common.error_catalog import ErrorCode
 from heron_server.assembly import assemble
 from heron_server.config import ServerConfig
 from heron_server.options import OptionSource, read_options
+from heron_server.rounds.run_state import RunState
 from heron_server.storage.run_directory import RunDirectory
+from tests.harness.polling import eventually
 
 TINY_DATA = "1x4x4:3"
 TINY_OPTIONS = {"front_widths": [2], "front_strides": [2], "hidden": 4}
@@ -66,25 +68,39 @@ class RunningServer:
             self.start_training()
 
     @property
+    def state(self) -> RunState:
+        """What the owner keeps to itself: tests look, and change nothing."""
+        self.parts.owner.add_up_bytes()
+        return self.parts.owner._run
+
+    @property
     def target(self) -> str:
         return f"127.0.0.1:{self.parts.network.port}"
 
+    def _settled(self) -> None:
+        """Wait until what was given up is deleted, which the trainer's thread does behind the owner's lock."""
+        outbox = self.parts.owner._outbox
+        outbox.delete_given_up()
+        eventually(lambda: not outbox._deletions and not outbox._deleting.locked(), what="deletions")
+
     @property
     def spooled_bytes(self) -> int:
-        return self.parts.coordinator.spool.used_bytes
+        self._settled()
+        return self.parts.spool.used_bytes
 
     @property
     def untrained(self) -> int:
         """How many accepted uploads of the open attempt are neither trained nor scored yet."""
-        attempt = self.parts.coordinator.attempt
+        attempt = self.state.attempt
         return 0 if attempt is None else sum(not upload.trained for upload in attempt._all_uploads())
 
     @property
     def spooled_files(self) -> list[str]:
+        self._settled()
         return sorted(path.name for path in self.directory.spool.iterdir())
 
     def start_training(self) -> None:
-        self.parts.worker.start(self.parts.worklist, on_end=self.parts.ended.set)
+        self.parts.worker.start(self.parts.queue, on_end=self.parts.ended.set)
 
     def sample(self, name: str, **labels: str) -> float:
         """Return the value of a metric, 0 if it has none yet."""
@@ -94,14 +110,14 @@ class RunningServer:
         return self.sample("rejections_total", reason=code.value)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock and let the coordinator look at it."""
+        """Move the clock and let the owner look at it."""
         self.clock.advance(seconds)
-        self.parts.coordinator.tick()
+        self.parts.owner.tick()
 
     def stop(self) -> None:
         self.parts.network.announce_drain()
-        self.parts.coordinator.drain()
+        self.parts.owner.drain()
         self.parts.worker.join(10.0)
         self.parts.network.stop(0.0)
-        self.parts.ledger.close()
+        self.parts.owner.close()
         self.directory.close()

@@ -38,10 +38,8 @@ def test_a_returning_client_replaces_its_session_and_keeps_its_tally() -> None:
     record = registry.join("a", KEY)
     old = record.session
     record.bytes_up["control"] += 7
-    record.uploading = True
     again = registry.join("a", KEY)
     assert again is record and again.session != old and again.bytes_up["control"] == 7
-    assert not again.uploading, "the stream of the process before is gone"
     with pytest.raises(RefusedError) as caught:
         registry.of_session(old)
     assert caught.value.code is ErrorCode.SESSION_UNKNOWN

@@ -139,11 +139,11 @@ def test_a_lost_answer_is_given_again_and_the_server_steps_once(serve: Serve, tw
     (client,) = joined(server, "a")
     z, y = client.batch()
     stream = OpenStream(client).send(*messages_of(client, 0))
-    record = server.parts.coordinator.registry.by_name["a"]
+    record = server.state.registry.by_name["a"]
     if lost_after == "the upload":
         eventually(lambda: server.sample("uploads_total", outcome="accepted") == 1, what="the upload to be accepted")
         stream.cancel()
-        eventually(lambda: not record.uploading, what="the stream to end")
+        eventually(lambda: record.stream is None, what="the stream to end")
         server.start_training()
     else:
         parts = iter(stream.call)
@@ -151,7 +151,7 @@ def test_a_lost_answer_is_given_again_and_the_server_steps_once(serve: Serve, tw
         if lost_after == "everything":
             assert len(list(zip(parts, range(2), strict=False))) == 2
         stream.cancel()
-        eventually(lambda: not record.uploading, what="the stream to end")
+        eventually(lambda: record.stream is None, what="the stream to end")
     for _ in range(2):
         _, data = exchange(client, 0)
         np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(z.shape), twin.cut_gradient(z, y), rtol=1e-4, atol=1e-6)
@@ -179,7 +179,7 @@ def test_gradients_that_gave_way_to_others_cost_the_one_who_asks_again_the_round
     a, b = joined(server, "a", "b")
     for step in range(2):
         exchange(a, step)
-    spool = server.parts.coordinator.spool
+    spool = server.parts.spool
     spool.budget_bytes = 2 * spool.used_bytes
     exchange(b, 0)
     eventually(lambda: "open.json" in {p.name for p in server.directory.checkpoints.iterdir()}, what="a checkpoint inside the round")
@@ -195,7 +195,7 @@ def test_files_are_deleted_only_when_the_ledger_on_disk_does_not_name_them(serve
     (a,) = joined(server, "a")
     for step in range(2):
         exchange(a, step)
-    spool, named = server.parts.coordinator.spool, []
+    spool, named = server.parts.spool, []
     release = spool.release
 
     def watched(entry: SpoolEntry) -> None:
@@ -218,8 +218,8 @@ def test_a_full_disk_makes_training_wait_and_a_drain_leaves_the_step_to_the_rest
 ) -> None:
     server = serve(preset="sflv2")
     (client,) = joined(server, "a")
-    coordinator, refusals = server.parts.coordinator, []
-    opens = coordinator.spool.open
+    refusals: list[int] = []
+    opens = server.parts.spool.open
 
     def full(size_bytes: int, always: bool = False, owner: str = "") -> SpoolWriter:
         # What the trainer writes itself has no owner.
@@ -228,19 +228,19 @@ def test_a_full_disk_makes_training_wait_and_a_drain_leaves_the_step_to_the_rest
         refusals.append(size_bytes)
         raise StorageError("cannot write to the spool (No space left on device)")
 
-    monkeypatch.setattr(coordinator.spool, "open", full)
+    monkeypatch.setattr(server.parts.spool, "open", full)
     if not drains:
         assert exchange(client, 0)[1], "lambda came once there was room"
         return
     with ThreadPoolExecutor(1) as waiting, pytest.raises(grpc.RpcError):
         answer = waiting.submit(exchange, client, 0)
         eventually(lambda: len(refusals) >= 2, what="training to wait")
-        coordinator.drain()
+        server.parts.owner.drain()
         eventually(lambda: server.parts.worker.failure is not None, what="the trainer to give up")
         server.parts.network.stop(0.0)
         answer.result(DEADLINE)
     assert isinstance(server.parts.worker.failure, StorageError)
-    (recorded,) = coordinator.ledger.attempts()
+    (recorded,) = server.parts.ledger.attempts()
     assert [upload.state for upload in recorded.uploads] == ["accepted"]
 
 

@@ -18,21 +18,22 @@ VISITORS = 10_000
 def test_ten_thousand_clients_that_come_and_go_leave_a_bounded_trace(tmp_path: Path) -> None:
     clock = ManualClock(0.0)
     run = RestartableRun(Disk(tmp_path), RunShape(clients=2, min_updates=2), clock, resumes=False)
-    registry, coordinator = run.coordinator.registry, run.coordinator
+    registry, owner = run.state.registry, run.owner
     for number in range(VISITORS):
-        session = run.reception.join(f"visitor-{number}", KEY, 3, "test").session
-        record = run.reception.client(session)
-        run.reception.count(record, "up", "control", 5)
+        session = owner.join(f"visitor-{number}", KEY, num_examples=3, version="test").session
+        record = owner.client(session)
+        owner.note(record, "up", "control", 5)
         if number % 2:
-            run.reception.leave(record, "", 1000 + number)
+            owner.leave(record, "", 1000 + number)
         else:
             clock.advance(LIVENESS + 1)
-            coordinator.tick()
-        run.reception.visit()
+            owner.tick()
+        owner.visit()
+    owner.tick()
     assert registry.num_live == 0
     assert len(registry.by_name) == MAX_DEPARTED + 1, "the last that departed is cut off when another joins"
     assert len(registry._by_session) <= MAX_DEPARTED + 1 and len(registry._visits) == MAX_VISITS
-    assert not coordinator.orphaned_streams and not coordinator.machine.live
+    assert not run.state.orphaned_streams and not run.state.machine.live
     table = client_table(registry.records())
     assert table[FORGOTTEN]["clients"] + len(table) - 1 == VISITORS
     assert sum(row["examples"] for row in table.values()) == 3 * VISITORS

@@ -125,7 +125,7 @@ def report(server: RunningServer, clients: list[WireClient], diverged: int) -> N
             client.stub.SubmitUpdate(iter([header, pb.SubmitUpdateRequest(trailer=EMPTY)]))
         else:
             client.update(statistics=statistics)
-    eventually(lambda: server.parts.coordinator.machine.round.round_index == index + 1, what="the round to close")
+    eventually(lambda: server.state.machine.round.round_index == index + 1, what="the round to close")
 
 
 EMPTY = pb.Trailer(length_bytes=0, sha256=bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"))

@@ -171,7 +171,7 @@ def test_rows_of_a_hostile_client_change_nothing_and_count_once(serve: Serve, sc
     now, after = state_of(server)
     assert now == version == 0 and all(torch.equal(after[name], value) for name, value in before.items())
     assert len(server.spooled_files) == 2, "until a checkpoint covers them"
-    record = server.parts.coordinator.registry.by_name["a"]
+    record = server.state.registry.by_name["a"]
     assert set(record.bytes_up) == {"control", "evaluation"}
 
 

@@ -96,15 +96,15 @@ def test_when_to_come_back_travels_along(serve: Serve) -> None:
 
         waiting = threading.Thread(target=wait_for_the_answer, daemon=True)
         waiting.start()
-        record = server.parts.coordinator.registry.by_name["a"]
-        eventually(lambda: record.uploading, what="the first stream to open")
+        record = server.state.registry.by_name["a"]
+        eventually(lambda: record.stream, what="the first stream to open")
         with pytest.raises(LoopbackError) as caught:
             client.upload(1)
         assert metadata_of(caught.value)[ERROR_CODE_METADATA] == "stream_busy"
         assert metadata_of(caught.value)[RETRY_PUSHBACK_METADATA] == "500"
         stream.cancel()
         waiting.join(10.0)
-        assert not waiting.is_alive() and not record.uploading
+        assert not waiting.is_alive() and record.stream is None
 
 
 def test_a_cancelled_upload_leaves_nothing_behind_and_may_be_sent_again(client: LoopbackClient) -> None:
@@ -192,7 +192,7 @@ def test_the_same_round_counts_the_same_bytes_as_over_a_socket(serve: Serve) -> 
         with kind(server) if kind is LoopbackClient else kind(server.target) as one:  # type: ignore[arg-type]
             one.join()
             one.run_round()
-            record = server.parts.coordinator.registry.by_name["a"]
+            record = server.state.registry.by_name["a"]
             # How often a client asks for work, and which answer brings which loss, is a matter of time, not of the round.
             tallies.append([Counter({**tally, "control": 0, "losses": 0}) for tally in (record.bytes_up, record.bytes_down)])
     assert tallies[0] == tallies[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from heron_common.assignment import BlobReference, LocalStatistics, UploadKey, UploadPurpose
-from heron_common.errors import StorageError
 from heron_common.plan import ServerSchedule
-from heron_server.rounds.reopening import inputs_digest, member_statuses, refill
+from heron_server.rounds.attempt import Attempt
+from heron_server.rounds.reopening import inputs_digest, member_statuses, recover, refill
 from heron_server.rounds.state import MemberStatus
 from heron_server.storage.recorded import RecordedAttempt, RecordedUpdate, RecordedUpload, StoredAnswer, StoredFile
 from heron_server.storage.spool import Spool
@@ -49,6 +49,13 @@ def taken(filled: object) -> list[tuple[str, int]]:
     return found
 
 
+def fill(filled: Attempt, attempt_before: RecordedAttempt, spool: Spool, covered: int, now: float) -> None:
+    """Take up the payloads of an attempt, and put everything into another."""
+    found = recover(attempt_before, spool, covered)
+    assert not found.problem
+    refill(filled, attempt_before, found, covered, now)
+
+
 def test_what_waits_is_trained_in_the_order_of_the_schedule_or_of_acceptance(files: Path) -> None:
     uploads = [upload(key("b", 1), 0), upload(key("a", 0), 1), upload(key("b", 0), 2)]
     for schedule, order in (
@@ -56,7 +63,7 @@ def test_what_waits_is_trained_in_the_order_of_the_schedule_or_of_acceptance(fil
         (ServerSchedule.LOCKSTEP, [("a", 0), ("b", 0)]),
     ):
         filled = attempt(("a", "b", "c"), schedule)
-        refill(filled, recorded(*uploads), Spool(files, 1000, {file(n).name or "" for n in range(8)}), 0, now=5.0)
+        fill(filled, recorded(*uploads), Spool(files, 1000, {file(n).name or "" for n in range(8)}), 0, 5.0)
         assert taken(filled) == order, schedule
 
 
@@ -69,7 +76,7 @@ def test_what_a_checkpoint_covers_is_not_trained_again_and_what_it_does_not_cove
         upload(key("c", 0), 2, "trained", 2, cut_gradient=file(3)),
         upload(key("a", 1), 4),
     )
-    refill(filled, recorded(*uploads), spool, covered=2, now=5.0)
+    fill(filled, recorded(*uploads), spool, 2, 5.0)
     assert [u.trained for u in filled.uploads.values()] == [True, True, False, False]
     assert filled.positions == 2
     assert taken(filled) == [("c", 0), ("a", 1)]
@@ -81,7 +88,7 @@ def test_what_a_checkpoint_covers_is_not_trained_again_and_what_it_does_not_cove
 
 def test_a_rejection_that_is_covered_has_an_answer_to_give(files: Path) -> None:
     filled = attempt(("a", "b", "c"))
-    refill(filled, recorded(upload(key("a", 0), 0, "rejected", 0)), Spool(files, 1000, {file(0).name or ""}), covered=1, now=0.0)
+    fill(filled, recorded(upload(key("a", 0), 0, "rejected", 0)), Spool(files, 1000, {file(0).name or ""}), 1, 0.0)
     (rejected,) = filled.uploads.values()
     assert rejected.trained and rejected.answer == StoredAnswer(0, None, None)
 
@@ -92,10 +99,9 @@ def test_a_payload_that_is_gone_is_an_error_and_nothing_is_held(missing: int, fi
     (files / str(file(missing).name)).unlink()
     uploads = (upload(key("a", 0), 0), upload(key("b", 0), 5, cut_gradient=file(3)))
     update = RecordedUpdate("a", "digest", file(6), STATISTICS, None)
-    filled = attempt(("a", "b", "c"))
-    with pytest.raises(StorageError, match=f"{missing:09d}.upload is gone"):
-        refill(filled, recorded(*uploads, updates=(update,)), spool, 0, 0.0)
-    assert spool.used_bytes == 0 and filled.uploads == {} and filled.updates == {}
+    found = recover(recorded(*uploads, updates=(update,)), spool, covered=0)
+    assert f"{missing:09d}.upload is gone" in found.problem
+    assert spool.used_bytes == 0 and found.entries == {}
 
 
 def test_members_stand_where_they_stood() -> None:
@@ -108,7 +114,7 @@ def test_training_waits_for_members_at_work_and_for_no_others(files: Path) -> No
     filled = attempt(("a", "b", "c"), ServerSchedule.LOCKSTEP)
     update = RecordedUpdate("a", "digest", file(1), STATISTICS, b"log")
     spool = Spool(files, 100, {file(0).name or "", file(1).name or ""})
-    refill(filled, recorded(upload(key("c", 0), 0), updates=(update,), dropped={"b": "left"}), spool, 0, 0.0)
+    fill(filled, recorded(upload(key("c", 0), 0), updates=(update,), dropped={"b": "left"}), spool, 0, 0.0)
     # Of a and b nothing is missing, so c's is next; then c's own next step is awaited.
     assert taken(filled) == [("c", 0)]
     assert filled.is_needed_next(key("c", 1))
@@ -119,7 +125,7 @@ def test_held_out_samples_that_were_scored_are_scored_no_second_time(files: Path
     filled = attempt(("a", "b", "c"))
     purpose = UploadPurpose.EVALUATE
     uploads = (upload(key("a", 0, purpose), 0, "scored", 0), upload(key("b", 0, purpose), 1, "scored", 1))
-    refill(filled, recorded(*uploads), Spool(files, 100, {file(0).name or "", file(1).name or ""}), covered=1, now=0.0)
+    fill(filled, recorded(*uploads), Spool(files, 100, {file(0).name or "", file(1).name or ""}), 1, 0.0)
     again = filled.held_out.take()
     assert again is not None and again.key.client_id == "b" and filled.held_out.take() is None
 

@@ -12,7 +12,8 @@ import pytest
 
 from heron_common.errors import CheckpointError
 from heron_proto.v1 import split_training_pb2 as pb
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds import progress
+from heron_server.rounds.trainer_queue import TrainerQueue
 from tests.harness.polling import eventually
 from tests.server.interrupted import joined, take_part, weights_of
 from tests.server.killed_run import Run, begin_round, damage, edit_ledger, undisturbed, unlike, upload_steps
@@ -47,7 +48,7 @@ def test_a_round_that_cannot_be_gone_on_with_is_repeated_as_a_new_attempt(
 
 def save_inside_the_round_at(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
     """Let the trainer write its checkpoint inside a round as soon as so many uploads are done with, and no other."""
-    monkeypatch.setattr(Worklist, "_is_worth_saving", lambda _, attempt: attempt.positions == positions and attempt.covered_bytes() > 0)
+    monkeypatch.setattr(progress, "_is_worth_saving", lambda attempt, _: attempt.positions == positions and attempt.covered_bytes() > 0)
 
 
 def saved_inside(run: Run) -> bool:
@@ -78,7 +79,7 @@ def test_payloads_that_were_to_be_given_up_when_the_server_was_killed_are_remove
 ) -> None:
     # The checkpoint inside the round is written, and nothing was released yet.
     save_inside_the_round_at(monkeypatch, 2)
-    monkeypatch.setattr(Worklist, "open_round_saved", lambda *_: monkeypatch.setattr(Worklist, "_is_worth_saving", lambda *_: False))
+    monkeypatch.setattr(TrainerQueue, "open_round_saved", lambda *_: monkeypatch.setattr(progress, "_is_worth_saving", lambda *_: False))
     run = start()
     begin_round(joined(run.server, "a", "b"), 0, 2)
     run.trained(4)
@@ -186,9 +187,9 @@ def test_an_abandoned_attempt_is_undone_also_where_the_disk_refused_what_it_bega
     begin_round(clients, 1, 2)
     run.trained(4)
     assert unlike(run.tensors(), expected), "the attempt has trained something"
-    coordinator = run.server.parts.coordinator
+    state = run.server.state
     clients[1].stub.Leave(pb.LeaveRequest(session=clients[1].session))
-    eventually(lambda: coordinator.attempt is None and coordinator.closing is None, what="the attempt to be given up")
+    eventually(lambda: state.attempt is None and state.closing is None, what="the attempt to be given up")
     assert unlike(run.tensors(), expected) == []
 
 
@@ -207,12 +208,12 @@ def test_a_checkpoint_inside_a_round_stays_while_the_disk_refuses_the_one_after_
     upload_steps(clients, 0, range(2, 4))
     for place, client in enumerate(clients):
         client.update(weights_of(client, 0, place))
-    coordinator = run.server.parts.coordinator
-    eventually(lambda: coordinator.machine.round.round_index == 1, what="the round to close")
+    state = run.server.state
+    eventually(lambda: state.machine.round.round_index == 1, what="the round to close")
     begin_round(clients, 1, 1)
     run.trained(2)
     clients[1].stub.Leave(pb.LeaveRequest(session=clients[1].session))
-    eventually(lambda: coordinator.attempt is None and coordinator.closing is None, what="the attempt to be given up")
+    eventually(lambda: state.attempt is None and state.closing is None, what="the attempt to be given up")
     server = run.kill()
     eventually(lambda: len(server.parts.worker.rounds) == 1, what="the round to be closed again")
     assert [record.attempt for record in server.parts.worker.rounds] == [0]

@@ -48,7 +48,7 @@ def test_who_left_is_not_waited_for(start: Callable[..., Run]) -> None:
     a, b = joined(run.server, "a", "b")
     a.stub.Leave(pb.LeaveRequest(session=a.session), timeout=20)
     server = run.kill()
-    assert [record.name for record in server.parts.coordinator.registry.live_records()] == ["b"]
+    assert [record.name for record in server.state.registry.live_records()] == ["b"]
     with WireClient(server.target, "a", identity_key="x" * 20) as other:
         other.join()
     b.channel.close()
@@ -62,11 +62,11 @@ def test_a_round_that_was_about_to_open_takes_in_everybody_who_was_there(start: 
     begin_round(clients, 0, 4)
     for place, client in enumerate(clients):
         client.update(weights_of(client, 0, place))
-    run.server.parts.coordinator.drain()
+    run.server.parts.owner.drain()
     run.server.start_training()
-    assert run.server.parts.worker.join(20) and run.server.parts.coordinator.attempt is None
+    assert run.server.parts.worker.join(20) and run.server.state.attempt is None
     server = run.kill()
-    assert server.parts.coordinator.attempt is not None and server.parts.coordinator.attempt.cohort == ("a", "b", "c")
+    assert server.state.attempt is not None and server.state.attempt.cohort == ("a", "b", "c")
 
 
 def test_a_member_that_does_not_come_back_is_dropped_after_a_silence_that_begins_with_the_restart(start: Callable[..., Run]) -> None:
@@ -79,9 +79,9 @@ def test_a_member_that_does_not_come_back_is_dropped_after_a_silence_that_begins
     a.await_assignment()
     server.advance(server.config.rounds.liveness_seconds)
     a.ask()
-    assert server.parts.coordinator.machine.members(MemberStatus.TRAINING) == ("a", "b")
+    assert server.state.machine.members(MemberStatus.TRAINING) == ("a", "b")
     server.advance(0.5)
-    assert server.parts.coordinator.machine.members(MemberStatus.DROPPED) == ("b",)
+    assert server.state.machine.members(MemberStatus.DROPPED) == ("b",)
     assert server.sample("dropped_clients_total", reason="went_silent") == 1
     for step in range(4):
         send(a, step, batch_seed(0, step, 0))
@@ -96,7 +96,7 @@ def test_the_deadline_of_a_round_starts_anew(start: Callable[..., Run]) -> None:
     run.server.advance(90)
     server = run.kill()
     server.advance(90)
-    assert server.parts.coordinator.machine.phase is Phase.TRAINING
+    assert server.state.machine.phase is Phase.TRAINING
     server.advance(11)
     eventually(lambda: server.sample("rounds_abandoned_total") == 1, what="the deadline")
 
@@ -107,10 +107,10 @@ def test_a_finished_run_waits_for_those_who_have_not_heard_of_it(start: Callable
     take_part(run.server, clients, 0)
     clients[0].stub.Leave(pb.LeaveRequest(session=clients[0].session), timeout=20)
     server = run.kill()
-    assert server.parts.coordinator.machine.phase is Phase.FINISHED
-    assert server.parts.coordinator.registry.num_live == 1
+    assert server.state.machine.phase is Phase.FINISHED
+    assert server.state.registry.num_live == 1
     (b,) = joined(server, "b")
     assert b.ask().HasField("finished")
     b.stub.Leave(pb.LeaveRequest(session=b.session), timeout=20)
-    server.parts.reception.wait_until_empty(20)
-    assert server.parts.coordinator.registry.num_live == 0
+    server.parts.owner.wait_until_empty(20)
+    assert server.state.registry.num_live == 0

@@ -26,7 +26,7 @@ DEADLINE, LIVENESS, COHORT_WAIT = 50.0, 30.0, 10.0
 
 
 class RoundLife(RuleBasedStateMachine):
-    """Drives a machine as the coordinator does, and keeps its own books."""
+    """Drives a machine as the owner does, and keeps its own books."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ class RunLife(Life, RuleBasedStateMachine):
     def leave_or_join_again(self, name: str, leaves: bool) -> None:
         device = self.devices[name]
         if leaves:
-            self.call(lambda: self.run.reception.leave(self.record(device), "", 0))
+            self.call(lambda: self.run.owner.leave(self.record(device), "", 0))
         else:
             self.join(name)
 
@@ -103,7 +103,7 @@ class RunLife(Life, RuleBasedStateMachine):
             for device in self.devices.values():
                 if heard and self.is_at_work(device):
                     self.record(device)
-            self.run.coordinator.tick()
+            self.run.owner.tick()
             self.note_ends()
 
     # A round that is skipped while no checkpoint can be written is tried again after a crash, and later ones with it: see docs/reliability-memory.md.
@@ -119,7 +119,7 @@ class RunLife(Life, RuleBasedStateMachine):
         self.note_ends()
         if drains:
             self.disk.refuses = False
-            self.run.coordinator.drain()
+            self.run.owner.drain()
             while self.run.work():
                 pass
             self.run.ledger.sync()
@@ -167,7 +167,7 @@ class RunLife(Life, RuleBasedStateMachine):
 
     @invariant()
     def an_attempt_has_one_number_and_one_cohort(self) -> None:
-        attempt = self.run.coordinator.attempt
+        attempt = self.run.state.attempt
         if attempt is not None:
             reference = attempt.assignment.round
             told = [r for r in self.known.cohorts if r.round_index == reference.round_index]
@@ -176,9 +176,9 @@ class RunLife(Life, RuleBasedStateMachine):
 
     @invariant()
     def the_spool_holds_what_is_needed(self) -> None:
-        run = self.run.coordinator
+        run = self.run.state
         held = [entry for attempt in ([run.attempt] if run.attempt else []) + run._unsettled for entry in attempt.entries()]
-        later = {name for attempt in run._recorded for name in attempt.files()}
+        later = {name for attempt in run.recorded for name in attempt.files()}
         names = {entry.path.name: entry.size_bytes for entry in held}
         assert {name: size for name, size in self.run.files.items() if name not in later} == names
         assert self.run.spool.used_bytes == sum(names.values())
@@ -187,12 +187,12 @@ class RunLife(Life, RuleBasedStateMachine):
     def open_the_books(self) -> None:
         """The ledger's own account, and the files that it names."""
         self.disk.refuses = False
-        run, balance = self.run.coordinator, self.run.ledger.balance()
+        run, balance = self.run.state, self.run.ledger.balance()
         self.note_committed()
         assert balance.accepted == len(self.accepted)
         # A restart sets what no checkpoint covers back to accepted: it waits to be trained again, though its answer is kept and stands.
         waiting = {upload.key for upload in (run.attempt._all_uploads() if run.attempt else []) if not upload.trained}
-        later = {attempt.round for attempt in run._recorded}
+        later = {attempt.round for attempt in run.recorded}
         written = {u.key for attempt in self.run.ledger.attempts() for u in attempt.uploads if u.state == "accepted"}
         assert {key for key in written if key.round not in later} == waiting, "the ledger has something waiting that nobody will train"
         assert balance.waiting == len(written), "something acknowledged is neither trained nor scored nor rejected, and its round is over"

@@ -36,10 +36,10 @@ def test_a_crash_between_a_checkpoint_inside_a_round_and_the_ledger_does_not_rep
     life.begin(RunShape("sflv2", ServerSchedule.SEQUENTIAL, clients=1))
     life.go_on("a", 2)
     life.run.save_inside_round()
-    before = life.run.coordinator.attempt
+    before = life.run.state.attempt
     assert before is not None
     life.crash_or_drain(drains=False)
-    after = life.run.coordinator.attempt
+    after = life.run.state.attempt
     assert after is not None and after.assignment.round == before.assignment.round and after.positions == 2
     check(life)
     life.do_rounds(("a",), in_turn=False, rounds=1)
@@ -128,7 +128,7 @@ def skip_the_round(life: RunLife) -> None:
     life.work(1)
     life.join("a")
     life.leave_or_join_again("a", leaves=True)
-    assert life.run.coordinator.attempt is None or isinstance(life.run.coordinator.closing, AbandonJob)
+    assert life.run.state.attempt is None or isinstance(life.run.state.closing, AbandonJob)
     life.work(40)
     life.run.ledger.sync()
 
@@ -142,14 +142,14 @@ def test_a_payload_that_a_restart_finds_covered_is_named_no_more(life: RunLife) 
     life.work(1)
     life.run.ledger.sync()
     assert life.crash_during(life.run.save_inside_round, 0)
-    assert life.run.coordinator.attempt is not None and life.run.coordinator.attempt.positions == 1
+    assert life.run.state.attempt is not None and life.run.state.attempt.positions == 1
     assert life.run.files == {} and life.run.ledger.attempts()[0].files() == set()
     life.crash()
-    assert life.run.coordinator.attempt is not None
+    assert life.run.state.attempt is not None
     life.go_on("b", 2)
     # Damaged, which undoes the attempt. By the old names uploads would be read from files of others; the trainer compares what it reads with what came.
     life.disk.inside.clear()
-    life.undone.add(life.run.coordinator.attempt.assignment.round)
+    life.undone.add(life.run.state.attempt.assignment.round)
     life.crash()
     life.do_rounds(("a", "b"), in_turn=True, rounds=1)
     assert [entry[:2] for entry in life.run.trainer.rounds[:1]] == [[0, 1]], "the round is repeated, for its payloads were given up"
@@ -161,7 +161,7 @@ def test_a_restart_deletes_what_is_covered_only_once_the_ledger_names_it_no_more
         life.ask(life.devices[name])
     life.go_on("a", 1)
     life.work(1)
-    monkeypatch.setattr(life.run.worklist, "open_round_saved", lambda *_: None)
+    monkeypatch.setattr(life.run.queue, "open_round_saved", lambda *_: None)
     life.run.save_inside_round()
     seen = []
     take_snapshot = life.take_snapshot

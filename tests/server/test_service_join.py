@@ -24,7 +24,7 @@ def test_a_member_is_told_the_run_and_fetches_what_it_needs(serve: Serve) -> Non
     server = serve(trains=False)
     with WireClient(server.target) as client:
         joined = client.join(num_examples=12)
-        assert joined.run_id == server.parts.coordinator.facts.run_id
+        assert joined.run_id == server.state.facts.run_id
         assert tuple(joined.data_specification.input_shape) == (1, 4, 4) and joined.data_specification.num_classes == 3
         assert joined.num_rounds == server.config.run.rounds
         assert 0 < joined.heartbeat_seconds < server.config.rounds.liveness_seconds / 2
@@ -38,7 +38,7 @@ def test_a_member_is_told_the_run_and_fetches_what_it_needs(serve: Serve) -> Non
         assert np.isfinite(np.frombuffer(weights, "<f4")).all()
         assert client.blob(assignment.client_model.sha256, offset=8) == weights[8:]
         assert client.blob(assignment.client_model.sha256, offset=len(weights)) == b""
-        assert server.parts.coordinator.registry.by_name["a"].num_examples == 12
+        assert server.state.registry.by_name["a"].num_examples == 12
 
 
 def test_an_unknown_session_is_refused_everywhere(serve: Serve) -> None:
@@ -66,7 +66,7 @@ def test_another_protocol_version_is_refused_with_both_versions(serve: Serve) ->
             with refused(server, ErrorCode.PROTOCOL_VERSION) as caught:
                 client.join(protocol_version=version)
             assert str(version) in caught.value.details() and str(PROTOCOL_VERSION) in caught.value.details()
-    assert server.parts.coordinator.registry.num_live == 0
+    assert server.state.registry.num_live == 0
 
 
 def test_a_bad_name_or_key_is_refused(serve: Serve) -> None:
@@ -113,7 +113,7 @@ def test_a_full_server_says_when_to_come_back(serve: Serve) -> None:
 
 def test_only_blobs_that_were_named_to_this_client_are_served(serve: Serve) -> None:
     server = serve(trains=False, clients=1)
-    secret = server.parts.coordinator.blobs.put(b"not for clients")
+    secret = server.parts.owner._blobs.put(b"not for clients")
     with WireClient(server.target, "a") as member, WireClient(server.target, "late") as outsider:
         member.join()
         assignment = member.await_assignment()
@@ -132,8 +132,8 @@ def test_a_client_that_left_is_unknown_and_no_longer_waited_for(serve: Serve) ->
         client.join()
         client.await_assignment()
         client.stub.Leave(pb.LeaveRequest(session=client.session, reason="battery", peak_memory_bytes=77))
-        assert server.parts.coordinator.registry.num_live == 0
-        assert server.parts.coordinator.registry.by_name["a"].peak_memory_bytes == 77
+        assert server.state.registry.num_live == 0
+        assert server.state.registry.by_name["a"].peak_memory_bytes == 77
         assert server.sample("dropped_clients_total", reason="left") == 1
         with refused(server, ErrorCode.SESSION_UNKNOWN):
             client.ask()
@@ -158,7 +158,7 @@ def test_payload_bytes_are_counted_by_client_and_metric(serve: Serve) -> None:
         weights = client.blob(assignment.client_model.sha256)
         client.upload(0)
         z, y = client.batch()
-        record = server.parts.coordinator.registry.by_name["a"]
+        record = server.state.registry.by_name["a"]
         eventually(lambda: record.bytes_down["losses"], what="the answer's bytes")
         assert record.bytes_down["weights"] == len(weights)
         assert (record.bytes_up["activations"], record.bytes_up["labels"]) == (z.nbytes, y.nbytes)
@@ -171,7 +171,7 @@ def test_a_client_that_joins_before_the_first_round_may_open_waits(serve: Serve)
     with WireClient(server.target) as client:
         client.join()
         assert client.ask().HasField("wait")
-        server.parts.coordinator.start(server.parts.worker.inputs())
+        server.parts.owner.start(server.parts.worker.inputs())
         assert client.await_assignment().round == pb.RoundReference(round_index=0, attempt=0)
 
 
@@ -187,7 +187,7 @@ def test_a_client_that_goes_silent_outside_a_round_frees_its_name(serve: Serve) 
     server = serve(trains=False, clients=2, min_updates=2)
     with WireClient(server.target) as broken, WireClient(server.target, identity_key="other" * 5) as replacement:
         broken.join()
-        assert server.parts.coordinator.registry.num_live == 1
+        assert server.state.registry.num_live == 1
         server.advance(server.config.rounds.liveness_seconds + 1)
-        assert server.parts.coordinator.registry.num_live == 0
+        assert server.state.registry.num_live == 0
         assert replacement.join().session

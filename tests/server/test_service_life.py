@@ -59,7 +59,7 @@ def test_a_draining_server_admits_nothing_and_keeps_what_is_checkpointed(serve: 
     (client,) = joined(server, "a")
     client.upload(0)
     eventually(lambda: server.untrained == 0, what="the trainer to be idle")
-    server.parts.coordinator.drain()
+    server.parts.owner.drain()
     with WireClient(server.target, "late") as late:
         for call in (client.ask, lambda: client.upload(1), client.update, late.join):
             with refused(server, ErrorCode.DRAINING):
@@ -75,11 +75,11 @@ def test_a_draining_server_closes_the_round_that_is_closing_and_opens_no_other(s
     for step in range(client.assignment.plan.local_steps):
         client.upload(step)
     client.update()
-    server.parts.coordinator.drain()
+    server.parts.owner.drain()
     server.start_training()
     assert server.parts.worker.join(10)
     assert server.sample("rounds_completed_total") == 1
-    assert server.parts.coordinator.attempt is None
+    assert server.state.attempt is None
     assert server.parts.ledger.begun_attempts() == {0: 0}
 
 
@@ -87,11 +87,11 @@ def test_an_unexpected_error_is_internal_and_tells_nothing(serve: Serve, monkeyp
     server = serve(trains=False)
     (client,) = joined(server, "a")
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret /path/to/somewhere")
 
-    monkeypatch.setattr(server.parts.reception, "next_step", fail)
-    monkeypatch.setattr(server.parts.coordinator.spool, "open", fail)
+    monkeypatch.setattr(server.parts.owner, "next_step", fail)
+    monkeypatch.setattr(server.parts.spool, "open", fail)
     for call in (client.ask, lambda: client.upload(0)):
         with refused(server, ErrorCode.INTERNAL) as caught:
             call()
@@ -133,12 +133,12 @@ def test_every_chunk_is_a_sign_of_life(serve: Serve) -> None:
     (client,) = joined(server, "a")
     parts = client.upload_parts(0)
     stream = OpenStream(client).send(parts[0])
-    record = server.parts.coordinator.registry.by_name["a"]
-    eventually(lambda: record.uploading, what="the stream to be admitted")
+    record = server.state.registry.by_name["a"]
+    eventually(lambda: record.stream, what="the stream to be admitted")
     for number, part in enumerate(parts[1:3]):
         server.advance(server.config.rounds.liveness_seconds * 0.9)
         stream.send(part)
-        eventually(lambda n=number: len(record.bytes_up) == n + 2, what="the chunk to be counted")
+        eventually(lambda n=number: len(server.state.registry.by_name["a"].bytes_up) == n + 2, what="the chunk to be counted")
     stream.send(parts[3]).finish()
     assert server.sample("dropped_clients_total", reason="went_silent") == 0
 
@@ -146,18 +146,20 @@ def test_every_chunk_is_a_sign_of_life(serve: Serve) -> None:
 def test_every_piece_of_a_long_download_is_a_sign_of_life(serve: Serve) -> None:
     server = serve(trains=False)
     (client,) = joined(server, "a")
-    coordinator = server.parts.coordinator
     # Far more than the transport reads ahead, so that pieces leave the server while the clock moves.
-    reference = coordinator.blobs.put(bytes(64 << 20))
-    coordinator.facts.blob_kinds[reference.sha256] = "base"
-    sent = coordinator.registry.by_name["a"].bytes_down
+    reference = server.parts.owner._blobs.put(bytes(64 << 20))
+    server.state.facts.blob_kinds[reference.sha256] = "base"
+
+    def sent() -> int:
+        return server.state.registry.by_name["a"].bytes_down.get("base", 0)
+
     parts = iter(client.stub.FetchBlob(pb.FetchBlobRequest(session=client.session, sha256=reference.sha256), timeout=60))
     for _ in range(3):
         server.advance(server.config.rounds.liveness_seconds * 0.9)
-        before = sent.get("base", 0)
+        before = sent()
         for _ in range(16):
             next(parts)
-        eventually(lambda b=before: sent.get("base", 0) > b, what="a piece that leaves after the clock moved")
+        eventually(lambda b=before: sent() > b, what="a piece that leaves after the clock moved")
     server.advance(0.0)
     assert server.sample("dropped_clients_total", reason="went_silent") == 0
 
@@ -171,8 +173,7 @@ def test_an_abandoned_attempt_goes_back_to_the_round_boundary_and_frees_its_uplo
     eventually(lambda: trainer.server_version == 1, what="a server step")
     b.stub.Leave(pb.LeaveRequest(session=b.session))
     # The model is back before the attempt is over, and its uploads are freed last: whoever looks in between sees both in motion.
-    coordinator = server.parts.coordinator
-    eventually(lambda: server.sample("rounds_abandoned_total") == 1 and coordinator.attempt is None, what="the way back")
+    eventually(lambda: server.sample("rounds_abandoned_total") == 1 and server.state.attempt is None, what="the way back")
     assert trainer.server_version == 0
     assert all(torch.equal(value, boundary[name]) for name, value in trainer.tensors().items())
     with refused(server, ErrorCode.ROUND_OVER):
@@ -231,7 +232,7 @@ def test_a_dead_trainer_ends_the_server_even_while_probes_wait(serve: Serve, mon
         drain.start()
         drain.join(5.0)
         hung = drain.is_alive()
-        server.parts.coordinator.drain()
+        server.parts.owner.drain()
         drain.join(10.0)
         assert waiting.exception(timeout=20) is not None
     assert not hung
@@ -271,7 +272,7 @@ def test_a_resumed_server_goes_on_inside_the_round_that_was_open(tmp_path: Path,
             again = client.await_assignment()
             assert again.round == opened.round == pb.RoundReference(round_index=1, attempt=0)
             assert client.blob(again.client_model.sha256) == weights
-            assert second.parts.coordinator.registry.by_name["a"].rounds_completed == 1
+            assert second.state.registry.by_name["a"].rounds_completed == 1
             client.upload(0)
             assert second.sample("uploads_total", outcome="repeated") == 1
             assert second.sample("uploads_total", outcome="trained") == 1, "again, for the checkpoint is older"

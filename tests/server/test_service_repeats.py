@@ -11,9 +11,8 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from heron_common.assignment import UploadKey
 from heron_common.error_catalog import RETRY_PUSHBACK_METADATA, ErrorCode
-from heron_server.rounds.intake import Intake
+from heron_server.rounds.admission import UploadHeader
 from heron_server.rounds.orphaned_streams import STALLED_STREAM_SECONDS
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
@@ -85,8 +84,8 @@ def test_a_second_stream_while_one_is_open_is_busy_and_harms_nobody(serve: Serve
     (client,) = joined(server, "a")
     parts = client.upload_parts(0)
     first = OpenStream(client).send(parts[0])
-    record = server.parts.coordinator.registry.by_name["a"]
-    eventually(lambda: record.uploading, what="the first stream to be admitted")
+    record = server.state.registry.by_name["a"]
+    eventually(lambda: record.stream, what="the first stream to be admitted")
     with refused(server, ErrorCode.STREAM_BUSY) as caught:
         client.upload(1)
     assert int(metadata_of(caught.value)[RETRY_PUSHBACK_METADATA]) > 0
@@ -101,15 +100,15 @@ def test_the_stream_of_a_replaced_session_ends_and_does_not_free_the_new_ones_pl
     (old,) = joined(server, "a")
     old_parts = old.upload_parts(0)
     stream = OpenStream(old).send(old_parts[0])
-    record = server.parts.coordinator.registry.by_name["a"]
-    eventually(lambda: record.uploading, what="the old stream to be admitted")
+    record = server.state.registry.by_name["a"]
+    eventually(lambda: record.stream, what="the old stream to be admitted")
     (new,) = joined(server, "a")
     new_parts = new.upload_parts(0)
     current = OpenStream(new).send(new_parts[0])
-    eventually(lambda: record.uploading, what="the new stream to be admitted")
+    eventually(lambda: record.stream, what="the new stream to be admitted")
     with pytest.raises(Exception, match="session is over"):
         stream.send(*old_parts[1:]).finish()
-    assert record.uploading
+    assert record.stream is not None
     with refused(server, ErrorCode.STREAM_BUSY):
         new.upload(1)
     current.send(*new_parts[1:]).finish()
@@ -118,7 +117,7 @@ def test_the_stream_of_a_replaced_session_ends_and_does_not_free_the_new_ones_pl
 def test_a_full_spool_asks_to_come_back(serve: Serve) -> None:
     server = serve(trains=False)
     (client,) = joined(server, "a")
-    with server.parts.coordinator.spool.open(server.config.storage.spool_bytes):
+    with server.parts.spool.open(server.config.storage.spool_bytes):
         with refused(server, ErrorCode.SPOOL_FULL) as caught:
             client.upload(0)
         assert int(metadata_of(caught.value)[RETRY_PUSHBACK_METADATA]) > 0
@@ -128,7 +127,7 @@ def test_a_full_spool_asks_to_come_back(serve: Serve) -> None:
 def test_every_retryable_refusal_says_when_to_come_back_in_both_ways(serve: Serve) -> None:
     server = serve(trains=False)
     (client,) = joined(server, "a")
-    with server.parts.coordinator.spool.open(server.config.storage.spool_bytes), refused(server, ErrorCode.SPOOL_FULL) as named:
+    with server.parts.spool.open(server.config.storage.spool_bytes), refused(server, ErrorCode.SPOOL_FULL) as named:
         client.upload(0)
     # A stream that ends early names no time of its own.
     with refused(server, ErrorCode.TRUNCATED) as unnamed:
@@ -154,7 +153,7 @@ def test_a_stream_without_a_header_does_not_keep_its_thread(serve: Serve) -> Non
     server = serve(trains=False)
     (client,) = joined(server, "a")
     stream = OpenStream(client)
-    eventually(lambda: server.parts.coordinator.orphaned_streams, what="the stream to begin")
+    eventually(lambda: server.state.orphaned_streams, what="the stream to begin")
     server.advance(STALLED_STREAM_SECONDS)
     with pytest.raises(grpc.RpcError) as caught:
         stream.call.result()
@@ -167,7 +166,7 @@ def test_a_stream_without_a_header_does_not_keep_its_thread(serve: Serve) -> Non
 def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Serve) -> None:
     server = serve(trains=False, clients=2, server_schedule="lockstep")
     a, b = joined(server, "a", "b")
-    with server.parts.coordinator.spool.open(server.config.storage.spool_bytes):
+    with server.parts.spool.open(server.config.storage.spool_bytes):
         with refused(server, ErrorCode.SPOOL_FULL):
             b.upload(0)
         a.upload(0)
@@ -176,7 +175,7 @@ def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Ser
 def test_an_upload_larger_than_the_whole_spool_is_not_told_to_come_back_for_ever(serve: Serve) -> None:
     server = serve(trains=False)
     (client,) = joined(server, "a")
-    server.parts.coordinator.spool.budget_bytes = 10
+    server.parts.spool.budget_bytes = 10
     assert server.spooled_bytes == 0, "waiting changes nothing"
     try:
         client.upload(0)
@@ -228,7 +227,7 @@ def test_probes_without_an_upload_step_are_judged_but_not_trained_on(serve: Serv
 @pytest.mark.parametrize(
     ("end", "code"),
     [
-        (lambda server: server.parts.coordinator.drain(), ErrorCode.DRAINING),
+        (lambda server: server.parts.owner.drain(), ErrorCode.DRAINING),
         (lambda server: server.advance(server.config.rounds.liveness_seconds + 1), ErrorCode.ROUND_OVER),
     ],
 )
@@ -247,20 +246,26 @@ def test_accepting_an_upload_twice_from_two_streams_keeps_one(serve: Serve) -> N
     """A client's new process may send what its old one is still sending."""
     server = serve(trains=False)
     (client,) = joined(server, "a")
-    coordinator = server.parts.coordinator
-    intake, record, attempt = Intake(coordinator), coordinator.registry.by_name["a"], coordinator.attempt
+    receiver, attempt = server.parts.receiver, server.state.attempt
     assert attempt is not None
     payload = b"".join(m.chunk.data for m in client.upload_parts(0)[1:3])
-    of_step = UploadKey(attempt.assignment.round, "a", attempt.purpose, 0)
-    tickets = []
+    header = UploadHeader(
+        session=client.session,
+        speaker="",
+        run_id=client.run_id,
+        round=attempt.assignment.round,
+        tensors=attempt.upload_specs,
+        total_bytes=len(payload),
+        purpose=attempt.purpose,
+    )
+    streams = []
     for _ in range(2):
-        tickets.append(intake.admit_upload(record, client.run_id, of_step, 0, attempt.upload_specs, len(payload)))
-        intake.release(tickets[-1])
-    for ticket in tickets:
-        assert ticket.writer is not None
-        with ticket.writer:
-            ticket.writer.write(payload)
-            intake.accept_upload(ticket, "digest")
+        streams.append(receiver.open_upload(header))
+        server.parts.owner.release(streams[-1].admitted.stream)
+    for incoming in streams:
+        with incoming:
+            incoming.take("activations", payload)
+            receiver.accept_upload(incoming, "digest")
     assert server.spooled_bytes == len(payload) and len(server.spooled_files) == 1
 
 

@@ -49,7 +49,7 @@ def calls_of(stub_of: WireClient) -> Iterator[Callable[[], object]]:
 
 def assert_discloses_nothing(error: grpc.RpcError, server: RunningServer, *names: str) -> None:
     said = f"{error.details()} {metadata_of(error)}"
-    facts = server.parts.coordinator.facts
+    facts = server.state.facts
     for secret in (facts.run_id, facts.data.name, *(p.blob.sha256 for p in facts.programs), *names):
         assert secret not in said
 
@@ -61,7 +61,7 @@ def test_a_device_with_a_certificate_takes_part(secured: RunningServer, authorit
         for wire in (one, two):
             wire.run_round()
             assert health_of(wire.channel) == health_pb2.HealthCheckResponse.SERVING
-    assert set(secured.parts.coordinator.registry.by_name) == {"bed-1", "bed-2"}
+    assert set(secured.state.registry.by_name) == {"bed-1", "bed-2"}
 
 
 def strangers(authority: Authority, other: Authority) -> dict[str, Credentials | None]:
@@ -92,7 +92,7 @@ def test_the_handshake_refuses_strangers_before_any_call(secured: RunningServer,
             plain.join()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert_discloses_nothing(caught.value, secured, "bed-9")
-    assert set(secured.parts.coordinator.registry.by_name) == {"bed-9"}
+    assert set(secured.state.registry.by_name) == {"bed-9"}
 
 
 def test_a_device_cannot_take_anothers_name(secured: RunningServer, authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
@@ -101,7 +101,7 @@ def test_a_device_cannot_take_anothers_name(secured: RunningServer, authority: A
             with refused(secured, ErrorCode.IDENTITY_MISMATCH) as caught:
                 thief.join(client_name=claimed)
             assert_discloses_nothing(caught.value, secured)
-    assert secured.parts.coordinator.registry.by_name == {}
+    assert secured.state.registry.by_name == {}
     lines = [vars(record) for record in caplog.records if "another's name" in record.getMessage()]
     assert [(line["certificate"], line["claimed"]) for line in lines] == [("bed-1", claimed) for claimed in ("bed-2", "", "bed-1 ")]
 
@@ -113,7 +113,7 @@ def test_a_stolen_session_is_worth_nothing(secured: RunningServer, authority: Au
         owner.await_assignment()
         for field in ("session", "run_id", "assignment"):
             setattr(thief, field, getattr(owner, field))
-        before = len(secured.parts.coordinator.registry.live_records())
+        before = len(secured.state.registry.live_records())
         for call in calls_of(thief):
             caplog.clear()
             with refused(secured, ErrorCode.IDENTITY_MISMATCH) as caught:
@@ -122,7 +122,7 @@ def test_a_stolen_session_is_worth_nothing(secured: RunningServer, authority: Au
             (line,) = [vars(record) for record in caplog.records if record.levelno == logging.WARNING]
             assert (line["certificate"], line["session_of"]) == ("bed-2", "bed-1")
         # The owner goes on as if nothing had happened.
-        assert len(secured.parts.coordinator.registry.live_records()) == before
+        assert len(secured.state.registry.live_records()) == before
         for step in range(owner.assignment.plan.local_steps):
             owner.upload(step)
         owner.update()
@@ -140,7 +140,7 @@ def test_a_thief_does_not_keep_a_silent_device_alive(secured: RunningServer, aut
             thief.session = stolen
             with refused(secured, ErrorCode.IDENTITY_MISMATCH):
                 thief.ask()
-        assert [record.name for record in secured.parts.coordinator.registry.live_records()] == ["bed-2"]
+        assert [record.name for record in secured.state.registry.live_records()] == ["bed-2"]
 
 
 def test_a_visit_belongs_to_its_certificate_too(secured: RunningServer, authority: Authority) -> None:

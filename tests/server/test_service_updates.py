@@ -41,7 +41,7 @@ def ready(server: RunningServer) -> WireClient:
 
 def await_close(server: RunningServer) -> None:
     """Wait until round 0 is averaged, checkpointed and done with."""
-    eventually(lambda: server.parts.coordinator.machine.round.round_index == 1, what="the round to close")
+    eventually(lambda: server.state.machine.round.round_index == 1, what="the round to close")
     assert server.sample("rounds_completed_total") == 1
 
 
@@ -151,7 +151,7 @@ def test_a_repeated_update_is_fine_even_after_its_round_was_closed(serve: Serve)
     assert client.await_assignment(after=client.assignment.round).round.round_index == 1
     client.stub.SubmitUpdate(iter(parts), timeout=20)
     assert server.sample("rounds_completed_total") == 1 and server.spooled_bytes == 0
-    assert server.parts.coordinator.registry.by_name["a"].rounds_completed == 1
+    assert server.state.registry.by_name["a"].rounds_completed == 1
 
 
 def test_a_second_update_with_other_bytes_is_refused_and_the_first_stands(serve: Serve) -> None:

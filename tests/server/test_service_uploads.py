@@ -190,7 +190,7 @@ def test_chunks_may_be_as_small_as_an_element_or_empty(arena: Arena) -> None:
 def test_the_spooled_payload_is_the_one_that_was_sent(arena: Arena) -> None:
     step = arena.step()
     arena.client.send_upload(arena.good(step))
-    attempt = arena.server.parts.coordinator.attempt
+    attempt = arena.server.state.attempt
     assert attempt is not None
     (upload,) = [u for u in attempt.uploads.values() if u.key.local_step == step]
     assert upload.sha256 == hashlib.sha256(b"".join(arena.payload(step))).hexdigest()
@@ -202,7 +202,7 @@ def test_a_message_beyond_the_cap_does_not_reach_the_service(arena: Arena) -> No
     files = arena.server.spooled_files
     with pytest.raises(Exception, match=r"larger than max|RESOURCE_EXHAUSTED"):
         arena.client.send_upload(messages)
-    eventually(lambda: not arena.server.parts.coordinator.registry.by_name["a"].uploading, what="the stream to end")
+    eventually(lambda: not arena.server.state.registry.by_name["a"].stream, what="the stream to end")
     assert arena.server.spooled_files == files
     arena.client.send_upload(arena.good(step))
 
@@ -210,12 +210,12 @@ def test_a_message_beyond_the_cap_does_not_reach_the_service(arena: Arena) -> No
 @pytest.mark.parametrize("sent", [1, 2, 3])
 def test_a_cancelled_upload_leaves_nothing_behind(arena: Arena, sent: int) -> None:
     step = arena.step()
-    record = arena.server.parts.coordinator.registry.by_name["a"]
+    record = arena.server.state.registry.by_name["a"]
     used, files = arena.server.spooled_bytes, arena.server.spooled_files
     stream = OpenStream(arena.client).send(*arena.good(step)[:sent])
-    eventually(lambda: record.uploading, what="the stream to be admitted")
+    eventually(lambda: record.stream, what="the stream to be admitted")
     assert arena.server.spooled_bytes - used == sum(map(len, arena.payload(step))), "room is reserved by the header"
     stream.cancel()
-    eventually(lambda: not record.uploading and arena.server.spooled_bytes == used, what="the reservation to be freed")
+    eventually(lambda: record.stream is None and arena.server.spooled_bytes == used, what="the reservation to be freed")
     assert arena.server.spooled_files == files
     arena.client.send_upload(arena.good(step))

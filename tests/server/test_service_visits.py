@@ -21,22 +21,22 @@ TOKENIZER = b'{"a": "tokenizer"}' * 100
 
 
 def serve_tokenizer(server: RunningServer) -> str:
-    coordinator = server.parts.coordinator
-    sha256 = coordinator.blobs.put(TOKENIZER).sha256
+    state = server.state
+    sha256 = server.parts.owner._blobs.put(TOKENIZER).sha256
     reference = BlobReference(sha256, len(TOKENIZER))
-    coordinator.facts = dataclasses.replace(coordinator.facts, data=dataclasses.replace(coordinator.facts.data, tokenizer=reference))
+    state.facts = dataclasses.replace(state.facts, data=dataclasses.replace(state.facts.data, tokenizer=reference))
     return sha256
 
 
 def test_a_visit_opens_no_round_and_is_in_no_list(serve: Serve) -> None:
     server = serve(trains=False)
-    coordinator = server.parts.coordinator
+    state = server.state
     with WireClient(server.target) as visitor:
         joined = visitor.join(only_checks=True, num_examples=7)
-        assert joined.run_id == coordinator.facts.run_id
+        assert joined.run_id == state.facts.run_id
         assert tuple(joined.data_specification.input_shape) == (1, 4, 4)
-        assert coordinator.machine.phase is Phase.WAITING
-        assert (coordinator.machine.live, coordinator.registry.by_name) == ((), {})
+        assert state.machine.phase is Phase.WAITING
+        assert (state.machine.live, state.registry.by_name) == ((), {})
         assert not visitor.ask().HasField("assignment")
         visitor.stub.Leave(pb.LeaveRequest(session=visitor.session, reason="checked its data"), timeout=DEADLINE)
         with refused(server, ErrorCode.SESSION_UNKNOWN):
@@ -74,7 +74,7 @@ def test_the_tokenizer_is_served_to_members_and_visitors(serve: Serve, only_chec
 
 def test_the_oldest_visit_is_forgotten_for_a_new_one(serve: Serve) -> None:
     server = serve(trains=False)
-    registry = server.parts.coordinator.registry
+    registry = server.state.registry
     first = registry.visit().session
     later = [registry.visit().session for _ in range(MAX_VISITS)]
     assert registry.visitor(first) is None

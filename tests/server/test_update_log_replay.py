@@ -102,11 +102,11 @@ def logging_server(serve: Serve, **options: Any) -> RunningServer:
 
 
 def closed(server: RunningServer, rounds: int = 1) -> None:
-    eventually(lambda: server.parts.coordinator.machine.round.round_index == rounds, what="the round to close")
+    eventually(lambda: server.state.machine.round.round_index == rounds, what="the round to close")
 
 
 def mismatches(server: RunningServer, name: str = "a") -> tuple[float, int]:
-    return server.sample("log_mismatches_total"), server.parts.coordinator.registry.by_name[name].log_mismatches
+    return server.sample("log_mismatches_total"), server.state.registry.by_name[name].log_mismatches
 
 
 def test_the_next_round_starts_where_the_replayed_log_arrives(serve: Serve, tiny_model: SplitModel) -> None:

@@ -1,4 +1,4 @@
-"""One attempt at a round: which uploads and updates it expects, which it has, which are trained. Guarded by the coordinator's lock."""
+"""One attempt at a round: which uploads and updates it expects, which it has, which are trained. Part of the owner's state."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Attempt:
     """How many uploads training, scoring and rejections are done with."""
 
     def __post_init__(self) -> None:
+        self._by_client: dict[str, list[AcceptedUpload]] = {}
         self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
         # Of the longest texts, where they have several lengths.
         self.upload_specs = upload_specs(self.assignment.plan, self.model)
@@ -130,6 +131,7 @@ class Attempt:
             self.held_out.accept(upload)
             return
         self.uploads[upload.key] = upload
+        self._by_client.setdefault(upload.key.client_id, []).append(upload)
         if not upload.trained:
             self.order.arrived(UploadSlot(upload.key.client_id, upload.key.local_step))
         self.held_out.ended(upload.key.client_id)
@@ -148,8 +150,8 @@ class Attempt:
 
     def acknowledged(self, client_id: str, before_step: int | None = None) -> None:
         """Note that a client has lambda of its uploads before a step (or all) by now."""
-        for key, upload in self.uploads.items():
-            if key.client_id == client_id and (before_step is None or key.local_step < before_step):
+        for upload in self._by_client.get(client_id, ()):
+            if before_step is None or upload.key.local_step < before_step:
                 upload.arrived = True
 
     def next_position(self) -> int:
@@ -191,7 +193,7 @@ class Attempt:
 
         """
         plan = self.assignment.plan
-        came = sum(key.client_id == client_id for key in self.uploads)
+        came = len(self._by_client.get(client_id, ()))
         if steps != plan.local_steps or came != len(plan.sending_steps):
             raise RefusedError(
                 ErrorCode.UPDATE_INCOMPLETE,
@@ -209,7 +211,7 @@ class Attempt:
     def rows_of(self, client_id: str) -> int:
         """Return how many rows the server received from a client for training."""
         plan = self.assignment.plan
-        return plan.batch_size * sum(key.client_id == client_id and plan.uploads_at(key.local_step) for key in self.uploads)
+        return plan.batch_size * sum(plan.uploads_at(upload.key.local_step) for upload in self._by_client.get(client_id, ()))
 
     def entries(self) -> list[SpoolEntry]:
         """Return every spool entry that this attempt still holds."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from heron_common.assignment import Assignment
+from heron_common.assignment import Assignment, BlobReference
 from heron_common.ids import RoundReference
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.facts import RunFacts
@@ -13,26 +15,42 @@ from heron_server.rounds.reopening import inputs_digest
 from heron_server.storage.blobs import BlobStore
 
 
-def begin_attempt(
-    facts: RunFacts, num_rounds: int, blobs: BlobStore, inputs: RoundInputs, reference: RoundReference, cohort: tuple[str, ...]
-) -> tuple[Attempt, str]:
-    """Return an attempt that starts from `inputs`, whose weights go into `blobs`, and the digest of those."""
-    plan = facts.algorithm.plan_for_round(reference.round_index, num_rounds, inputs.rests)
-    own = [name for name in cohort if plan.needs_head and name in inputs.heads]
+@dataclass(frozen=True)
+class PreparedInputs:
+    """What a round starts from, and its weights as the blobs that clients fetch."""
+
+    inputs: RoundInputs
+    front: BlobReference
+    head: BlobReference
+    statistics: BlobReference | None
+    heads: dict[str, BlobReference]
+
+
+def prepare(inputs: RoundInputs, blobs: BlobStore) -> PreparedInputs:
+    """Put the weights of `inputs` into `blobs`; digests take their time, so not under anybody's lock."""
     moving = [inputs.statistics] if inputs.statistics else []
-    front, head, *others = blobs.put_round([inputs.front, inputs.head, *moving, *(inputs.heads[name] for name in own)])
-    statistics, heads = (others[0] if moving else None), others[len(moving) :]
+    front, head, *others = blobs.put_round([inputs.front, inputs.head, *moving, *inputs.heads.values()])
+    own = dict(zip(inputs.heads, others[len(moving) :], strict=True))
+    return PreparedInputs(inputs, front, head, others[0] if moving else None, own)
+
+
+def begin_attempt(
+    facts: RunFacts, num_rounds: int, prepared: PreparedInputs, reference: RoundReference, cohort: tuple[str, ...]
+) -> tuple[Attempt, str]:
+    """Return an attempt that starts from what was prepared, and the digest of that."""
+    inputs = prepared.inputs
+    plan = facts.algorithm.plan_for_round(reference.round_index, num_rounds, inputs.rests)
+    heads = {name: prepared.heads[name] for name in cohort if plan.needs_head and name in prepared.heads}
     assignment = Assignment(
         reference,
         plan,
-        front,
-        head if plan.needs_head else None,
+        prepared.front,
+        prepared.head if plan.needs_head else None,
         inputs.scales,
         inputs.second_moment,
         inputs.derivative_quantile,
-        statistics,
+        prepared.statistics,
     )
     start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
-    by_client = dict(zip(own, heads, strict=True))
-    attempt = Attempt(assignment, facts.model, cohort, facts.algorithm.schedule, start, by_client, facts.evaluation_batches)
-    return attempt, inputs_digest(assignment, {name: blob.sha256 for name, blob in by_client.items()})
+    attempt = Attempt(assignment, facts.model, cohort, facts.algorithm.schedule, start, heads, facts.evaluation_batches)
+    return attempt, inputs_digest(assignment, {name: blob.sha256 for name, blob in heads.items()})

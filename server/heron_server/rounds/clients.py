@@ -1,10 +1,11 @@
-"""The clients of a run: names, sessions, identities, and what each sent, received and reported. Guarded by the coordinator's lock."""
+"""The clients of a run: names, sessions, identities, and what each sent, received and reported. Part of the owner's state."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -29,6 +30,20 @@ MAX_LOSSES = 4096
 """Losses kept for a client that does not say which ones it has seen; it misses the oldest then."""
 
 
+@dataclass(eq=False)
+class ClientStream:
+    """A stream of a client that is under way; `over` is what its next chunk hears once what it belongs to is over."""
+
+    client: ClientRecord
+    cancel: Callable[[], object] | None
+    over: RefusedError | None = None
+
+    def check_open(self) -> None:
+        """Refuse the rest of a stream whose round or session is over."""
+        if self.over is not None:
+            raise self.over
+
+
 @dataclass
 class ClientRecord:
     """One client: its present session and its tally over the run."""
@@ -40,9 +55,10 @@ class ClientRecord:
     """The name on the certificate that opened the session, the only one that may use it; nothing without TLS."""
     session: str = ""
     live: bool = False
-    uploading: str = ""
-    """The token of the stream that is open, or nothing."""
-    cancel_stream: Callable[[], None] | None = None
+    heard_at: float = -math.inf
+    """When it last sent anything, which every message notes without a lock."""
+    stream: ClientStream | None = None
+    """The one that is open."""
     num_examples: int = 0
     version: str = ""
     rounds_completed: int = 0
@@ -58,7 +74,7 @@ class ClientRecord:
 
     def open_session(self, session: str) -> None:
         """Begin a session; losses are numbered from its start."""
-        self.session, self.live, self.uploading = session, True, ""
+        self.session, self.live = session, True
         self._losses.clear()
         self._losses_dropped = 0
 
@@ -93,6 +109,8 @@ class ClientRegistry:
 
     def __init__(self, max_clients: int) -> None:
         self._max_clients = max_clients
+        self.warn: Callable[..., None] = _warn
+        """Says what an operator should know; not to be called under a lock that others wait for, so that the owner has another."""
         self.by_name: dict[str, ClientRecord] = {}
         self.forgotten = ClientRecord(FORGOTTEN, identity_sha256="", stands_for=0)
         self._live: dict[str, ClientRecord] = {}
@@ -108,7 +126,7 @@ class ClientRegistry:
 
         """
         if speaker and name != speaker:
-            log.warning("refused a client that calls itself by another's name", extra={"certificate": speaker, "claimed": name[:120]})
+            self.warn("refused a client that calls itself by another's name", certificate=speaker, claimed=name[:120])
             raise RefusedError(
                 ErrorCode.IDENTITY_MISMATCH,
                 f"this certificate is for {speaker!r}, and a client goes by the name on its certificate: leave --name out",
@@ -129,7 +147,7 @@ class ClientRegistry:
                     ErrorCode.NAME_IN_USE,
                     f"a live client is called {name!r} already: choose another --name, or stop the other client first",
                 )
-            log.warning("a device joined beside itself: it lost its state, or two devices share one certificate", extra={"client": name})
+            self.warn("a device joined beside itself: it lost its state, or two devices share one certificate", client=name)
         if (record is None or not record.live) and len(self._live) >= self._max_clients:
             raise RefusedError(
                 ErrorCode.TOO_MANY_CLIENTS, f"this server serves at most {self._max_clients} clients: raise its --max-clients", 10.0
@@ -209,7 +227,7 @@ class ClientRegistry:
         """
         record = self._by_session.get(session)
         if record is None:
-            raise RefusedError(ErrorCode.SESSION_UNKNOWN, "this session is over or was never opened on this server: join again")
+            raise session_over()
         return record
 
     def check_speaker(self, record: ClientRecord, speaker: str) -> None:
@@ -220,7 +238,7 @@ class ClientRegistry:
 
         """
         if record.speaker != speaker:
-            log.warning("refused a device that uses another's session", extra={"certificate": speaker, "session_of": record.speaker})
+            self.warn("refused a device that uses another's session", certificate=speaker, session_of=record.speaker)
             raise RefusedError(
                 ErrorCode.IDENTITY_MISMATCH,
                 "this session was opened with another certificate, and no device speaks for another: join first",
@@ -243,3 +261,12 @@ class ClientRegistry:
     def num_live(self) -> int:
         """How many clients are live."""
         return len(self._live)
+
+
+def session_over() -> RefusedError:
+    """Return the refusal of a session that is not open."""
+    return RefusedError(ErrorCode.SESSION_UNKNOWN, "this session is over or was never opened on this server: join again")
+
+
+def _warn(message: str, **fields: object) -> None:
+    log.warning(message, extra=fields)

@@ -1,4 +1,4 @@
-"""Uploads of held-out samples in one attempt: kept apart from those that are trained on, scored, and forgotten. Guarded by the coordinator's lock."""
+"""Uploads of held-out samples in one attempt: kept apart from those that are trained on, scored, and forgotten. Part of the owner's state."""
 
 from __future__ import annotations
 

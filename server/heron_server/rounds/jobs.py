@@ -1,4 +1,4 @@
-"""What the coordinator asks of the trainer's thread, and what a round starts from."""
+"""What the owner of the round asks of the trainer's thread, and what a round starts from."""
 
 from __future__ import annotations
 

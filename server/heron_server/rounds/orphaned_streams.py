@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition
 
 from heron_common.clock import Clock
 
@@ -13,36 +13,35 @@ STALLED_STREAM_SECONDS = 5.0
 
 
 class OrphanedStreams:
-    """Cancellations that are due some time after they were added. Hold the lock of `changed` around everything but `awaiting_header`."""
+    """Cancellations that are due some time after they were added. Needs no lock: each has a place of its own."""
 
-    def __init__(self, clock: Clock, changed: Condition) -> None:
-        self._clock, self._changed = clock, changed
-        self._orphans: list[tuple[float, Callable[[], None]]] = []
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._orphans: dict[int, tuple[float, Callable[[], object]]] = {}
+        self._places = itertools.count()
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._orphans)
 
-    def add(self, cancel: Callable[[], None]) -> None:
-        """What a stream belongs to is over."""
-        self._orphans.append((self._clock.now(), cancel))
+    def add(self, cancel: Callable[[], object]) -> int:
+        """What a stream belongs to is over; return its place."""
+        place = next(self._places)
+        self._orphans[place] = (self._clock.now(), cancel)
+        return place
 
     @contextmanager
-    def awaiting_header(self, cancel: Callable[[], None]) -> Iterator[None]:
+    def awaiting_header(self, cancel: Callable[[], object]) -> Iterator[None]:
         """A stream has begun, and nobody knows whose it is until its header is there: it does not keep its thread for long."""
-        with self._changed:
-            begun = (self._clock.now(), cancel)
-            self._orphans.append(begun)
+        place = self.add(cancel)
         try:
             yield
         finally:
-            with self._changed:
-                self._orphans = [orphan for orphan in self._orphans if orphan is not begun]
+            self._orphans.pop(place, None)
 
     def cancel_stalled(self) -> None:
         """Cancel those that had their time."""
         now = self._clock.now()
-        due = [cancel for since, cancel in self._orphans if now - since >= STALLED_STREAM_SECONDS]
-        self._orphans = [(since, cancel) for since, cancel in self._orphans if now - since < STALLED_STREAM_SECONDS]
-        for cancel in due:
-            cancel()
+        for place, (since, cancel) in self._orphans.copy().items():
+            if now - since >= STALLED_STREAM_SECONDS and self._orphans.pop(place, None) is not None:
+                cancel()

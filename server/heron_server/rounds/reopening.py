@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 from heron_common.assignment import Assignment, UploadPurpose
+from heron_common.errors import StorageError
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.state import MemberStatus
@@ -37,37 +39,38 @@ def member_statuses(recorded: RecordedAttempt) -> dict[str, MemberStatus]:
     return statuses
 
 
-def refill(attempt: Attempt, recorded: RecordedAttempt, spool: Spool, covered: int, now: float) -> None:
-    """Put everything that was acknowledged into an attempt again; the first `covered` in the order of training are not trained again.
+@dataclass(frozen=True)
+class RecoveredFiles:
+    """The payloads of a recorded attempt, taken up again; `problem` says why it cannot be gone on with, and nothing is held then."""
 
-    Raises:
-        StorageError: a payload is gone or damaged; nothing of the spool is held then.
+    entries: dict[str, SpoolEntry]
+    problem: str = ""
 
-    """
-    held: list[SpoolEntry] = []
 
-    def take(file: StoredFile | None, needed: bool, owner: str = "") -> SpoolEntry | None:
-        if file is None or file.name is None or not needed:
-            return None
-        held.append(spool.recover(file.name, file.size_bytes, owner))
-        return held[-1]
-
+def recover(recorded: RecordedAttempt, spool: Spool, covered: int) -> RecoveredFiles:
+    """Take up what was acknowledged and is still needed: not what the first `covered` uploads in the order of training held."""
+    entries: dict[str, SpoolEntry] = {}
+    wanted = [(upload.payload, upload.key.client_id) for upload in recorded.uploads if not _is_covered(upload, covered)]
+    wanted += [(upload.cut_gradient, "") for upload in recorded.uploads if upload.cut_gradient is not None]
+    wanted += [(update.payload, "") for update in recorded.updates if update.payload is not None]
     try:
-        uploads = [
-            _upload(
-                upload,
-                covered,
-                take(upload.payload, not _is_covered(upload, covered), upload.key.client_id),
-                take(upload.cut_gradient, True),
-                now,
-            )
-            for upload in recorded.uploads
-        ]
-        updates = [AcceptedUpdate(u.client_id, u.sha256, take(u.payload, True), u.statistics, u.log) for u in recorded.updates]
-    except BaseException:
-        for entry in held:
+        for file, owner in wanted:
+            if file.name is not None:
+                entries[file.name] = spool.recover(file.name, file.size_bytes, owner)
+    except StorageError as exc:
+        for entry in entries.values():
             spool.release(entry)
-        raise
+        return RecoveredFiles({}, str(exc))
+    return RecoveredFiles(entries)
+
+
+def refill(attempt: Attempt, recorded: RecordedAttempt, files: RecoveredFiles, covered: int, now: float) -> None:
+    """Put everything that was acknowledged into an attempt again; the first `covered` in the order of training are not trained again."""
+
+    def entry_of(file: StoredFile | None) -> SpoolEntry | None:
+        return None if file is None or file.name is None else files.entries.get(file.name)
+
+    uploads = [_upload(upload, covered, entry_of(upload.payload), entry_of(upload.cut_gradient), now) for upload in recorded.uploads]
     for upload in uploads:
         attempt.accept_upload(upload)
     attempt.order.skip(
@@ -76,8 +79,10 @@ def refill(attempt: Attempt, recorded: RecordedAttempt, spool: Spool, covered: i
         if upload.trained and upload.key.purpose is not UploadPurpose.EVALUATE
     )
     attempt.positions = covered
-    for update in updates:
-        attempt.updates[update.client_id] = update
+    for update in recorded.updates:
+        attempt.updates[update.client_id] = AcceptedUpdate(
+            update.client_id, update.sha256, entry_of(update.payload), update.statistics, update.log
+        )
     for name, status in member_statuses(recorded).items():
         if status is not MemberStatus.TRAINING:
             attempt.ended(name)

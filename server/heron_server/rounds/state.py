@@ -178,6 +178,11 @@ class RoundMachine:
         """Names of cohort members with this status, sorted."""
         return tuple(sorted(name for name, s in self.cohort.items() if s is status))
 
+    def heard(self, client_id: str, at: float) -> None:
+        """Note when a live client was last heard of; the next tick looks at it."""
+        if at > self._last_seen.get(client_id, at):
+            self._last_seen[client_id] = at
+
     def seen(self, client_id: str, now: float) -> list[Effect]:
         """Any message of a client is a sign of life."""
         self._last_seen[client_id] = now

@@ -18,7 +18,7 @@ from heron_common.grpc_options import STREAMS_PER_CLIENT, server_options
 from heron_common.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
-from heron_server.service.interceptors import ErrorInterceptor
+from heron_server.service.interceptors import ErrorInterceptor, Remembering
 from heron_server.service.seals import SealInterceptor
 from heron_server.service.servicer import Servicer
 
@@ -57,7 +57,7 @@ class NetworkServer:
         threads = STREAMS_PER_CLIENT * max_clients + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         errors = ErrorInterceptor(on_refusal, before_answer)
-        interceptors: list[grpc.ServerInterceptor] = [errors, *([tls.guard] if tls is not None else ()), SealInterceptor()]
+        interceptors: list[grpc.ServerInterceptor] = [Remembering(), errors, *([tls.guard] if tls is not None else ()), SealInterceptor()]
         self._server = grpc.server(self._pool, interceptors=interceptors, options=server_options(timing), maximum_concurrent_rpcs=threads)
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)

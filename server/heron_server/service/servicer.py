@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
-from heron_common.assignment import EVALUATION_KIND, DataSpecification, UploadKey, UploadPurpose
+from heron_common.assignment import EVALUATION_KIND, DataSpecification, UploadPurpose
 from heron_common.chunks import USUAL_CHUNK_BYTES, StreamAccount
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
@@ -25,23 +24,25 @@ from heron_common.wire import (
 )
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingServicer
-from heron_server.metrics import ServerMetrics
+from heron_server.rounds.admission import UpdateHeader, UploadHeader
 from heron_server.rounds.clients import ClientRecord
-from heron_server.rounds.intake import Intake, UpdateTicket, UploadTicket
-from heron_server.rounds.reception import Reception
+from heron_server.rounds.owner import RoundOwner
+from heron_server.rounds.receiving import Receiver
 from heron_server.service.identity import certified_name
 from heron_server.service.streams import receive_header, receive_payload
 from heron_server.storage.spool import SpoolEntry
+
+ParsedHeader = TypeVar("ParsedHeader", UploadHeader, UpdateHeader)
 
 
 class Servicer(SplitTrainingServicer):
     """One instance serves all clients; every method runs on a thread of the pool."""
 
-    def __init__(self, reception: Reception, intake: Intake, metrics: ServerMetrics, data: DataSpecification) -> None:
-        self._reception = reception
-        self._intake = intake
-        self._metrics = metrics
+    def __init__(self, owner: RoundOwner, receiver: Receiver, data: DataSpecification, heartbeat_seconds: float) -> None:
+        self._owner = owner
+        self._receiver = receiver
         self._data = data
+        self._heartbeat_seconds = heartbeat_seconds
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:  # noqa: N802
         crash_point(CrashPoint.JOIN_RECEIVED)
@@ -50,61 +51,59 @@ class Servicer(SplitTrainingServicer):
                 ErrorCode.PROTOCOL_VERSION,
                 f"this server (heron {VERSION}) speaks protocol version {PROTOCOL_VERSION}, the client speaks {request.protocol_version}: update the older one",
             )
-        speaker, version = certified_name(context), request.capabilities.client_version
-        membership = (
-            self._reception.visit(speaker)
-            if request.only_checks
-            else self._reception.join(request.client_name, request.identity_key, request.num_examples, version[:100], speaker)
-        )
+        speaker, version = certified_name(context), request.capabilities.client_version[:100]
+        if request.only_checks:
+            membership = self._owner.visit(speaker)
+        else:
+            membership = self._owner.join(
+                request.client_name, request.identity_key, num_examples=request.num_examples, version=version, speaker=speaker
+            )
         response = membership_to_proto(membership)
-        self._count_control(self._reception.client(membership.session, speaker), request, response)
+        self._count_control(self._owner.client(membership.session, speaker), request, response)
         crash_point(CrashPoint.JOIN_ANSWERED)
         return response
 
     def FetchBlob(self, request: pb.FetchBlobRequest, context: Any) -> Iterator[pb.FetchBlobResponse]:  # noqa: N802
-        speaker = certified_name(context)
-        record = self._reception.client(request.session, speaker)
-        data = memoryview(self._reception.blob(record, request.sha256))
-        kind = self._reception.blob_kind(request.sha256)
+        record = self._owner.client(request.session, certified_name(context))
+        data, kind = self._owner.blob(record, request.sha256)
         if request.offset_bytes > len(data):
             raise RefusedError(ErrorCode.OVERSIZED, f"the blob has {len(data)} bytes, so it cannot be read from {request.offset_bytes}")
         crash_point(CrashPoint.BLOB_BEGUN)
         for start in range(request.offset_bytes, len(data), USUAL_CHUNK_BYTES):
             piece = bytes(data[start : start + USUAL_CHUNK_BYTES])
-            # As with uploads: a device behind a slow link fetches for minutes and must not look like a departed one.
-            self._reception.client(request.session, speaker)
-            self._count(record, "down", kind, len(piece))
+            self._owner.note(record, "down", kind, len(piece))
             yield pb.FetchBlobResponse(data=piece)
 
     def NextAssignment(self, request: pb.NextAssignmentRequest, context: Any) -> pb.NextAssignmentResponse:  # noqa: N802
-        record = self._reception.client(request.session, certified_name(context))
         crash_point(CrashPoint.ASSIGNMENT_ASKED)
         training = round_from_proto(request.training) if request.HasField("training") else None
-        step = self._reception.next_step(record, training)
-        response = next_step_to_proto(step, self._reception.losses_for(record, request.losses_seen))
+        record, step, losses = self._owner.next_step(
+            request.session, training, losses_seen=request.losses_seen, speaker=certified_name(context)
+        )
+        response = next_step_to_proto(step, losses)
         self._count_control(record, request, response)
         return response
 
     def TrainBatch(self, messages: Iterator[pb.TrainBatchRequest], context: Any) -> Iterator[pb.TrainBatchResponse]:  # noqa: N802
-        with self._intake.awaiting_header(context.cancel):
+        with self._owner.awaiting_header(context.cancel):
             header: pb.UploadHeader = receive_header(messages)
-        record = self._reception.client(header.session, certified_name(context))
-        key = UploadKey(round_from_proto(header.round), record.name, purpose_from_proto(header.purpose), header.local_step)
-        specs = tensor_specs_from_proto(header.tensors)
-        ticket = self._intake.admit_upload(record, header.run_id, key, header.num_probes, specs, header.total_bytes, context.cancel)
-        kind = EVALUATION_KIND if key.purpose is UploadPurpose.EVALUATE else None
-        crash_point(CrashPoint.UPLOAD_ADMITTED)
-        with self._receiving(ticket):
-            digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, self._on_chunk(ticket, header.session, kind))
+        announced = self._announced(header, certified_name(context), _upload_header)
+        kind = EVALUATION_KIND if announced.purpose is UploadPurpose.EVALUATE else None
+        with self._receiver.open_upload(announced, context.cancel) as incoming:
+            crash_point(CrashPoint.UPLOAD_ADMITTED)
+            digest = receive_payload(messages, incoming, self._data, kind)
             crash_point(CrashPoint.UPLOAD_RECEIVED)
-            self._intake.accept_upload(ticket, digest)
+            answered = self._receiver.accept_upload(incoming, digest)
         crash_point(CrashPoint.UPLOAD_ACCEPTED)
-        while (answered := self._intake.answer(ticket, header.losses_seen)) is None:
-            # The client counts the silence, and cannot know how long others take.
-            yield pb.TrainBatchResponse()
+        while answered is None:
+            answered = self._owner.answer(incoming.admitted, self._heartbeat_seconds)
+            if answered is None:
+                # The client counts the silence, and cannot know how long others take.
+                yield pb.TrainBatchResponse()
         answer, cut_gradient = answered
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
-        self._count(record, "down", "losses", response.ByteSize())
+        record = incoming.admitted.client
+        self._owner.note(record, "down", "losses", response.ByteSize())
         yield response
         if cut_gradient is not None:
             yield from self._send(record, cut_gradient)
@@ -114,61 +113,71 @@ class Servicer(SplitTrainingServicer):
         account = StreamAccount()
         for piece in entry.pieces(USUAL_CHUNK_BYTES):
             account.add(piece)
-            self._count(record, "down", "cut_gradient", len(piece))
+            self._owner.note(record, "down", "cut_gradient", len(piece))
             yield pb.TrainBatchResponse(chunk=pb.TensorChunk(tensor_index=0, data=piece))
         yield pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
-        with self._intake.awaiting_header(context.cancel):
+        with self._owner.awaiting_header(context.cancel):
             header: pb.UpdateHeader = receive_header(messages)
-        record = self._reception.client(header.session, certified_name(context))
-        encoding = encoding_from_proto(header.encoding)
-        reference = round_from_proto(header.round)
-        specs = tensor_specs_from_proto(header.tensors)
-        ticket = self._intake.admit_update(
-            record, header.run_id, reference, header.steps_completed, encoding, specs, header.total_bytes, context.cancel
-        )
-        count = self._on_chunk(ticket, header.session, "update")
-        crash_point(CrashPoint.UPDATE_ADMITTED)
-        with self._receiving(ticket):
-            digest = receive_payload(messages, ticket.specs, ticket.writer, self._data, count)
+        announced = self._announced(header, certified_name(context), _update_header)
+        with self._receiver.open_update(announced, context.cancel) as incoming:
+            crash_point(CrashPoint.UPDATE_ADMITTED)
+            digest = receive_payload(messages, incoming, self._data, "update")
             crash_point(CrashPoint.UPDATE_RECEIVED)
-            self._intake.accept_update(ticket, digest, header.weights_sha256, statistics_from_proto(header.statistics))
+            self._receiver.accept_update(
+                incoming, digest, weights_sha256=header.weights_sha256, statistics=statistics_from_proto(header.statistics)
+            )
         crash_point(CrashPoint.UPDATE_ACCEPTED)
-        response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._reception.losses_for(record, header.losses_seen)])
-        self._count(record, "down", "losses", response.ByteSize())
+        record = incoming.admitted.client
+        response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._owner.losses_for(record, header.losses_seen)])
+        self._owner.note(record, "down", "losses", response.ByteSize())
         return response
 
     def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
-        record = self._reception.client(request.session, certified_name(context))
-        self._count(record, "up", "control", request.ByteSize())
+        record = self._owner.client(request.session, certified_name(context))
+        self._owner.note(record, "up", "control", request.ByteSize())
         crash_point(CrashPoint.LEAVE_RECEIVED)
-        self._reception.leave(record, request.reason, request.peak_memory_bytes)
+        self._owner.leave(record, request.reason, request.peak_memory_bytes)
         return pb.LeaveResponse()
 
-    @contextmanager
-    def _receiving(self, ticket: UploadTicket | UpdateTicket) -> Iterator[None]:
-        """Free room and place when a stream ends, however it ends."""
+    def _announced(self, header: Any, speaker: str, parse: Callable[[Any, str], ParsedHeader]) -> ParsedHeader:
+        """Read a stream's header; whoever has no session hears that, whatever else is wrong."""
         try:
-            with ticket.writer or nullcontext():
-                yield
-        finally:
-            self._intake.release(ticket)
-
-    def _on_chunk(self, ticket: UploadTicket | UpdateTicket, session: str, kind: str | None = None) -> Callable[[str, int], None]:
-        def note(tensor: str, size: int) -> None:
-            # Every chunk is a sign of life: a slow uplink must not look like a departed client.
-            self._reception.client(session, ticket.client.speaker)
-            crash_point(CrashPoint.UPLOAD_CHUNK)
-            self._count(ticket.client, "up", kind or tensor, size)
-            self._intake.check_open(ticket)
-
-        return note
+            return parse(header, speaker)
+        except RefusedError:
+            self._owner.client(header.session, speaker)
+            raise
 
     def _count_control(self, record: ClientRecord, request: Any, response: Any) -> None:
-        self._count(record, "up", "control", request.ByteSize())
-        self._count(record, "down", "control", response.ByteSize())
+        self._owner.note(record, "up", "control", request.ByteSize())
+        self._owner.note(record, "down", "control", response.ByteSize())
 
-    def _count(self, record: ClientRecord, direction: str, kind: str, size: int) -> None:
-        self._reception.count(record, direction, kind, size)
-        self._metrics.bytes.labels(direction=direction, kind=kind).inc(size)
+
+def _upload_header(header: pb.UploadHeader, speaker: str) -> UploadHeader:
+    return UploadHeader(
+        session=header.session,
+        speaker=speaker,
+        run_id=header.run_id,
+        round=round_from_proto(header.round),
+        tensors=tensor_specs_from_proto(header.tensors),
+        total_bytes=header.total_bytes,
+        losses_seen=header.losses_seen,
+        purpose=purpose_from_proto(header.purpose),
+        local_step=header.local_step,
+        num_probes=header.num_probes,
+    )
+
+
+def _update_header(header: pb.UpdateHeader, speaker: str) -> UpdateHeader:
+    return UpdateHeader(
+        session=header.session,
+        speaker=speaker,
+        run_id=header.run_id,
+        round=round_from_proto(header.round),
+        tensors=tensor_specs_from_proto(header.tensors),
+        total_bytes=header.total_bytes,
+        losses_seen=header.losses_seen,
+        steps=header.steps_completed,
+        encoding=encoding_from_proto(header.encoding),
+    )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from heron_common.assignment import DataSpecification
 from heron_common.chunks import StreamReceiver
+from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import RefusedError, StorageError
+from heron_common.errors import RefusedError
 from heron_common.tensor_checks import check_values
-from heron_common.tensors import TensorSpec
-from heron_server.storage.spool import SpoolWriter
+from heron_server.rounds.receiving import Incoming
 
 
 def receive_header(messages: Iterator[Any]) -> Any:
@@ -27,20 +27,14 @@ def receive_header(messages: Iterator[Any]) -> Any:
     return first.header
 
 
-def receive_payload(
-    messages: Iterator[Any],
-    specs: tuple[TensorSpec, ...],
-    writer: SpoolWriter | None,
-    expected: DataSpecification,
-    on_chunk: Callable[[str, int], None],
-) -> str:
-    """Check and write every chunk and return the payload's SHA-256 in hexadecimal; without a writer it is only checked and digested.
+def receive_payload(messages: Iterator[Any], incoming: Incoming[Any], expected: DataSpecification, kind: str | None = None) -> str:
+    """Check and take every chunk and return the payload's SHA-256 in hexadecimal; bytes are counted as `kind`, or by tensor.
 
     Raises:
-        RefusedError: wrong order, size, value, length or digest; a stream that ends early; a disk that refuses.
+        RefusedError: wrong order, size, value, length or digest; a stream that ends early; a round that is over; a disk that refuses.
 
     """
-    receiver = StreamReceiver(specs)
+    receiver = StreamReceiver(incoming.specs)
     for message in messages:
         part = message.WhichOneof("part")
         if part == "trailer":
@@ -51,10 +45,6 @@ def receive_payload(
         offset = receiver.received_bytes(message.chunk.tensor_index)
         spec = receiver.check_chunk(message.chunk.tensor_index, data)
         check_values(spec, data, expected, offset)
-        on_chunk(spec.name, len(data))
-        if writer is not None:
-            try:
-                writer.write(data)
-            except StorageError as exc:
-                raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 1.0) from exc
+        crash_point(CrashPoint.UPLOAD_CHUNK)
+        incoming.take(kind or spec.name, data)
     raise RefusedError(ErrorCode.TRUNCATED, "the stream ended without a trailer: send the upload again")

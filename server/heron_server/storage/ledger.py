@@ -1,7 +1,7 @@
 """The ledger: every upload, update and decision of a run in SQLite, written in order and durable before anything leaves the server that depends on it.
 
-Writing an entry only queues it, so that nobody waits for a disk while holding a lock; `sync` commits everything queued so far, and whoever comes
-first commits for all. The one rule that makes this exact: an answer leaves the server only after `sync`, and so does a checkpoint.
+Writing an entry only appends it to a queue and takes no lock: the round's owner does so under its own. `sync` commits everything queued so far, and
+whoever comes first commits for all. The one rule that makes this exact: an answer leaves the server only after `sync`, and so does a checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Balance:
 
 
 class Ledger:
-    """One run's ledger; thread-safe. Entries may be written from any thread, in the order in which they take effect."""
+    """One run's ledger. Entries are written by one thread at a time, in the order in which they take effect; everything else is thread-safe."""
 
     def __init__(self, path: Path, run_id: str, begins: bool, durable: bool = True) -> None:
         """Open or create the ledger of a run.
@@ -59,9 +60,10 @@ class Ledger:
 
         """
         self._path = path
-        self._queue_lock, self._commit_lock = threading.Lock(), threading.Lock()
-        self._queue: list[tuple[str, tuple[Any, ...]]] = []
-        self._queued = self._committed = 0
+        self._commit_lock = threading.Lock()
+        self._queue: deque[tuple[str, tuple[Any, ...]]] = deque()
+        self.num_written = self.num_durable = 0
+        """How many entries were written, and how many of these, the first ones, are on disk."""
         try:
             if begins:
                 for suffix in ("", "-wal", "-shm"):
@@ -121,23 +123,20 @@ class Ledger:
             StorageError: the disk refuses; what is queued stays queued, and the next call tries again.
 
         """
-        with self._queue_lock:
-            wanted = self._queued
-        if self._committed >= wanted:
+        wanted = self.num_written
+        if self.num_durable >= wanted:
             return
         with self._commit_lock:
-            if self._committed >= wanted:
+            if self.num_durable >= wanted:
                 return
-            with self._queue_lock:
-                batch, upto, self._queue = self._queue, self._queued, []
+            batch = [self._queue.popleft() for _ in range(len(self._queue))]
             crash_point(CrashPoint.LEDGER_COMMITTING)
             try:
                 self._commit(batch)
             except sqlite3.Error as exc:
-                with self._queue_lock:
-                    self._queue = batch + self._queue
+                self._queue.extendleft(reversed(batch))
                 raise StorageError(f"the ledger {self._path} cannot be written ({exc}): free some space") from exc
-            self._committed = upto
+            self.num_durable += len(batch)
             crash_point(CrashPoint.LEDGER_COMMITTED)
 
     def _commit(self, batch: list[tuple[str, tuple[Any, ...]]]) -> None:
@@ -152,9 +151,8 @@ class Ledger:
             raise
 
     def _write(self, statement: str, *values: Any) -> None:
-        with self._queue_lock:
-            self._queue.append((statement, values))
-            self._queued += 1
+        self._queue.append((statement, values))
+        self.num_written += 1
 
     def round_opened(self, reference: RoundReference, cohort: Mapping[str, str], inputs_sha256: str) -> None:
         """An attempt begins with this cohort (name -> digest of its identity key), from these inputs."""
@@ -174,10 +172,8 @@ class Ledger:
 
     def upload_accepted(self, key: UploadKey, sha256: str, payload: StoredFile, length: int = 0) -> None:
         """An upload came whole, with texts of this length if it has any, and will be trained on, scored or rejected."""
-        with self._queue_lock:
-            self._queue.append((sql.ACCEPT_UPLOAD, (*_values(key), self._sequence, sha256, length, payload.name, payload.size_bytes)))
-            self._queued += 1
-            self._sequence += 1
+        self._write(sql.ACCEPT_UPLOAD, *_values(key), self._sequence, sha256, length, payload.name, payload.size_bytes)
+        self._sequence += 1
 
     def upload_trained(self, key: UploadKey, position: int, answer: StoredAnswer, cut_gradient: StoredFile | None) -> None:
         """An upload was the `position`-th that the attempt's training took."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.accepted import AcceptedUpload
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.training.gates import ACCEPTED, Gate, GateSettings, Verdict
 from heron_server.training.uploads import DecodedUpload
 
@@ -26,7 +26,7 @@ class Gatekeeper:
         self._metrics = metrics
         self._judged: dict[str, tuple[float, float]] = {}
 
-    def admits(self, upload: AcceptedUpload, decoded: DecodedUpload, loss: Callable[[], float], worklist: Worklist) -> bool:
+    def admits(self, upload: AcceptedUpload, decoded: DecodedUpload, loss: Callable[[], float], queue: TrainerQueue) -> bool:
         """Return whether an upload may be trained on; reports it as rejected if not. `loss` is the back's mean loss on it, taken where it is asked for."""
         if self._gate is None:
             return True
@@ -41,7 +41,7 @@ class Gatekeeper:
         if verdict.accepted:
             self._judged[client] = norm, judged
             return True
-        self._reject(upload, verdict, worklist)
+        self._reject(upload, verdict, queue)
         return False
 
     @property
@@ -92,7 +92,7 @@ class Gatekeeper:
         if self._gate is not None and state is not None:
             self._gate.restore(state)
 
-    def _reject(self, upload: AcceptedUpload, verdict: Verdict, worklist: Worklist) -> None:
+    def _reject(self, upload: AcceptedUpload, verdict: Verdict, queue: TrainerQueue) -> None:
         reason = str(verdict.reason)
         log.warning(
             "an upload was rejected",
@@ -107,4 +107,4 @@ class Gatekeeper:
             },
         )
         self._metrics.uploads_rejected.labels(reason=reason).inc()
-        worklist.upload_rejected(upload, reason, verdict.quarantines)
+        queue.upload_rejected(upload, reason, verdict.quarantines)

@@ -8,7 +8,7 @@ from heron_common.assignment import UploadKey, UploadPurpose, evaluation_specs
 from heron_common.ids import RoundReference
 from heron_common.text_lengths import of_length
 from heron_server.rounds.jobs import ScoreJob
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.training.evaluation import Score
 from heron_server.training.run_parts import RunParts
 from heron_server.training.uploads import decode_tensors
@@ -26,7 +26,7 @@ class HeldOutScore:
         self._scores: dict[UploadKey, Score] = {}
         self._versions: list[int] = []
 
-    def run(self, job: ScoreJob, worklist: Worklist) -> None:
+    def run(self, job: ScoreJob, queue: TrainerQueue) -> None:
         """Carry out one job and report it."""
         upload = job.upload
         model = of_length(self._parts.model, upload.length)
@@ -36,7 +36,7 @@ class HeldOutScore:
         self._parts.trainer.score(decode_tensors(upload, specs, job.plan.wire_dtype), score)
         self._scores[upload.key] = score
         self._versions.append(self._parts.trainer.server_version)
-        worklist.upload_scored(upload)
+        queue.upload_scored(upload)
 
     def state(self) -> list[Any]:
         """Return the scores of the open round as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -78,7 +79,7 @@ class TrainingOrder:
     def take(self) -> tuple[UploadSlot, ...]:
         """Remove and return the uploads to train on next; none if they have not arrived."""
         if self._schedule is ServerSchedule.ARRIVAL:
-            taken = tuple(self._arrived)[:1]
+            taken = tuple(itertools.islice(self._arrived, 1))
         else:
             needed = self.needed_next()
             taken = ()

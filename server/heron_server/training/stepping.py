@@ -13,7 +13,7 @@ from heron_common.directions import derive_seed
 from heron_common.plan import Plan
 from heron_common.wire_dtypes import encode_rows
 from heron_server.rounds.jobs import TrainJob
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.training.run_parts import RunParts
 from heron_server.training.trainer import StepOutcome
 from heron_server.training.uploads import DecodedUpload, decode_upload, mixed_batches
@@ -28,10 +28,10 @@ class Stepper:
         self._parts = parts
         self.server_losses: list[float] = []
 
-    def run(self, job: TrainJob, worklist: Worklist) -> None:
+    def run(self, job: TrainJob, queue: TrainerQueue) -> None:
         """Carry out one job and report it."""
         if len(job.uploads) > 1:
-            self._train_mixed(job, worklist)
+            self._train_mixed(job, queue)
             return
         started = self._parts.clock.now()
         (upload,) = job.uploads
@@ -45,7 +45,7 @@ class Stepper:
         cut_gradient = None
         keeper = self._parts.gatekeeper
         if plan.uploads_at(upload.key.local_step):
-            if not keeper.admits(upload, decoded, lambda: self._base_loss(decoded, client_id), worklist):
+            if not keeper.admits(upload, decoded, lambda: self._base_loss(decoded, client_id), queue):
                 return
             limit = keeper.gradient_limit
             outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient, limit)
@@ -56,15 +56,15 @@ class Stepper:
             if self._parts.alignment is not None:
                 self._parts.alignment.keep(client_id, decoded)
         self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
-        worklist.upload_trained(upload, loss, judged, version, cut_gradient)
+        queue.upload_trained(upload, loss, judged, server_version=version, cut_gradient=cut_gradient)
 
-    def _train_mixed(self, job: TrainJob, worklist: Worklist) -> None:
+    def _train_mixed(self, job: TrainJob, queue: TrainerQueue) -> None:
         """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
         started = self._parts.clock.now()
         key, keeper = job.uploads[0].key, self._parts.gatekeeper
         read = [(upload, decode_upload(upload, job.plan, self._parts.model)) for upload in job.uploads]
         # All are judged by the back that stands before any of them is trained on.
-        admitted = [(u, d) for u, d in read if keeper.admits(u, d, partial(self._base_loss, d, u.key.client_id), worklist)]
+        admitted = [(u, d) for u, d in read if keeper.admits(u, d, partial(self._base_loss, d, u.key.client_id), queue)]
         if not admitted:
             return
         decoded, lengths, limit = [d for _, d in admitted], list[float](), keeper.gradient_limit
@@ -81,7 +81,7 @@ class Stepper:
             keeper.trained(upload.key.client_id, max(lengths, default=None), limit)
             if self._parts.alignment is not None:
                 self._parts.alignment.keep(upload.key.client_id, part)
-            worklist.upload_trained(upload, float(total) / len(part.labels), None, version)
+            queue.upload_trained(upload, float(total) / len(part.labels), None, server_version=version)
 
     def _base_loss(self, decoded: DecodedUpload, client_id: str) -> float:
         base = replace(decoded, activations=decoded.activations[: len(decoded.labels)])

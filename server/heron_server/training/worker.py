@@ -20,7 +20,7 @@ from heron_common.zeroth_order import merge_running
 from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
-from heron_server.rounds.worklist import Worklist
+from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows, skipped_round
 from heron_server.training.evaluation import evaluate
@@ -103,12 +103,12 @@ class TrainWorker:
             set_apart=self._parts.gatekeeper.set_apart(len(self.rounds)),
         )
 
-    def start(self, worklist: Worklist, on_end: Callable[[], None]) -> None:
+    def start(self, queue: TrainerQueue, on_end: Callable[[], None]) -> None:
         """Start the thread; `on_end` is called when it ends, for whatever reason."""
 
         def run() -> None:
             try:
-                self._run(worklist)
+                self._run(queue)
             except StorageError as exc:
                 log.error("training ended", extra={"reason": str(exc)})
                 self.failure = exc
@@ -210,23 +210,23 @@ class TrainWorker:
     def _seconds(self) -> float:
         return self._seconds_before + self._parts.clock.now() - self._started
 
-    def _run(self, worklist: Worklist) -> None:
-        while (job := worklist.next_job()) is not None:
+    def _run(self, queue: TrainerQueue) -> None:
+        while (job := queue.next_job()) is not None:
             if isinstance(job, TrainJob):
-                self._stepper.run(job, worklist)
+                self._stepper.run(job, queue)
             elif isinstance(job, ScoreJob):
-                self._held_out.run(job, worklist)
+                self._held_out.run(job, queue)
             elif isinstance(job, SaveJob):
-                worklist.open_round_saved(self._save_inside_round(job))
+                queue.open_round_saved(self._save_inside_round(job))
             elif isinstance(job, CloseJob):
                 covered = self._close(job)
-                worklist.round_done(self.inputs(), covered)
+                queue.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
                 self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
                 covered = job.skips and self.skip_round(job.round, job.num_members)
-                worklist.round_done(self.inputs(), covered)
+                queue.round_done(self.inputs(), covered)
 
     def _close(self, job: CloseJob) -> bool:
         parts = self._parts
