@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PART := 1/1
 
-.PHONY: help install demo test test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-minilm bench-radius bench-defaults bench-binary
+.PHONY: help install demo test test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-ingest bench-minilm bench-radius bench-defaults bench-binary
 .PHONY: client-binary client-binary-wheels wheel wheel-check test-versions sbom docs reference lint format proto dashboards clean
 
 help:  ## show this list
@@ -47,6 +47,9 @@ bench-client: install  ## a client's step on ResNet-18's front: memory, seconds,
 
 bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 10 minutes); writes docs/results/deep-front.md
 	$(BIN)/python benchmarks/deep_front.py
+
+bench-ingest: install  ## what receiving costs beside a bare gRPC server: 50, 200 and 1,000 clients, large uploads (about 6 minutes); writes docs/results/ingest.md
+	$(BIN)/python benchmarks/ingest.py
 
 bench-gpt2: install  ## fronts of GPT-2-small and -medium: client memory beside plain PyTorch (about 15 minutes; QUICK=1 under 5); writes docs/results/gpt2.md
 	$(BIN)/python benchmarks/gpt2.py

@@ -13,12 +13,14 @@ import torch
 from heron_common.quiet_libraries import quiet_libraries
 
 quiet_libraries()
+# A worker of xdist has it from the process that started it; here violations are collected instead.
+os.environ.pop("HERON_LOCK_DISCIPLINE", None)
 
 from heron_server.certificates.authority import Authority  # noqa: E402 - the libraries read their environment when they are imported
 from heron_server.rounds.owner_lock import DISCIPLINE_VARIABLE, install_discipline  # noqa: E402 - before anything makes locks
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
-_DISCIPLINE = install_discipline()
+DISCIPLINE = install_discipline()
 os.environ[DISCIPLINE_VARIABLE] = "exit"
 """Also of every server that a test starts: it ends at once if anything slow happens under the owner's lock."""
 
@@ -104,5 +106,5 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def nothing_slow_under_the_owners_lock() -> Iterator[None]:
     """A log record, a file operation or another lock there fails the test, also where somebody caught the error."""
     yield
-    found, _DISCIPLINE.violations[:] = list(_DISCIPLINE.violations), []
+    found, DISCIPLINE.violations[:] = list(DISCIPLINE.violations), []
     assert found == []

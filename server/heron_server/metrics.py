@@ -49,6 +49,9 @@ class ServerMetrics:
         self.upload_seconds = histogram("upload_seconds", "Time from an upload's header to its acceptance.")
         self.upload_queue_seconds = histogram("upload_queue_seconds", "Time from an upload's acceptance to its training.")
         self.step_seconds = histogram("step_seconds", "Duration of a server step: judging probes and training on one upload.")
+        self.trainer_processor_seconds = gauge(
+            "trainer_processor_seconds", "Processor time of the thread that trains; the rest is receiving."
+        )
         self.round_seconds = histogram("round_seconds", "Duration of a round, from opening to the score of its average.")
         self.train_loss = gauge("train_loss", "The back's loss on the latest upload.")
         self.head_loss = gauge("head_loss", "The auxiliary head's loss on the latest upload, where the server trains it.")

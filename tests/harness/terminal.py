@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import pyte
 
 _TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 """Makes the pseudo-terminal the controlling one, so that Ctrl-C is a signal; a function between fork and exec is not safe beside threads."""
+
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class Terminal:
@@ -62,8 +66,8 @@ class Terminal:
             return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     def everything(self) -> str:
-        """Return what was printed so far, control sequences included."""
-        return self.printed.decode(errors="replace")
+        """Return what was printed so far, in one line: a terminal breaks lines where it ends."""
+        return " ".join(_CONTROL.sub(" ", self.printed.decode(errors="replace")).split())
 
     def last_screen(self) -> str:
         """Return what the process left on the screen; call when it has ended."""

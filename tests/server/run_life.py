@@ -20,6 +20,7 @@ from heron_common.assignment import (
 from heron_common.ids import RoundReference
 from heron_server.rounds import run_state, trainer_queue
 from heron_server.storage import ledger, spool
+from tests.conftest import DISCIPLINE
 from tests.server.restartable_run import Disk, RestartableRun
 from tests.server.run_devices import DrivenRun
 
@@ -87,7 +88,8 @@ class Life(DrivenRun):
 
     def take_snapshot(self) -> Snapshot:
         directory = self.root / "copy"
-        shutil.copytree(self.disk.directory, directory)
+        with DISCIPLINE.suspended():
+            shutil.copytree(self.disk.directory, directory)
         return Snapshot(Disk(directory, False, False, dict(self.disk.boundary), dict(self.disk.inside)))
 
     def come_back(self) -> None:

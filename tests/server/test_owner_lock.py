@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from heron_server.rounds.owner_lock import Discipline, LockDisciplineError, OwnerLock
-from tests.conftest import _DISCIPLINE
+from tests.conftest import DISCIPLINE
+
+
+EVENT = threading.Event()
+"""Made before: a lock that is made under the owner's belongs to a value that nobody else has."""
 
 
 @pytest.fixture
 def discipline() -> Discipline:
     """What watches this test process."""
-    return _DISCIPLINE
+    return DISCIPLINE
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,7 @@ def discipline() -> Discipline:
         lambda path, lock: path.write_text("slow"),
         lambda path, lock: path.unlink(missing_ok=True),
         lambda path, lock: lock.acquire(),
-        lambda path, lock: threading.Event().set(),
+        lambda path, lock: EVENT.set(),
     ],
     ids=["log", "write", "delete", "lock", "event"],
 )

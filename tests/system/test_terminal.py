@@ -58,6 +58,7 @@ def run_on_terminals(directory: Path, rounds: int, log_level: str = "info") -> l
             raise AssertionError(f"{exc}: " + "\n---\n".join(t.screen() for t in terminals)) from None
         screens = [t.last_screen() for t in terminals]
         assert [t.exit_code for t in terminals] == [0, 0, 0], "\n---\n".join(screens)
+        assert all("the run is finished" in terminal.everything() for terminal in terminals[1:])
     return screens
 
 
@@ -68,7 +69,7 @@ def check_screens(screens: list[str], rounds: int) -> None:
     assert "test accuracy" in server
     assert "stopped" in server
     for screen in clients:
-        assert "the run is finished" in screen
+        assert "phase left" in screen
 
 
 def test_a_run_on_terminals_ends(tmp_path: Path) -> None:

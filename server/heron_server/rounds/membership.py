@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from random import Random
 
 from heron_common.assignment import Assignment, Finished, Membership, NextStep, Wait
 from heron_common.error_catalog import ErrorCode
@@ -11,7 +12,7 @@ from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.timing import Timing
 from heron_server.rounds.clients import ClientRecord, session_over
-from heron_server.rounds.pacing import AskSchedule, Pace
+from heron_server.rounds.pacing import Pace, ask_again_seconds
 from heron_server.rounds.run_state import RunState
 from heron_server.rounds.state import MemberStatus, Phase
 
@@ -49,7 +50,7 @@ def client_of(run: RunState, session: str, speaker: str) -> ClientRecord:
     return record
 
 
-def next_step(run: RunState, record: ClientRecord, training: RoundReference | None, *, pace: Pace, schedule: AskSchedule) -> NextStep:
+def next_step(run: RunState, record: ClientRecord, training: RoundReference | None, *, pace: Pace, random: Random) -> NextStep:
     """Return what a client should do: its assignment, a wait, or that the run is finished.
 
     Raises:
@@ -67,7 +68,7 @@ def next_step(run: RunState, record: ClientRecord, training: RoundReference | No
     phase = run.machine.phase
     opens_soon = phase is Phase.CLOSING or (phase is Phase.TRAINING and run.status(record) is not None)
     at_least = pace.closing_seconds if opens_soon else pace.idle_seconds
-    return Wait(schedule.wait_seconds(run.clock.now(), at_least), f"the run is {phase.value}")
+    return Wait(ask_again_seconds(at_least, run.registry.num_live, random), f"the run is {phase.value}")
 
 
 def has_news(run: RunState, record: ClientRecord) -> bool:

@@ -24,7 +24,7 @@ from heron_server.rounds.beginning import prepare
 from heron_server.rounds.clients import ClientRecord, ClientStream
 from heron_server.rounds.jobs import Job, RoundInputs
 from heron_server.rounds.owner_lock import OwnerLock
-from heron_server.rounds.pacing import AskSchedule, Pace
+from heron_server.rounds.pacing import Pace
 from heron_server.rounds.run_state import RunState
 from heron_server.rounds.snapshot import RunSnapshot
 from heron_server.rounds.state import Phase
@@ -55,7 +55,7 @@ class RoundOwner:
         """There may be a job."""
         self._progress = threading.Condition(self._lock)  # type: ignore[arg-type]
         """An upload was trained or rejected, a client's turn may have come, a round opened or ended."""
-        self._schedule = AskSchedule(Random())
+        self._random = Random()
 
     @contextmanager
     def _stay(self) -> Iterator[RunState]:
@@ -182,7 +182,7 @@ class RoundOwner:
             record = membership.client_of(run, session, speaker)
             if training is None and self.pace.hold_seconds:
                 self._progress.wait_for(lambda: membership.has_news(run, record), self.pace.hold_seconds)
-            step = membership.next_step(run, record, training, pace=self.pace, schedule=self._schedule)
+            step = membership.next_step(run, record, training, pace=self.pace, random=self._random)
             return record, step, record.losses_after(losses_seen)
 
     def losses_for(self, record: ClientRecord, seen: int) -> tuple[UploadLoss, ...]:

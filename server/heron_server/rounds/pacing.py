@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from random import Random
 
 ASKS_PER_SECOND = 100.0
-"""What all clients without work together may ask; an ask costs the server about half a millisecond."""
+"""What all clients without work together ask at most, on average; an ask costs the server about half a millisecond."""
 
 JITTER = 0.25
-"""Clients that were told the same moment come apart by up to this share of their wait."""
+"""Clients that were told the same moment come apart by up to this share of the pace."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,9 @@ class Pace:
     hold_seconds: float = 0.0
 
 
-class AskSchedule:
-    """Gives each client that has to wait a moment of its own, at most ASKS_PER_SECOND of them, so that the next asks of all stay below that rate."""
+def ask_again_seconds(at_least: float, num_clients: int, random: Random) -> float:
+    """Return how long one of `num_clients` is to wait: what the pace says, or, where so many at that pace were too many, its share of ASKS_PER_SECOND.
 
-    def __init__(self, random: Random | None = None) -> None:
-        self._random = random or Random()
-        self._next = 0.0
-
-    def wait_seconds(self, now: float, at_least: float) -> float:
-        """Return how long to wait from `now` on."""
-        if at_least <= 0.0:
-            return 0.0
-        self._next = max(self._next + 1.0 / ASKS_PER_SECOND, now)
-        queued = self._next - now
-        return max(at_least, queued) * self._random.uniform(1.0, 1.0 + JITTER)
+    The share is drawn from half to one and a half of its mean, so that a crowd that asked at one moment does not do so again.
+    """
+    return max(at_least * random.uniform(1.0, 1.0 + JITTER), num_clients / ASKS_PER_SECOND * random.uniform(0.5, 1.5) if at_least else 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +228,7 @@ class TrainWorker:
                 crash_point(CrashPoint.WENT_BACK)
                 covered = job.skips and self.skip_round(job.round, job.num_members)
                 queue.round_done(self.inputs(), covered)
+            self._parts.metrics.trainer_processor_seconds.set(time.thread_time())
 
     def _close(self, job: CloseJob) -> bool:
         parts = self._parts
