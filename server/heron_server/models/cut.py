@@ -209,7 +209,7 @@ class Cutter:
 
         try:
             module = copied(self._trace.objects[str(node.target)])
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), generators_kept():
+            with generators_kept(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 arguments = fx.node.map_arg((node.args, dict(node.kwargs)), stand_in)  # type: ignore[arg-type]
                 module(*arguments[0], **arguments[1])
         except Exception as exc:

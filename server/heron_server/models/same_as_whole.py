@@ -15,11 +15,13 @@ from heron_server.models.split_model import SplitModel, predict
 TOLERANCE = 1e-4
 """Of the largest value: the same operations in the same order differ by rounding at most."""
 
+_WHY = "does it draw random numbers, keep values from one batch to the next, or change a tensor in place that is used again?"
+
 Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """(module, samples) -> outputs."""
 
-_MODES = ("evaluation", "training", "training", "evaluation")
-"""Passes in this order: what a pass in training mode leaves behind is seen in the next."""
+_MODES = ("evaluation", "training", "evaluation")
+"""Passes in this order: what one in training mode leaves behind is seen in the last."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def capture_difference(theirs: nn.Module, ours: nn.Module, call: Call, x: torch.
             return f"was captured and run in {mode} mode, but {reason_of(exc)}"
         differing = _differing(expected, found)
         if differing:
-            return f"does not compute what it computes as a whole: in {mode} mode {differing}"
+            return f"does not compute what it computes as a whole: in {mode} mode {differing} ({_WHY})"
     return ""
 
 
@@ -78,15 +80,19 @@ def cut_difference(whole: nn.Module, model: SplitModel, call: Call, x: torch.Ten
     found = sides_pass(model, model.back, x)
     differing = _differing(expected, found)
     if differing:
-        return f"does not compute what it computes as a whole: {differing}"
+        return f"does not compute what it computes as a whole: {differing} ({_WHY})"
     idle = [names[0] for names, gradient in found.gradients.items() if gradient is None and names[0] in model.front.state_dict()]
     if idle:
         return (
             f"has the weight {idle[0]} in front, which gets no gradient (torch.no_grad, detach, rounding, or unused), but clients would train it: "
-            "freeze it with requires_grad_(False)"
+            "freeze it with requires_grad_(False), or use it"
         )
     wild = [names[0] for names, gradient in found.gradients.items() if gradient is not None and not bool(torch.isfinite(gradient).all())]
-    return f"gives NaN or infinite gradients, for {wild[0]} among others" if wild else ""
+    return (
+        f"gives NaN or infinite gradients, for {wild[0]} among others: mend it, or give --eval-data with samples that it takes"
+        if wild
+        else ""
+    )
 
 
 def sides_pass(model: SplitModel, last: nn.Module, x: torch.Tensor) -> Pass:

@@ -53,7 +53,7 @@ class Tryout:
             if isinstance(outputs, torch.Tensor):
                 self._check_form(outputs)
                 with torch.no_grad(), generators_kept():
-                    outputs = self.call(trial, self.samples(2) if self.probes is None else torch.from_numpy(self.probes.x))
+                    outputs = self.call(trial, self._all())
         except ConfigurationError:
             raise
         except Exception as exc:
@@ -62,6 +62,21 @@ class Tryout:
             self._check_form(outputs)
         if not bool(torch.isfinite(outputs).all()):
             raise ConfigurationError(f"was given {self._given}, but gives NaN or infinite outputs{self._remedy}")
+
+    def check_activations(self, front: nn.Module) -> None:
+        """Run everything through a copy of the front.
+
+        Raises:
+            ConfigurationError: activations are no numbers.
+
+        """
+        with torch.no_grad(), generators_kept():
+            z = copied(front)(self._all())
+        if not bool(torch.isfinite(z).all()):
+            raise ConfigurationError(f"was given {self._given}, but gives NaN or infinite activations at the cut{self._remedy}")
+
+    def _all(self) -> torch.Tensor:
+        return self.samples(2) if self.probes is None else torch.from_numpy(self.probes.x)
 
     def _check_form(self, outputs: Any) -> None:
         places = self.data.input_shape if self.data.task is Task.NEXT_TOKEN else ()
@@ -103,9 +118,13 @@ def check_weights(called: nn.Module) -> None:
 
     """
     for name, parameter in called.named_parameters():
+        if is_lazy(parameter):
+            continue
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ConfigurationError(f"has a hook on the weight {name} (register_hook), which a cut model would lose: do without it")
-        if not is_lazy(parameter) and not bool(torch.isfinite(parameter).all()):
+        # A frozen mask may be infinite where nothing is to be seen.
+        wrong = torch.isnan(parameter) if not parameter.requires_grad else ~torch.isfinite(parameter)
+        if bool(wrong.any()):
             raise ConfigurationError(
                 f"has NaN or infinite values in the weight {name} as its callable returns it: mend how it is drawn or loaded"
             )

@@ -58,10 +58,13 @@ def check_gradients(own: str, model: SplitModel, x: torch.Tensor) -> None:
     """Refuse a head through which the front, or a weight of its own, could not be trained.
 
     Raises:
-        ConfigurationError: it detaches, computes without gradients, or has a weight that it does not use.
+        ConfigurationError: it gives no numbers, detaches, computes without gradients, or has a weight that it does not use.
 
     """
-    idle = [names[0] for names, gradient in sides_pass(model, model.auxiliary_head, x).gradients.items() if gradient is None]
+    found = sides_pass(model, model.auxiliary_head, x)
+    if not bool(torch.isfinite(found.outputs).all()):
+        raise ConfigurationError(f"head {own!r} was given activations of the front, but gives NaN or infinite outputs: mend it")
+    idle = [names[0] for names, gradient in found.gradients.items() if gradient is None]
     if idle:
         raise ConfigurationError(
             f"with head {own!r} the weight {idle[0]} gets no gradient from the head's outputs (torch.no_grad, detach, or unused): "

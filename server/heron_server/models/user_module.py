@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
@@ -20,6 +17,7 @@ from heron_server.models.cut import Cutter
 from heron_server.models.modes import keep_evaluation_modes
 from heron_server.models.probes import Probes, made_up
 from heron_server.models.same_as_whole import capture_difference, cut_difference
+from heron_server.models.source_digest import code_digest, fingerprint
 from heron_server.models.split_model import SplitModel, sample_losses_of
 from heron_server.models.token_input import OPTIONS as TOKEN_OPTIONS
 from heron_server.models.token_input import TokenInput, mask_argument_of, vocabulary_of
@@ -31,10 +29,8 @@ log = logging.getLogger(__name__)
 
 _SHOWN_PLACES = 12
 
-_COMPARED = 5
+_COMPARED = 3
 """Samples by which a model is compared with its capture and its sides."""
-
-_WHY = "does it draw random numbers in evaluation mode, or change a tensor in place that is used again?"
 
 _OWN_OPTIONS = {"head", "batch_norm"}
 """Options that are not the callable's: they say what becomes of its model."""
@@ -111,24 +107,12 @@ class UserModel:
         assert cut is not None
         model = self.client_side(cut, self.cutter.back(cut))
         self._check_equality(model, cut)
-        model = dataclasses.replace(
-            model,
-            name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}",
-            code_digest=self._code_digest(model),
-        )
+        digest = code_digest(model, self.whole if self.cutter.kept_whole else None)
+        model = dataclasses.replace(model, name=f"{model.name}:{fingerprint(model.front, model.auxiliary_head)}", code_digest=digest)
         off = [name for name, layer in model.front.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
         if off:
             log.info("dropout in the front is off, devices draw nothing", extra={"layers": ",".join(off)})
         return model
-
-    def _code_digest(self, model: SplitModel) -> str:
-        """Return a digest of what front and back compute; comments do not count, but where a submodule stays whole the file's text does."""
-        digest = _fingerprint(model.front, model.back)
-        if not self.cutter.kept_whole:
-            return digest
-        source = inspect.getsourcefile(type(self.whole))
-        text = Path(source).read_bytes() if source is not None and Path(source).is_file() else b""
-        return hashlib.sha256(digest.encode() + text).hexdigest()
 
     def client_side(self, cut: str, back: nn.Module) -> SplitModel:
         """Return front and head of a place where a cut works, with any back."""
@@ -139,6 +123,7 @@ class UserModel:
         name = f"{self.family}:{cut}:{list(data.input_shape)}:{self._num_classes}:{data.task.value}"
         losses = sample_losses_of(data.task)
         model = SplitModel(name, front, head, back, losses, data.input_shape, self._num_classes, data.task, whole=self.whole)
+        model = dataclasses.replace(model, probes=self._tryout.probes)
         if self._vocabulary is not None:
             model = dataclasses.replace(model, tokens=True, tokenizer=self._vocabulary.tokenizer, token_input=self._tokens)
         return dataclasses.replace(model, name=f"{name}:by batch", batch_statistics=True) if self._by_batch else model
@@ -162,13 +147,15 @@ class UserModel:
     def _check_equality(self, model: SplitModel, cut: str) -> None:
         """Refuse a model whose capture is not the whole, or a cut whose sides together are not, as where operations in place act behind the graph's back."""
         tryout = self._tryout
+        try:
+            tryout.check_activations(model.front)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"model {self.family!r} {exc}") from exc
         found = capture_difference(self.whole, self.cutter.captured(), tryout.call, tryout.samples(_COMPARED))
         for rows in (2, _COMPARED):
             found = found or cut_difference(self.whole, model, tryout.call, tryout.samples(rows))
         if found:
-            raise ConfigurationError(
-                f"model {self.family!r} cut at {cut!r} {found} ({_WHY})" if "as a whole" in found else f"model {self.family!r} {found}"
-            )
+            raise ConfigurationError(f"model {self.family!r} cut at {cut!r} {found}")
         if self._head is not None:
             check_gradients(str(self._head), model, tryout.samples(2))
 
@@ -186,21 +173,3 @@ def whole_state(model: SplitModel) -> dict[str, torch.Tensor]:
     What the model has beside these takes no part in its logits.
     """
     return {**model.front.state_dict(), **model.back.state_dict()}
-
-
-def _fingerprint(*modules: nn.Module) -> str:
-    """Return a digest of all that a program is made of but the weights: operations, settings of layers, constants."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, part in module.named_modules():
-            settings = {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | tuple | list | None)}
-            digest.update(f"{name} {type(part).__qualname__} {sorted(settings.items(), key=str)}".encode())
-            if isinstance(part, fx.GraphModule):
-                digest.update(part.code.encode())
-            elif not type(part).__module__.startswith("torch."):
-                digest.update(inspect.getsource(type(part)).encode())
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            digest.update(f"{name} {list(tensor.shape)} {tensor.requires_grad}".encode())
-        for _, buffer in module.named_buffers():
-            digest.update(buffer.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
