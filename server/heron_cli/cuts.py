@@ -66,6 +66,11 @@ def add_parser(verbs: Any) -> None:
         metavar="TEXT",
         help="what data look like, as heron-server takes it, like 3x32x32:10 or text:128:next-token",
     )
+    parser.add_argument(
+        "--eval-data",
+        metavar="TEXT",
+        help="data source whose samples a model of your own is tried on, as heron-server takes it; normal numbers by default",
+    )
     parser.set_defaults(run=run_cuts)
 
 
@@ -74,14 +79,21 @@ def run_cuts(options: argparse.Namespace) -> int:
 
     Raises:
         ConfigurationError: there is no such model, or it cannot be traced.
+        DataError: the data to try it on are not as --data-spec says.
 
     """
     # torch takes seconds to import; the other verbs should not wait for it.
-    from heron_common.data.sources import parse_specification
+    from heron_common.data.reading import SampleReader
+    from heron_common.data.sources import open_source, parse_specification
+    from heron_server.models.probes import probes_of
     from heron_server.models.registry import parse_model_options
     from heron_server.models.survey import survey
 
-    found = survey(options.model, parse_model_options(options.model_options), parse_specification(options.data_spec))
+    data = parse_specification(options.data_spec)
+    # Whoever makes a namespace of their own need not know of this option.
+    samples = getattr(options, "eval_data", None)
+    probes = probes_of(SampleReader(open_source(samples), data)) if samples is not None and not data.tokens else None
+    found = survey(options.model, parse_model_options(options.model_options), data, probes)
     print("\n".join(report(options.model, options.data_spec, found)))
     return ExitCode.OK
 

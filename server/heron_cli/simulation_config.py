@@ -80,6 +80,11 @@ class SimulationConfig(TrainingConfig):
         return self.simulation.data if ":" in self.simulation.data else f"{self.simulation.data}:train"
 
     @property
+    def local_source(self) -> str | None:
+        """A data source of this process, beside that of --eval-data."""
+        return self.training_source
+
+    @property
     def partition(self) -> Partition:
         """How it is divided."""
         return parse_partition(self.simulation.partition)

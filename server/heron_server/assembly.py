@@ -21,6 +21,8 @@ from heron_common.tensors import num_parameters
 from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
+from heron_server.models.behaviour import behaviour, computes_otherwise
+from heron_server.models.split_model import SplitModel
 from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.clients import ClientRegistry
@@ -139,7 +141,7 @@ def assemble_run(
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
     event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
     published = publish_run(config)
-    identity = _with_code(identity, published.model.code_digest, config.run.resume)
+    identity = _with_code(identity, published.model, config.run.resume)
     algorithm, data = published.algorithm, published.data
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
@@ -206,12 +208,15 @@ def assemble_run(
     )
 
 
-def _with_code(identity: RunIdentity, model_code: str, resumes: bool) -> RunIdentity:
+def _with_code(identity: RunIdentity, model: SplitModel, resumes: bool) -> RunIdentity:
     """Return the identity with the code that the run began with; a resumed run whose code is another one says so and goes on."""
-    difference = identity.code_difference(model_code)
+    if not resumes:
+        own = model.probes.x if model.probes is not None and not model.probes.are_made_up else None
+        return dataclasses.replace(identity, model_code=model.code_digest, behaviour=behaviour(model), probes=own)
+    difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, model))
     if difference:
         log.warning(difference)
-    return identity if resumes and identity.model_code else dataclasses.replace(identity, model_code="" if resumes else model_code)
+    return identity
 
 
 def _run_parts(

@@ -209,6 +209,11 @@ class TrainingConfig(Section):
     gates: GatesSection
     storage: StorageSection
 
+    @property
+    def local_source(self) -> str | None:
+        """Training data in this process, where there are any: a user's model is tried on them where --eval-data names no others."""
+        return None
+
     @model_validator(mode="after")
     def _quorum_is_reachable(self) -> Self:
         if self.min_updates > self.cohort_size:

@@ -18,13 +18,17 @@ from heron_common.plan import Algorithm
 from heron_common.presets import preset
 from heron_server.config import TrainingConfig
 from heron_server.models.base import write_base
+from heron_server.models.moving_state import refuse_moving_state
+from heron_server.models.probes import Probes, probes_of
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
+from heron_server.models.user_code import PREFIX
 from heron_server.plan_section import PlanSection
 from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import ParityReport
 from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
+from heron_server.storage.probe_file import read_probe_file
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ def publish_run(config: TrainingConfig) -> Published:
     data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
     eval_source = None if data.tokens else _eval_source(config, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
-    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut)
+    probes = _probes(config, data, eval_source)
+    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
+    refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.
     eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
@@ -118,6 +124,18 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
 def default_program_cache() -> Path:
     """Return the directory for compiled programs by the XDG convention."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
+
+
+def _probes(config: TrainingConfig, data: DataSpecification, eval_source: SampleReader | None) -> Probes | None:
+    """Return the run's own samples for a user's model to be tried on, those that it began with where it is resumed; None if there are none."""
+    if data.tokens or not config.run.model.startswith(PREFIX):
+        return None
+    if config.run.resume:
+        samples = read_probe_file(config.run.run_dir, data.input_shape)
+        return Probes(samples, are_made_up=False) if samples is not None else None
+    if eval_source is None and config.local_source is not None:
+        eval_source = SampleReader(open_source(config.local_source), data)
+    return probes_of(eval_source) if eval_source is not None else None
 
 
 def _eval_source(config: TrainingConfig, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:

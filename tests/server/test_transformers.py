@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,62 @@ def test_a_frozen_front_cannot_be_trained(tmp_path: Path) -> None:
         complete_algorithm(preset("heron"), model)
     frozen, _ = complete_algorithm(preset("frozen"), model)
     assert not algorithm_mistakes(frozen) and model.task is Task.CLASSIFICATION
+
+
+# --- odd configurations
+
+
+def edited(folder: Path, name: str, **changes: Any) -> str:
+    """Write a configuration with other values and return the model's name."""
+    path = write_configuration(name, folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return f"hf:{path.parent}"
+
+
+@pytest.mark.parametrize(("pad_token", "most"), [(3, 30), (0, 33), (-1, 32)])
+def test_places_are_counted_from_behind_the_padding_token_on(pad_token: int | None, most: int, tmp_path: Path) -> None:
+    from heron_server.models.registry import build_model
+
+    model = edited(tmp_path, "roberta", pad_token_id=pad_token)
+    assert build_model(model, {"weights": "random"}, three_classes(most), 0, "1").to_spec().cut.shape == (most, 16)
+    with pytest.raises(ConfigurationError, match=f"reads at most {most} tokens, but the data specification asks for {most + 1}"):
+        build_model(model, {"weights": "random"}, three_classes(most + 1), 0, "1")
+
+
+@pytest.mark.parametrize(("name", "pad_token"), [("llama", -1), ("gpt2", None), ("bert", -1)])
+def test_a_padding_token_that_is_none_is_chosen(name: str, pad_token: int | None, tmp_path: Path) -> None:
+    from heron_server.models.registry import build_model
+
+    build_model(edited(tmp_path, name, pad_token_id=pad_token), {"weights": "random"}, three_classes(6), 0, "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("bert", {"model_type": "vit"}, "architecture 'vit' is not one that is cut by blocks"),
+        ("bert", {"model_type": "clip"}, "architecture 'clip' is not one that is cut by blocks"),
+        ("bert", {"hidden_act": "nothing"}, "holds no"),
+        ("bert", {"num_attention_heads": 5}, "holds no"),
+        ("llama", {"hidden_size": "wide"}, "holds no"),
+        ("bert", {"sliding_window": "abc"}, "contradicts itself"),
+        ("roberta", {"type_vocab_size": 0}, "contradicts itself"),
+        ("gpt2", {"vocab_size": 0}, "contradicts itself"),
+        ("bert", {"is_decoder": True}, "blocks are called in a way unknown here"),
+    ],
+)
+def test_configurations_that_cannot_be_used_are_one_sentence(name: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    from heron_server.models.registry import build_model
+
+    with pytest.raises(ConfigurationError) as caught:
+        build_model(edited(tmp_path, name, **changes), {"weights": "random"}, three_classes(6), 0, "1")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"model": {"type": "nothing"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    from heron_server.models.registry import build_model
+
+    folder = write_configuration("bert", tmp_path)
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ConfigurationError, match="holds no tokenizer that transformers can use"):
+        build_model(f"hf:{folder}", {"weights": "random"}, three_classes(6), 0, "1")

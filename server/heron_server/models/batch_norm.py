@@ -47,9 +47,19 @@ _FROZEN: dict[type[nn.Module], type[nn.Module]] = {
 def keep_frozen(model: nn.Module) -> None:
     """Make batch normalisations that are in evaluation mode now stay there: the server's `train()` would let their statistics move again."""
     for module in model.modules():
-        if type(module) in _FROZEN and not module.training:
-            # The layer keeps its tensors and its place in the model; only what `train` does changes.
-            module.__class__ = _FROZEN[type(module)]
+        if not module.training:
+            freeze_statistics(module)
+
+
+def freeze_statistics(layer: nn.Module) -> bool:
+    """Make a batch normalisation stay in evaluation mode; return whether it is one of those that can."""
+    frozen = _FROZEN.get(type(layer))
+    if frozen is None:
+        return False
+    # The layer keeps its tensors and its place in the model; only what `train` does changes.
+    layer.__class__ = frozen
+    layer.eval()
+    return True
 
 
 def moving_layers(module: nn.Module) -> dict[str, _BatchNorm]:

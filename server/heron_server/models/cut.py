@@ -6,7 +6,7 @@ layers and cuts by the order of the program, and torch.export turns dropout and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -16,10 +16,12 @@ from torch import fx, nn
 from torch._subclasses import FakeTensorMode
 
 from heron_server.models.batch_norm import FrozenStatistics
+from heron_server.models.copies import copied, generators_kept
 from heron_server.models.flow import Flow
-from heron_server.models.sides import back_module, front_module, layers_of, parameters_of
+from heron_server.models.reasons import reason_of
+from heron_server.models.sides import back_module, front_module, layers_of, parameters_of, whole_module
 from heron_server.models.token_input import TokenInput
-from heron_server.models.trace import TensorFacts, Trace, reason_of, trace
+from heron_server.models.trace import TensorFacts, Trace, trace
 
 
 class Obstacle(StrEnum):
@@ -50,11 +52,13 @@ class Refusal:
 class Cutter:
     """A model's places to cut and the two sides of each."""
 
-    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], by_batch: bool = False, tokens: TokenInput | None = None) -> None:
-        """Trace the model, which is in evaluation mode afterwards, and run two small batches through it to learn its shapes.
+    def __init__(
+        self, model: nn.Module, example: Callable[[int], torch.Tensor], by_batch: bool = False, tokens: TokenInput | None = None
+    ) -> None:
+        """Trace the model and run two small batches through a copy of it to learn its shapes.
 
-        `by_batch` says that devices normalise by whole batches, so that batch normalisation with moving statistics may stand in front; `tokens` how the
-        model takes tokens, if it does.
+        `example` makes a batch of so many rows; `by_batch` says that devices normalise by whole batches, so that batch normalisation with moving
+        statistics may stand in front; `tokens` how the model takes tokens, if it does.
 
         Raises:
             ConfigurationError: its own forward cannot be traced.
@@ -64,7 +68,8 @@ class Cutter:
         self._names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         self._state = set(model.state_dict())
         self._trace: Trace = trace(model, tokens)
-        self._flow = Flow(self._trace, tokens.example if tokens else lambda rows: torch.randn(rows, *input_shape))
+        self._example = example
+        self._flow = Flow(self._trace, example)
         self._data_dependent: dict[fx.Node, str] = {}
 
     @cached_property
@@ -103,7 +108,14 @@ class Cutter:
 
     def back(self, name: str) -> fx.GraphModule:
         """Return the back of a place where a cut works; its tensors are copies."""
-        return back_module(self._trace, self._flow, self._place(name), self._state)
+        x, front = self._example(2), copied(self.front(name))
+        with torch.no_grad(), generators_kept():
+            z = front(x)
+        return back_module(self._trace, self._flow, self._place(name), self._state, z, None if self._trace.tokens is None else x >= 0)
+
+    def captured(self) -> fx.GraphModule:
+        """Return the whole as it was captured, which takes what the model takes; its tensors are copies."""
+        return whole_module(self._trace, self._state)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one sample's activations behind a place where a cut works."""
@@ -196,9 +208,10 @@ class Cutter:
             return torch.zeros(facts.shape, dtype=facts.dtype) if isinstance(facts, TensorFacts) else facts
 
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            module = copied(self._trace.objects[str(node.target)])
+            with generators_kept(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 arguments = fx.node.map_arg((node.args, dict(node.kwargs)), stand_in)  # type: ignore[arg-type]
-                self._trace.objects[str(node.target)](*arguments[0], **arguments[1])
+                module(*arguments[0], **arguments[1])
         except Exception as exc:
             return reason_of(exc)
         return ""

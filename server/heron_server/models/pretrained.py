@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from heron_common.assignment import DataSpecification, Task
-from heron_common.errors import ConfigurationError
+from heron_common.errors import ConfigurationError, HeronError
+from heron_server.models.transformer_families import default_pad_token, family_of, is_token
 
 PREFIX = "hf:"
 """Of a model that transformers knows: hf:FOLDER, or hf:NAME for one of the hub."""
@@ -60,10 +62,19 @@ def load_configuration(reference: str, data: DataSpecification) -> Any:
 
     _silence()
     config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference), "a configuration")
+    # First: what a configuration has beside its family's name is the family's.
+    family_of(config)
+    with read_as_configured(reference):
+        _prepare(config, data)
+    return config
+
+
+def _prepare(config: Any, data: DataSpecification) -> None:
     config.use_cache = False
+    if not is_token(config, config.pad_token_id):
+        config.pad_token_id = default_pad_token(config)
     if data.task is not Task.NEXT_TOKEN:
         _describe_labels(config, data)
-    return config
 
 
 def model_without_weights(reference: str, config: Any, data: DataSpecification) -> Any:
@@ -85,7 +96,7 @@ def _describe_labels(config: Any, data: DataSpecification) -> None:
     if config.pad_token_id is None:
         # A classifier reads the last token that is no padding, so something has to be.
         end = config.eos_token_id
-        config.pad_token_id = end if isinstance(end, int) and end < config.vocab_size else 0
+        config.pad_token_id = end if is_token(config, end) else 0
 
 
 def _tokenizer(reference: str, config: Any) -> bytes | None:
@@ -104,7 +115,7 @@ def _tokenizer(reference: str, config: Any) -> bytes | None:
         text = tokenizer.backend_tokenizer.to_str().encode()
     from tokenizers import Tokenizer
 
-    size = Tokenizer.from_str(text.decode()).get_vocab_size(with_added_tokens=True)
+    size = _loaded(reference, lambda: Tokenizer.from_str(text.decode()).get_vocab_size(with_added_tokens=True), "a tokenizer")
     if size > config.vocab_size:
         raise ConfigurationError(
             f"the tokenizer of {reference!r} has {size} tokens, its model {config.vocab_size}: use the tokenizer that the model was trained with"
@@ -112,10 +123,30 @@ def _tokenizer(reference: str, config: Any) -> bytes | None:
     return text
 
 
+@contextmanager
+def read_as_configured(reference: str) -> Iterator[None]:
+    """Say in one sentence that a model cannot be used as its configuration has it, whatever a library or a comparison stumbles over.
+
+    Raises:
+        ConfigurationError: something else than an error of HERON's own was raised inside.
+
+    """
+    try:
+        yield
+    except HeronError:
+        raise
+    except Exception as exc:
+        first = (str(exc).strip().splitlines() or ["no message"])[0]
+        raise ConfigurationError(
+            f"the configuration of {reference!r} contradicts itself ({type(exc).__name__}: {first[:200]}): mend its config.json, or use another model"
+        ) from exc
+
+
 def _loaded(reference: str, load: Callable[[], T], what: str) -> T:
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as exc:
+    # The libraries raise whatever they stumble over in a folder.
+    except Exception as exc:
         first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         if Path(reference).is_dir():
             raise ConfigurationError(

@@ -14,6 +14,7 @@ from heron_common.errors import ConfigurationError
 from heron_server.models.cnn import CnnOptions, build_cnn
 from heron_server.models.family_options import FamilyOptions
 from heron_server.models.pretrained import PREFIX as HUB_PREFIX
+from heron_server.models.probes import Probes
 from heron_server.models.resnet import ResnetOptions, build_resnet
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer import build_transformer
@@ -26,8 +27,12 @@ _FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification
 }
 
 
-def build_model(family: str, options: Mapping[str, Any], data: DataSpecification, seed: int, cut: str | None = None) -> SplitModel:
+def build_model(
+    family: str, options: Mapping[str, Any], data: DataSpecification, seed: int, cut: str | None = None, probes: Probes | None = None
+) -> SplitModel:
     """Build a split model; the same arguments give the same weights. `cut` names the place to cut, in families whose places have names.
+
+    `probes` are what a user's own module of numbers is tried on, normal numbers by default; its weights do not depend on them.
 
     Raises:
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
@@ -43,7 +48,7 @@ def build_model(family: str, options: Mapping[str, Any], data: DataSpecification
             torch.manual_seed(seed)
             if family.startswith(HUB_PREFIX):
                 return build_transformer(family, options, data, seed, cut)
-            return UserModel(family, options, data).split(cut)
+            return UserModel(family, options, data, probes).split(cut)
     parsed = parse_family_options(family, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

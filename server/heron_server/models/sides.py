@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Iterable, Set
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from heron_server.models.copies import copied, generators_kept
 from heron_server.models.flow import Flow
-from heron_server.models.trace import TensorFacts, Trace
+from heron_server.models.trace import Trace
 
 _CONSTANTS = "traced_constants"
 """Tensors that forward makes itself live below this name and outside the state, which holds the model's own tensors alone."""
@@ -42,19 +42,33 @@ def _mask(graph: fx.Graph, traced: Trace, mask: fx.Node) -> fx.Node:
     return graph.call_method("to", (mask, torch.int64)) if traced.tokens.mask_argument == "attention_mask" else mask
 
 
-def back_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
+def back_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], z: torch.Tensor, mask: torch.Tensor | None) -> fx.GraphModule:
     """Return z -> logits; dropout acts in training mode. Its tensors are copies, and z stays as it is, whatever the model does in place.
 
-    The back of a model of tokens takes their mask too, whether it needs it or not.
+    The back of a model of tokens takes their mask too, whether it needs it or not. It is tried on `z` and `mask`.
     """
     back = _back(traced, flow, cut, state, keeps_input=False)
-    facts = flow.facts(cut)
-    assert isinstance(facts, TensorFacts)
-    probe, z = copy.deepcopy(back).train(), torch.zeros(facts.shape)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        probe(z) if traced.tokens is None else probe(z, torch.ones(len(z), traced.tokens.length, dtype=torch.bool))
+    probe, tried = copied(back).train(), z.clone()
+    with torch.no_grad(), generators_kept():
+        probe(tried) if mask is None else probe(tried, mask)
     # The server's step needs the activations again: for the head, and for the gradient at the cut.
-    return back if z._version == 0 else _back(traced, flow, cut, state, keeps_input=True)
+    return back if tried._version == 0 else _back(traced, flow, cut, state, keeps_input=True)
+
+
+def whole_module(traced: Trace, state: Set[str]) -> fx.GraphModule:
+    """Return the whole of a trace, to be called as the model is; dropout acts in training mode. Its tensors are copies."""
+    graph, objects, copies = fx.Graph(), dict(traced.objects), dict[fx.Node, Any]()
+    for node in traced.graph.nodes:
+        copies[node] = _node_copy(graph, node, traced, objects, copies)
+    return copied(_assembled(graph, objects, state))
+
+
+def _node_copy(graph: fx.Graph, node: fx.Node, traced: Trace, objects: dict[str, Any], copies: dict[fx.Node, Any]) -> fx.Node:
+    """Copy a node, one that is dropout in training mode as a layer of that."""
+    if node not in traced.dropouts:
+        return graph.node_copy(node, copies.__getitem__)
+    objects[f"functional_{node.name}"] = traced.dropouts[node]
+    return graph.call_module(f"functional_{node.name}", (copies[node.all_input_nodes[0]],))
 
 
 def _back(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], keeps_input: bool) -> fx.GraphModule:
@@ -72,12 +86,9 @@ def _back(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], keeps_input:
             known = flow.known(node)
             assert known is not None
             copies[node] = known(graph, z)
-        elif node in wanted and node in traced.dropouts:
-            objects[f"functional_{node.name}"] = traced.dropouts[node]
-            copies[node] = graph.call_module(f"functional_{node.name}", (copies[node.all_input_nodes[0]],))
         elif node in wanted:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    return copy.deepcopy(_assembled(graph, objects, state))
+            copies[node] = _node_copy(graph, node, traced, objects, copies)
+    return copied(_assembled(graph, objects, state))
 
 
 def _assembled(graph: fx.Graph, objects: dict[str, Any], state: Set[str]) -> fx.GraphModule:

@@ -18,6 +18,7 @@ from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, IGNORED, 
 from heron_common.tensors import DType, Float32Array, TensorSpec
 from heron_server.models.base import BaseStorage, FrozenTensor, frozen_tensors, named_frozen
 from heron_server.models.batch_norm import running_statistics
+from heron_server.models.probes import Probes
 from heron_server.models.token_input import TokenInput
 from heron_server.models.vocabulary_loss import next_token_losses
 
@@ -42,6 +43,7 @@ class SplitModel:
         tokenizer: the JSON of the tokenizer that text becomes tokens with.
         whole: the model before it was split; where there is none, front and back in a row are the whole. It shares the tensors of front and back, but
             the back of a user's module has copies (`whole_state` brings them home).
+        probes: samples that a user's own module of numbers is tried on; None for all others, which take any.
         lengths: those that texts are padded to on devices, ascending, the last that of `input_shape`; empty where there is only that.
         base_error: how far rounding the frozen weights to `base_storage` moved the activations at the cut, relative to the largest.
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
@@ -71,6 +73,7 @@ class SplitModel:
     batch_statistics: bool = False
     token_input: TokenInput | None = None
     code_digest: str = ""
+    probes: Probes | None = None
     lengths: tuple[int, ...] = ()
 
     def to_spec(self) -> ModelSpec:
@@ -126,7 +129,9 @@ class SplitModel:
             return tuple(self.front(self.example(2).to(device_of(self.front))).shape[1:])
 
     def example(self, rows: int) -> torch.Tensor:
-        """Return samples of zeros, [rows, *input_shape]."""
+        """Return samples of zeros, [rows, *input_shape], or the first probes."""
+        if self.probes is not None:
+            return self.probes.first(rows)
         return torch.zeros(rows, *self.input_shape, dtype=torch.int64 if self.tokens else torch.float32)
 
     def mask(self, x: torch.Tensor) -> torch.Tensor | None:
@@ -134,10 +139,12 @@ class SplitModel:
         return x >= 0 if self.tokens else None
 
     def random_batch(self, rows: int, generator: np.random.Generator) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return x and labels for comparisons: normal numbers, or random tokens, some sequences padded."""
+        """Return x and labels for comparisons: normal numbers, probes, or random tokens, some sequences padded."""
         spec = self.to_spec().labels
-        if not self.tokens:
-            x: npt.NDArray[Any] = generator.standard_normal((rows, *self.input_shape), np.float32)
+        if self.probes is not None:
+            x: npt.NDArray[Any] = self.probes.draw(rows, generator)
+        elif not self.tokens:
+            x = generator.standard_normal((rows, *self.input_shape), np.float32)
         else:
             length = self.input_shape[0]
             x = generator.integers(0, self.num_tokens, (rows, length), np.int64)

@@ -12,6 +12,7 @@ from torch import nn
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
 from heron_server.models.pretrained import PREFIX as HUB_PREFIX
+from heron_server.models.probes import Probes
 from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer_survey import block_places
@@ -47,15 +48,15 @@ class Survey:
     client_side: Callable[[str], SplitModel]
 
 
-def survey(family: str, options: Mapping[str, Any], data: DataSpecification) -> Survey:
-    """Find the places of a model of these options.
+def survey(family: str, options: Mapping[str, Any], data: DataSpecification, probes: Probes | None = None) -> Survey:
+    """Find the places of a model of these options; a user's own model of numbers is tried on `probes`.
 
     Raises:
         ConfigurationError: there is no such model, it cannot be traced, or its family's places have no names.
 
     """
     if family.startswith(PREFIX):
-        model = UserModel(family, options, data)
+        model = UserModel(family, options, data, probes)
         refusals = model.cutter.refusals
         counts = Counter(refusal.obstacle for refusal in refusals.values())
         examples = {refusal.obstacle: name for name, refusal in reversed(refusals.items())}

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import linecache
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +11,9 @@ from torch import fx, nn
 from torch.nn import functional
 
 from heron_common.errors import ConfigurationError
-from heron_server.models.batch_norm import FrozenStatistics
+from heron_server.models.capture import OWN_ATTRIBUTES, ModelTracer
+from heron_server.models.copies import copied, generators_kept
+from heron_server.models.reasons import reason_of
 from heron_server.models.token_input import TokenInput
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -29,9 +26,6 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 }
 
 _SIMPLE = (int, float, bool, str, torch.dtype, torch.device, torch.Size, tuple, type(None))
-
-_NOT_THE_USERS = (torch.__path__[0], str(Path(__file__).parents[1]), "<")
-"""How the files begin whose lines are no help to a user."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +71,20 @@ class Trace:
 
     def run(self, x: torch.Tensor) -> dict[fx.Node, object]:
         """Return TensorFacts or the plain value of every node for one batch."""
-        recorder = _Recorder(fx.GraphModule(self.objects, self.graph))
+        recorder = _Recorder(fx.GraphModule(copied(self.objects), self.graph))
         given = {self.input: x}
         if self.tokens is not None:
             mask = x >= 0
             given[self.input] = torch.where(mask, x, self.tokens.pad_token)
             if self.mask is not None:
                 given[self.mask] = self.tokens.mask_of(mask)
-        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        with torch.no_grad():
-            recorder.run(*(given[node] if node in given else node.args[0] for node in placeholders))
+        with torch.no_grad(), generators_kept():
+            recorder.run(*(given[node] for node in self.graph.nodes if node.op == "placeholder"))
         return recorder.facts
 
 
 def trace(model: nn.Module, tokens: TokenInput | None = None) -> Trace:
-    """Trace the model, in evaluation mode afterwards. A submodule that cannot be traced, or acts differently in training, stays whole.
+    """Trace copies of the model. A submodule that cannot be traced, acts differently in training, or does what a graph would lose stays whole.
 
     `tokens` says how it takes tokens; their number in a sequence is then a number, not a value that the graph computes.
 
@@ -101,9 +94,8 @@ def trace(model: nn.Module, tokens: TokenInput | None = None) -> Trace:
     """
     closed: dict[str, str] = {}
     while True:
-        inference = _trace(model.eval(), closed, tokens)
-        training = _trace(model.train(), closed, tokens) if inference else None
-        model.eval()
+        inference = _trace(model, False, closed, tokens)
+        training = _trace(model, True, closed, tokens) if inference else None
         if inference is None or training is None:
             continue
         dropouts = _mode_differences(inference, training, closed)
@@ -113,76 +105,6 @@ def trace(model: nn.Module, tokens: TokenInput | None = None) -> Trace:
 
 
 _Traced = tuple[fx.Graph, dict[str, Any], dict[str, list[object]]]
-
-
-class _Tracer(fx.Tracer):
-    """Remembers what each submodule returned, and the innermost one in which tracing failed."""
-
-    def __init__(self, closed: Mapping[str, str], tokens: TokenInput | None) -> None:
-        super().__init__()
-        self._closed = closed
-        self._tokens = tokens
-        self.outputs: dict[str, list[object]] = {}
-        self.failed: str | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._closed or isinstance(m, FrozenStatistics) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        is_batch = node.op == "placeholder" and all(other.op != "placeholder" or other is node for other in node.graph.nodes)
-        if self._tokens is not None and is_batch:
-            return _TokensProxy(node, self, self._tokens.length)
-        return super().proxy(node)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        path = self.path_of_module(m)
-        try:
-            value = super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or path
-            raise
-        self.outputs.setdefault(path, []).append(value.node if isinstance(value, fx.Proxy) else value)
-        return value
-
-
-class _TokensProxy(fx.Proxy):
-    """The batch of tokens: positions and masks are made of its length in Python, and the length is that of every program."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, length: int) -> None:
-        super().__init__(node, tracer)
-        self._length = length
-
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
-
-    @property
-    def shape(self) -> tuple[Any, int]:
-        return self.tracer.create_proxy("call_method", "size", (self, 0), {}), self._length
-
-
-_MAKERS = ("arange", "zeros", "ones", "full", "empty")
-"""Functions of torch that fx does not see, since none of their arguments is a tensor: a size or a device of the data makes them part of the graph."""
-
-
-@contextmanager
-def _recorded_makers() -> Iterator[None]:
-    originals = {name: getattr(torch, name) for name in _MAKERS}
-
-    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
-        def make(*args: Any, **kwargs: Any) -> Any:
-            found: list[fx.Proxy] = []
-            fx.node.map_aggregate((args, kwargs), lambda value: found.append(value) if isinstance(value, fx.Proxy) else None)
-            return found[0].tracer.create_proxy("call_function", original, args, kwargs) if found else original(*args, **kwargs)
-
-        return make
-
-    try:
-        for name, original in originals.items():
-            setattr(torch, name, recording(original))
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
 
 
 class _Recorder(fx.Interpreter):
@@ -205,40 +127,64 @@ def _holds_tensors(value: object) -> bool:
     return isinstance(value, tuple) and any(isinstance(item, torch.Tensor) or _holds_tensors(item) for item in value)
 
 
-def _trace(model: nn.Module, closed: dict[str, str], tokens: TokenInput | None) -> _Traced | None:
-    """Trace in the model's present mode; None if one more submodule had to be closed."""
-    tracer = _Tracer(closed, tokens)
-    before = set(vars(model))
+def _trace(model: nn.Module, training: bool, closed: dict[str, str], tokens: TokenInput | None) -> _Traced | None:
+    """Trace a copy of the model in one mode; None if one more submodule had to be closed."""
+    scratch, tracer = copied(model), ModelTracer(closed, tokens)
+    scratch.train(training)
     try:
-        with _recorded_makers():
-            graph = tracer.trace(model, _defaults(model, tokens))
-        objects = {str(n.target): _attribute(model, str(n.target)) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-    except ConfigurationError:
-        raise
+        with generators_kept():
+            graph = tracer.traced(scratch)
     except Exception as exc:
-        if tracer.failed is None or tracer.failed in closed:
+        if not tracer.failed or tracer.failed in closed:
             raise ConfigurationError(
                 f"the model's own forward cannot be traced: it {reason_of(exc)}; move that into a submodule, or do without it"
             ) from exc
         closed[tracer.failed] = reason_of(exc)
         return None
-    finally:
-        # The tracer keeps constants of the forward as attributes of the model; they are in `objects`.
-        for name in set(vars(model)) - before:
-            delattr(model, name)
+    changed = _changed_place(model, scratch, tracer.flattened)
+    if changed is not None:
+        _close(changed, closed)
+        return None
+    wanted = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    # The model's own; what the tracer made of the forward's constants stands in the copy alone.
+    objects = {target: _attribute(scratch if target.startswith(OWN_ATTRIBUTES) else model, target) for target in wanted}
     return graph, objects, tracer.outputs
 
 
-def _defaults(model: nn.Module, tokens: TokenInput | None) -> dict[str, Any]:
-    """Fix every argument of forward but the first, and the mask of tokens, to its default."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-    if tokens is not None:
-        parameters = [p for p in parameters if p.name != tokens.mask_argument]
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    missing = [p.name for p in named if p.default is p.empty]
-    if missing:
-        raise ConfigurationError(f"the model's forward takes one tensor, but this one also needs {', '.join(missing)}: give them defaults")
-    return {p.name: p.default for p in named}
+def same_values(one: object, other: object) -> bool:
+    """Return whether two tensors, or two numbers, are the same; not a number is the same as itself."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        a, b = one.detach(), other.detach()
+        return a.shape == b.shape and a.dtype == b.dtype and (torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()))
+    return type(one) is type(other) and (one == other or one != one)
+
+
+def _changed_place(model: nn.Module, scratch: nn.Module, flattened: Set[str]) -> tuple[str, str] | None:
+    """Return which module's state tracing changed, and what of it: a graph would change it once and for all, or not at all."""
+    theirs = dict(scratch.named_modules(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        other = theirs.get(path)
+        if other is None:
+            return path.rpartition(".")[0], "its modules"
+        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        # What a model's own forward keeps beside these may be of no account: the comparison of whole and graph decides.
+        held += vars(module).items() if path in flattened else ()
+        for name, value in held:
+            if (isinstance(value, torch.Tensor) or type(value) in (int, float)) and not same_values(value, getattr(other, name, None)):
+                return path, name
+    return None
+
+
+def _close(changed: tuple[str, str], closed: dict[str, str]) -> None:
+    path, name = changed
+    while path in closed:
+        path = path.rpartition(".")[0]
+    if not path:
+        raise ConfigurationError(
+            f"the model's own forward cannot be traced: it changes {'.'.join(part for part in changed if part)}, "
+            "which a cut model would not; move that into a submodule"
+        )
+    closed[path] = f"changes {name} in its forward"
 
 
 def _attribute(model: nn.Module, target: str) -> Any:
@@ -274,16 +220,3 @@ def _operation(node: fx.Node) -> str:
 def _module_of(node: fx.Node) -> str:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
-
-
-def reason_of(exc: BaseException) -> str:
-    """Return what went wrong and in which line of the user's own code, as the end of a sentence that begins with 'it'."""
-    first = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-    what = f"fails there with {type(exc).__name__}: {first}"
-    if "control flow" in first or "data-dependent" in first.lower() or "_local_scalar_dense" in first or "aten.nonzero" in first:
-        what = "branches on the values of the data"
-    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)]
-    if not frames:
-        return what
-    line = frames[-1].line or linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
-    return f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {line})"

@@ -19,7 +19,7 @@ from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
 from heron_server.models.adapters import Adapter, add_adapter
 from heron_server.models.base import BaseStorage, round_to_storage
-from heron_server.models.pretrained import PREFIX, Pretrained, load_pretrained, set_frozen
+from heron_server.models.pretrained import PREFIX, Pretrained, load_pretrained, read_as_configured, set_frozen
 from heron_server.models.split_model import SplitModel, predict, sample_losses_of
 from heron_server.models.transformer_families import (
     Blocks,
@@ -111,14 +111,15 @@ def build_transformer(model: str, options: Mapping[str, Any], data: DataSpecific
     chosen = parse_options(model, options, data)
     reference = model.removeprefix(PREFIX)
     loaded = load_pretrained(reference, data, chosen.weights is Weights.RANDOM)
-    family = family_of(loaded.config)
-    check_length(loaded.config, data, reference)
-    front_blocks = _cut_place(cut, loaded.config.num_hidden_layers, chosen.head_blocks)
-    whole = adapted(loaded, chosen, seed)
-    split = split_at(loaded, family, chosen, data, front_blocks, model)
-    rounding = _round(split, chosen.base)
-    split = dataclasses.replace(split, whole=whole, base_error=rounding)
-    _check_cut(split, loaded.model, data)
+    with read_as_configured(reference):
+        family = family_of(loaded.config)
+        check_length(loaded.config, data, reference)
+        front_blocks = _cut_place(cut, loaded.config.num_hidden_layers, chosen.head_blocks)
+        whole = adapted(loaded, chosen, seed)
+        split = split_at(loaded, family, chosen, data, front_blocks, model)
+        rounding = _round(split, chosen.base)
+        split = dataclasses.replace(split, whole=whole, base_error=rounding)
+        _check_cut(split, loaded.model, data)
     return split
 
 

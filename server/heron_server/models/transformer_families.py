@@ -66,12 +66,23 @@ def family_of(config: Any) -> Family:
     return family
 
 
+def is_token(config: Any, token: object) -> bool:
+    """Return whether something is one of a configuration's tokens; some have -1 for none."""
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < config.vocab_size
+
+
+def default_pad_token(config: Any) -> int | None:
+    """Return the padding token of a configuration that has none; a model that counts its places from there on cannot do without."""
+    return 1 if config.model_type == "roberta" else None
+
+
 def longest_sequence(config: Any) -> int | None:
     """Return how many tokens a model of this configuration reads at most as blocks are called here, None if nothing limits them."""
     limits = []
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        limits.append(positions - 2 if config.model_type == "roberta" else positions)
+        # Its places are counted from behind the number of the padding token on.
+        limits.append(positions - config.pad_token_id - 1 if config.model_type == "roberta" else positions)
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True):
         limits.append(window)

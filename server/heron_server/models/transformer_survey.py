@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from heron_common.assignment import DataSpecification
-from heron_server.models.pretrained import PREFIX, Pretrained, load_configuration, model_without_weights
+from heron_server.models.pretrained import PREFIX, Pretrained, load_configuration, model_without_weights, read_as_configured
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer import adapted, check_length, parse_options, split_at
 from heron_server.models.transformer_families import family_of
@@ -30,9 +30,10 @@ def block_places(
     chosen = parse_options(model, options, data)
     reference = model.removeprefix(PREFIX)
     config = load_configuration(reference, data)
-    family = family_of(config)
-    check_length(config, data, reference)
-    numbers = range(config.num_hidden_layers)
+    with read_as_configured(reference):
+        family = family_of(config)
+        check_length(config, data, reference)
+        numbers = range(config.num_hidden_layers)
     places = tuple(str(number) for number in numbers if chosen.head_blocks <= len(numbers) - number)
     made: list[Pretrained] = []
 

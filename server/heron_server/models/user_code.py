@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from heron_common.errors import ConfigurationError
-from heron_server.models.trace import reason_of
+from heron_server.models.reasons import reason_of
 
 PREFIX = "python:"
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
-from heron_server.models.batch_norm import keep_frozen
+from heron_server.models.copies import copied
 from heron_server.models.cut import Cutter
-from heron_server.models.head import auxiliary_head
-from heron_server.models.split_model import SplitModel, predict, sample_losses_of
-from heron_server.models.token_head import Unmasked, token_head
+from heron_server.models.modes import keep_evaluation_modes
+from heron_server.models.probes import Probes, made_up
+from heron_server.models.same_as_whole import capture_difference, cut_difference
+from heron_server.models.source_digest import code_digest, fingerprint
+from heron_server.models.split_model import SplitModel, sample_losses_of
 from heron_server.models.token_input import OPTIONS as TOKEN_OPTIONS
 from heron_server.models.token_input import TokenInput, mask_argument_of, vocabulary_of
-from heron_server.models.trace import reason_of
-from heron_server.models.user_code import call_with_options, load_callable
+from heron_server.models.tryout import Tryout, check_weights
+from heron_server.models.user_code import call_with_options
+from heron_server.models.user_head import build_head, check_gradients
 
 log = logging.getLogger(__name__)
 
 _SHOWN_PLACES = 12
 
-_TOLERANCE = 1e-4
+_COMPARED = 3
+"""Samples by which a model is compared with its capture and its sides."""
 
 _OWN_OPTIONS = {"head", "batch_norm"}
 """Options that are not the callable's: they say what becomes of its model."""
@@ -43,8 +44,10 @@ class UserModel:
     its running statistics are trained beside the weights - devices then hold the activations of a whole batch at once. The back trains as the model would.
     """
 
-    def __init__(self, family: str, options: Mapping[str, Any], data: DataSpecification) -> None:
-        """Call the callable, check what it returns and trace it; torch's global generator draws the weights.
+    def __init__(self, family: str, options: Mapping[str, Any], data: DataSpecification, probes: Probes | None = None) -> None:
+        """Call the callable, check what it returns and trace a copy of it; torch's global generator draws the weights.
+
+        `probes` are what a model of numbers is tried on; normal numbers by default.
 
         Raises:
             ConfigurationError: it does not return a model of logits for these data, or one that cannot be traced.
@@ -56,9 +59,7 @@ class UserModel:
         self._by_batch = _normalises_by_batch(options)
         self._vocabulary = vocabulary_of(family, options) if data.tokens else None
         self._num_classes = self._vocabulary.size if self._vocabulary and data.task is Task.NEXT_TOKEN else data.num_classes
-        self.whole = self._called(options).cpu()
-        if not self._by_batch:
-            keep_frozen(self.whole)
+        called = self._called(options).cpu()
         self._tokens = None
         if self._vocabulary is not None:
             (length,) = data.input_shape
@@ -67,12 +68,22 @@ class UserModel:
                     f"{family!r} is traced for one length of text, but the data specification has {', '.join(map(str, data.lengths))}: "
                     f"write one, like text:{length}"
                 )
-            self._tokens = TokenInput(length, self._vocabulary.size, self._vocabulary.pad_token, mask_argument_of(self.whole))
-        self._check_outputs()
+            self._tokens = TokenInput(length, self._vocabulary.size, self._vocabulary.pad_token, mask_argument_of(called))
+        self._tryout = Tryout(data, self._num_classes, self._tokens, None if self._tokens else probes or made_up(data.input_shape))
         try:
-            self.cutter = Cutter(self.whole, data.input_shape, self._by_batch, self._tokens)
+            check_weights(called)
+            self._tryout.check(called)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"model {family!r} {exc}") from exc
+        try:
+            # The model that the callable returned stays as it is: whoever holds it sees no trace of what is done with the copy.
+            self.whole = copied(called)
+            staying = keep_evaluation_modes(self.whole, self._by_batch)
+            self.cutter = Cutter(self.whole, self._tryout.samples, self._by_batch, self._tokens)
         except ConfigurationError as exc:
             raise ConfigurationError(f"model {family!r} cannot be cut: {exc}") from exc
+        if staying:
+            log.info("stays in evaluation mode, as the model's callable or its train() left it", extra={"submodules": ",".join(staying)})
 
     def _called(self, options: Mapping[str, Any]) -> nn.Module:
         """Return what the callable makes of its own options and of what is known of the data."""
@@ -96,33 +107,23 @@ class UserModel:
         assert cut is not None
         model = self.client_side(cut, self.cutter.back(cut))
         self._check_equality(model, cut)
-        model = dataclasses.replace(
-            model,
-            name=f"{model.name}:{_fingerprint(model.front, model.auxiliary_head)}",
-            code_digest=self._code_digest(model),
-        )
+        digest = code_digest(model, self.whole if self.cutter.kept_whole else None)
+        model = dataclasses.replace(model, name=f"{model.name}:{fingerprint(model.front, model.auxiliary_head)}", code_digest=digest)
         off = [name for name, layer in model.front.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
         if off:
             log.info("dropout in the front is off, devices draw nothing", extra={"layers": ",".join(off)})
         return model
 
-    def _code_digest(self, model: SplitModel) -> str:
-        """Return a digest of what front and back compute; comments do not count, but where a submodule stays whole the file's text does."""
-        digest = _fingerprint(model.front, model.back)
-        if not self.cutter.kept_whole:
-            return digest
-        source = inspect.getsourcefile(type(self.whole))
-        text = Path(source).read_bytes() if source is not None and Path(source).is_file() else b""
-        return hashlib.sha256(digest.encode() + text).hexdigest()
-
     def client_side(self, cut: str, back: nn.Module) -> SplitModel:
         """Return front and head of a place where a cut works, with any back."""
         front, shape = self.cutter.front(cut), self.cutter.shape(cut)
-        head = self._build_head(shape)
         data = self._data
+        own = None if self._head is None else str(self._head)
+        head = build_head(own, shape, self._num_classes, data.task, self._tokens, self._by_batch)
         name = f"{self.family}:{cut}:{list(data.input_shape)}:{self._num_classes}:{data.task.value}"
         losses = sample_losses_of(data.task)
         model = SplitModel(name, front, head, back, losses, data.input_shape, self._num_classes, data.task, whole=self.whole)
+        model = dataclasses.replace(model, probes=self._tryout.probes)
         if self._vocabulary is not None:
             model = dataclasses.replace(model, tokens=True, tokenizer=self._vocabulary.tokenizer, token_input=self._tokens)
         return dataclasses.replace(model, name=f"{name}:by batch", batch_statistics=True) if self._by_batch else model
@@ -143,80 +144,20 @@ class UserModel:
         more = f" and {len(places) - _SHOWN_PLACES} more (`heron cuts` lists them)" if len(places) > _SHOWN_PLACES else ""
         return f"--cut can be {', '.join(places[:_SHOWN_PLACES])}{more}"
 
-    def _check_outputs(self) -> None:
-        shape = "x".join(map(str, self._data.input_shape))
-        modes = {module: module.training for module in self.whole.modules()}
-        try:
-            with torch.no_grad():
-                outputs = self._outputs(self._samples(2))
-        except Exception as exc:
-            given = f"{shape} tokens from 0 to {self._tokens.vocabulary_size - 1}" if self._tokens else f"shape {shape}"
-            raise ConfigurationError(
-                f"model {self.family!r} was given samples of {given}, as --data-spec says, but {reason_of(exc)}"
-            ) from exc
-        for module, training in modes.items():
-            module.training = training
-        places = self._data.input_shape if self._data.task is Task.NEXT_TOKEN else ()
-        wanted = (2, *places, self._num_classes)
-        if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != wanted:
-            came = f"a tensor of shape {list(outputs.shape)}" if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
-            many = "the vocabulary has tokens" if places else "--data-spec has classes"
-            raise ConfigurationError(
-                f"model {self.family!r} was expected to return logits of shape {list(wanted)} for two samples, but returned {came}: "
-                f"make its last layer as wide as {many}, and return nothing else"
-            )
-
-    def _samples(self, rows: int) -> torch.Tensor:
-        return self._tokens.example(rows) if self._tokens else torch.randn(rows, *self._data.input_shape)
-
-    def _outputs(self, x: torch.Tensor) -> Any:
-        """Return what the whole model makes of samples, in evaluation mode."""
-        whole = self.whole.eval()
-        return whole(x.clone()) if self._tokens is None else self._tokens.call(whole, x)
-
     def _check_equality(self, model: SplitModel, cut: str) -> None:
-        """Refuse a cut whose sides together are not the whole, as where operations in place act behind the graph's back."""
-        for rows in (2, 5):
-            x = self._samples(rows)
-            with torch.no_grad():
-                wanted = self._outputs(x)
-                found = predict(model.back.eval(), model.front(x.clone()), model.mask(x))
-            if found.shape != wanted.shape or not torch.allclose(
-                found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE * float(wanted.abs().max())
-            ):
-                raise ConfigurationError(
-                    f"model {self.family!r} cut at {cut!r} does not compute what it computes as a whole: does it draw random numbers in "
-                    "evaluation mode, or change a tensor in place that is used again?"
-                )
-
-    def _build_head(self, shape: tuple[int, ...]) -> nn.Module:
-        num_classes, tokens = self._num_classes, self._tokens
-        if self._head is None:
-            try:
-                return token_head(shape, tokens.length, self._data.task, num_classes) if tokens else auxiliary_head(shape, num_classes)
-            except ValueError as exc:
-                raise ConfigurationError(str(exc)) from exc
-        build = load_callable(str(self._head))
-        mask = torch.ones(2, tokens.length, dtype=torch.bool) if tokens else None
+        """Refuse a model whose capture is not the whole, or a cut whose sides together are not, as where operations in place act behind the graph's back."""
+        tryout = self._tryout
         try:
-            head = build(shape, num_classes)
-            if tokens and isinstance(head, nn.Module):
-                head = Unmasked(head)
-            if self._by_batch and isinstance(head, nn.Module):
-                head.eval()
-            with torch.no_grad():
-                logits = predict(head, torch.zeros(2, *shape), mask)
-        except Exception as exc:
-            raise ConfigurationError(
-                f"head {self._head!r} was called with ({shape}, {num_classes}) and then with activations, but {reason_of(exc)}"
-            ) from exc
-        places = (tokens.length,) if tokens and self._data.task is Task.NEXT_TOKEN else ()
-        if not isinstance(head, nn.Module) or tuple(logits.shape) != (2, *places, num_classes) or not list(head.parameters()):
-            form = ", ".join(map(str, ("B", *places, num_classes)))
-            raise ConfigurationError(f"head {self._head!r} was expected to be a torch module with weights that gives logits [{form}]")
-        if not self._by_batch:
-            keep_frozen(head)
-        return head
+            tryout.check_activations(model.front)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"model {self.family!r} {exc}") from exc
+        found = capture_difference(self.whole, self.cutter.captured(), tryout.call, tryout.samples(_COMPARED))
+        for rows in (2, _COMPARED):
+            found = found or cut_difference(self.whole, model, tryout.call, tryout.samples(rows))
+        if found:
+            raise ConfigurationError(f"model {self.family!r} cut at {cut!r} {found}")
+        if self._head is not None:
+            check_gradients(str(self._head), model, tryout.samples(2))
 
 
 def _normalises_by_batch(options: Mapping[str, Any]) -> bool:
@@ -232,21 +173,3 @@ def whole_state(model: SplitModel) -> dict[str, torch.Tensor]:
     What the model has beside these takes no part in its logits.
     """
     return {**model.front.state_dict(), **model.back.state_dict()}
-
-
-def _fingerprint(*modules: nn.Module) -> str:
-    """Return a digest of all that a program is made of but the weights: operations, settings of layers, constants."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, part in module.named_modules():
-            settings = {k: v for k, v in vars(part).items() if isinstance(v, int | float | str | tuple | list | None)}
-            digest.update(f"{name} {type(part).__qualname__} {sorted(settings.items(), key=str)}".encode())
-            if isinstance(part, fx.GraphModule):
-                digest.update(part.code.encode())
-            elif not type(part).__module__.startswith("torch."):
-                digest.update(inspect.getsource(type(part)).encode())
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            digest.update(f"{name} {list(tensor.shape)} {tensor.requires_grad}".encode())
-        for _, buffer in module.named_buffers():
-            digest.update(buffer.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -18,6 +18,7 @@ from heron_common.program_check import check_program
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.programs.gradient import with_backward_rules
+from heron_server.programs.signature import signature
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ _DIGEST_BYTES = 32
 
 
 class ProgramCache:
-    """Exports programs once per (model, kind, micro-batch, versions) and keeps them in a directory."""
+    """Exports programs once per (model, kind, micro-batch, versions) and keeps them in a directory.
+
+    Those of a user's own model are kept by what they compute: no name or source says what code leads to, and a stale program would be used for ever.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -41,13 +45,17 @@ class ProgramCache:
             ProgramError: the model uses an operation that cannot be exported.
 
         """
+        function = compile_function(model, kind, micro_batch) if model.code_digest else None
+        computes = signature(function) if function is not None else ""
+        if function is not None and computes is None:
+            return export(function)
         versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-        key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions], sort_keys=True)
+        key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions, *([computes] if computes else [])], sort_keys=True)
         path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.program"
         program = self._read(path)
         if program is None:
             log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
-            program = export(compile_function(model, kind, micro_batch))
+            program = export(function or compile_function(model, kind, micro_batch))
             self._keep(path, program)
         return program
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,32 @@ from heron_common.atomic import write_json_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.ids import new_token
+from heron_common.tensors import Float32Array
+from heron_server.storage.probe_file import write_probe_file
 
 _IDENTITY = "run.json"
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """A run's id, its session-independent configuration, and the digest of its model's code, empty where the model is not a user's own."""
+    """A run's id, its session-independent configuration, and what its model is known by where it is a user's own.
+
+    Attributes:
+        model_code: digest of the model's code, empty where the model is not a user's own.
+        behaviour: what the model made of a few samples when the run began, by name; empty where nobody wrote that down.
+        probes: the samples that it was tried on, where they are the operator's own; they are written beside the record, not into it.
+
+    """
 
     run_id: str
     configuration: dict[str, Any]
     model_code: str = ""
+    behaviour: Mapping[str, list[float]] = field(default_factory=dict)
+    probes: Float32Array | None = field(default=None, compare=False)
 
-    def code_difference(self, model_code: str) -> str:
-        """Return a sentence that says that the model computes something else than when the run began, empty if it does not or nobody knows."""
-        if not self.model_code or model_code == self.model_code:
+    def code_difference(self, differs: bool) -> str:
+        """Return a sentence that says that the model computes something else than when the run began, empty if it does not."""
+        if not differs:
             return ""
         return (
             f"the code of model {self.configuration.get('model')!r} does not compute what it did when run {self.run_id} began: "
@@ -104,11 +116,18 @@ class RunDirectory:
                 f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed
             )
             raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
-        return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")))
+        return _identity(self.path, known, configuration)
 
     def record(self, identity: RunIdentity) -> None:
         """Write down the run once it has really started; from then on it is continued with --resume only."""
-        code = {"model_code": identity.model_code} if identity.model_code else {}
+        if identity.probes is not None:
+            try:
+                write_probe_file(self.path, identity.probes)
+            except OSError as exc:
+                raise StorageError(
+                    f"cannot write the samples of the model to {self.path} ({exc.strerror or exc}): free some space"
+                ) from exc
+        code = {"model_code": identity.model_code, "behaviour": dict(identity.behaviour)} if identity.model_code else {}
         self._write(_IDENTITY, {"run_id": identity.run_id, "configuration": identity.configuration, **code})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -147,7 +166,17 @@ def recorded_identity(run_dir: Path) -> RunIdentity:
         raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server or heron simulate")
     if not isinstance(known.get("configuration"), dict) or "run_id" not in known:
         raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
-    return RunIdentity(str(known["run_id"]), known["configuration"], str(known.get("model_code", "")))
+    return _identity(run_dir, known, known["configuration"])
+
+
+def _identity(run_dir: Path, known: dict[str, Any], configuration: dict[str, Any]) -> RunIdentity:
+    behaviour = known.get("behaviour", {})
+    numbers = isinstance(behaviour, dict) and all(
+        isinstance(values, list) and all(isinstance(value, int | float) for value in values) for values in behaviour.values()
+    )
+    if not numbers:
+        raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
+    return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")), behaviour)
 
 
 def _document(path: Path) -> dict[str, Any] | None:

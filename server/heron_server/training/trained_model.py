@@ -12,9 +12,12 @@ from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
 from heron_server.models.base import base_digest
+from heron_server.models.behaviour import computes_otherwise
+from heron_server.models.probes import Probes
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_moving_state
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
+from heron_server.storage.probe_file import read_probe_file
 from heron_server.storage.run_directory import recorded_identity
 
 log = logging.getLogger(__name__)
@@ -55,12 +58,14 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
     options = identity.configuration
     try:
         data = dataclasses.replace(parse_specification(options["data_spec"]), refuses_overlong=options["overlong"] == "refuse")
-        model = build_model(options["model"], options["model_options"], data, options["seed"], options["cut"])
+        samples = read_probe_file(run_dir, data.input_shape)
+        probes = Probes(samples, are_made_up=False) if samples is not None else None
+        model = build_model(options["model"], options["model_options"], data, options["seed"], options["cut"], probes)
     except KeyError as exc:
         raise StorageError(
             f"{run_dir / 'run.json'} has no option {exc}: restore it from a backup, or use the version that made the run"
         ) from exc
-    difference = identity.code_difference(model.code_digest)
+    difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, model))
     if difference:
         log.warning(difference)
     _check_base(model, options["model"], run_dir)
