@@ -13,7 +13,6 @@ import pytest
 from heron_server.rounds.owner_lock import Discipline, LockDisciplineError, OwnerLock
 from tests.conftest import DISCIPLINE
 
-
 EVENT = threading.Event()
 """Made before: a lock that is made under the owner's belongs to a value that nobody else has."""
 
