@@ -122,16 +122,13 @@ class DrivenRun:
         digest = hashlib.sha256(repr(what).encode()).digest()
         return (digest * (size // len(digest) + 1))[:size]
 
-    def send_upload(self, device: Device, purpose: UploadPurpose, step: int, variant: int) -> Any:
-        """Send an upload of the round that a device knows, and hold the answer against what was answered before."""
+    def upload_of(self, device: Device, purpose: UploadPurpose, step: int, variant: int) -> tuple[UploadKey, UploadHeader, bytes]:
+        """Return the key, the header and the payload of an upload of the round that a device knows."""
         assert device.assignment is not None
         plan = device.assignment.plan
         specs = evaluation_specs(plan, MODEL, 2) if purpose is UploadPurpose.EVALUATE else upload_specs(plan, MODEL)
         key = UploadKey(device.assignment.round, device.name, purpose, step)
         data = self.payload(total_bytes(specs), key, variant)
-        digest = hashlib.sha256(data).hexdigest()
-        probes = 0 if purpose is UploadPurpose.EVALUATE else plan.num_probes
-
         header = UploadHeader(
             session=device.session,
             speaker="",
@@ -141,14 +138,24 @@ class DrivenRun:
             total_bytes=len(data),
             purpose=purpose,
             local_step=step,
-            num_probes=probes,
+            num_probes=0 if purpose is UploadPurpose.EVALUATE else plan.num_probes,
         )
+        return key, header, data
+
+    def receive(self, header: UploadHeader, data: bytes) -> Answered | None:
+        """Do what the network does with an upload, up to its answer, which has not left yet."""
+        with self.run.receiver.open_upload(header) as incoming:
+            incoming.take("activations", data)
+            return self.run.receiver.accept_upload(incoming, hashlib.sha256(data).hexdigest())
+
+    def send_upload(self, device: Device, purpose: UploadPurpose, step: int, variant: int) -> Any:
+        """Send an upload of the round that a device knows, and hold the answer against what was answered before."""
+        key, header, data = self.upload_of(device, purpose, step, variant)
+        digest = hashlib.sha256(data).hexdigest()
 
         def behaviour() -> Any:
-            with self.run.receiver.open_upload(header) as incoming:
-                incoming.take("activations", data)
-                answered = self.run.receiver.accept_upload(incoming, digest)
-                self.accepted.setdefault(key, digest)
+            answered = self.receive(header, data)
+            self.accepted.setdefault(key, digest)
             return self.answer(key, answered)
 
         before = self.accepted.get(key)
