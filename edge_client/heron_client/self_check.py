@@ -26,6 +26,7 @@ from heron_common.clock import MonotonicClock
 from heron_common.data.sources import DataSource, open_source
 from heron_common.errors import HeronError, InUseError, RefusedError, SelfCheckError, TransportError
 from heron_common.ids import new_token
+from heron_common.output import say
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class _Page:
 
     def add(self, finding: Finding) -> None:
         """Print one."""
-        print(f"{finding.topic:<12}  {'' if finding.go else 'NO: '}{finding.sentence}", flush=True)
+        say(f"{finding.topic:<12}  {'' if finding.go else 'NO: '}{finding.sentence}")
         if not finding.go:
             self.in_the_way.append(finding.topic)
 
@@ -78,11 +79,11 @@ def self_check(config: ClientConfig) -> None:
     except _CannotGoOnError:
         pass
     if page.in_the_way:
-        print(f"{'verdict':<12}  no-go", flush=True)
+        say(f"{'verdict':<12}  no-go")
         raise SelfCheckError(
             f"this device cannot take part as it is, because of its {', '.join(page.in_the_way)}: see the lines with NO above"
         )
-    print(f"{'verdict':<12}  go", flush=True)
+    say(f"{'verdict':<12}  go")
 
 
 def _look(config: ClientConfig, page: _Page, stack: ExitStack) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from heron_common.aggregation_rule import AggregationRule
 from heron_common.errors import CheckpointError, ConfigurationError
 from heron_common.exit_codes import ExitCode
 from heron_common.ids import RoundReference
 from heron_common.layout import FlatLayout
+from heron_common.output import say
 from heron_common.tensors import DType, Float32Array, TensorSpec
 from heron_common.update_log import replay, weights_digest
 from heron_server.rounds.aggregation import aggregate
@@ -49,16 +49,15 @@ def run_audit(options: argparse.Namespace) -> int:
         CheckpointError: a file is missing or damaged, or a round does not arrive at the weights that it claims.
 
     """
-    console = Console(highlight=False, soft_wrap=True)
     taken = replayed = 0
     last = -1
     for proved in prove(options.run_dir):
         last, taken, replayed = proved.round_index, taken + proved.taken, replayed + proved.replayed
         note = f", {proved.taken} sent weights" if proved.taken else ""
-        console.print(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved")
-    console.print(f"\nThe front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
+        say(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved")
+    say("", f"The front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
     if taken:
-        console.print(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
+        say(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
     return ExitCode.OK
 
 

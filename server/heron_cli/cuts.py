@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
 
 if TYPE_CHECKING:
     from heron_server.models.survey import Survey
@@ -82,7 +83,7 @@ def run_cuts(options: argparse.Namespace) -> int:
     from heron_server.models.survey import survey
 
     found = survey(options.model, parse_model_options(options.model_options), parse_specification(options.data_spec))
-    print("\n".join(report(options.model, options.data_spec, found)))
+    say(*report(options.model, options.data_spec, found))
     return ExitCode.OK
 
 

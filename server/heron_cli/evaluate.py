@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.foreign_text import printable
+from heron_common.option_parser import at_least
+from heron_common.output import say
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +25,13 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("evaluate", help="score a checkpoint of a run on any data source")
     parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
     parser.add_argument("--data", required=True, metavar="SOURCE", help="data source with labels, like digits:test or csv:FILE:text:label")
-    parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (default: the run's own, and so its own rounding)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1, as a run has)")
+    parser.add_argument("--round", type=at_least(0), metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), metavar="N", help="samples at a time (default: the run's own, and so its own rounding)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, metavar="N", help="threads of torch on the CPU (default: 1, as a run has)"
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:N or auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_evaluate)
@@ -44,7 +50,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         options.run_dir, options.data, options.round, options.batch_size, threads=options.threads, device=options.device
     )
     if options.json:
-        print(json.dumps(report, allow_nan=False))
+        say(json.dumps(report, allow_nan=False))
     else:
         _print(report)
     return ExitCode.OK
@@ -124,16 +130,16 @@ class ClassTally:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"run {report['run_id']} after {report['completed_rounds']} rounds, {report['num_examples']} samples of {report['data']}")
+    say(f"run {report['run_id']} after {report['completed_rounds']} rounds, {report['num_examples']} samples of {report['data']}")
     if report["truncated"]:
-        console.print(f"{report['truncated']} texts were longer than the run's samples and cut off")
+        say(f"{report['truncated']} texts were longer than the run's samples and cut off")
     if report["accuracy"] is not None:
-        console.print(f"{'accuracy of tokens' if report['perplexity'] is not None else 'accuracy'}  {report['accuracy']:.2%}")
-    console.print(f"loss  {report['loss']:.6g}" if report["loss"] is not None else "loss  not finite")
+        say(f"{'accuracy of tokens' if report['perplexity'] is not None else 'accuracy'}  {report['accuracy']:.2%}")
+    say(f"loss  {report['loss']:.6g}" if report["loss"] is not None else "loss  not finite")
     if report["perplexity"] is not None:
-        console.print(f"perplexity  {report['perplexity']:.6g}")
-    width = max((len(row["name"]) for row in report["classes"]), default=0)
-    for row in report["classes"]:
+        say(f"perplexity  {report['perplexity']:.6g}")
+    names = [printable(row["name"]) for row in report["classes"]]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, report["classes"], strict=True):
         share = f"{row['accuracy']:7.2%}" if row["accuracy"] is not None else "   none"
-        console.print(f"  {row['name']:<{width}}  {share}  {row['correct']} of {row['examples']}")
+        say(f"  {name:<{width}}  {share}  {row['correct']} of {row['examples']}")

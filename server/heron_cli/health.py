@@ -9,6 +9,7 @@ from typing import Any
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
 
 TIMEOUT_SECONDS = 5.0
 
@@ -53,7 +54,7 @@ def run_health(options: argparse.Namespace) -> int:
         except grpc.RpcError as exc:
             raise translate(exc, options.address, has_joined=False) from exc
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    print(name.lower())
+    say(name.lower())
     return ExitCode.OK if answer.status == health_pb2.HealthCheckResponse.SERVING else ExitCode.FAILURE
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from heron_common.atomic import write_atomically
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
 
 _NEEDED = (
     "run_id",
@@ -47,7 +48,7 @@ def run_report(options: argparse.Namespace) -> int:
     source: Path = options.summary or options.run_dir / "summary.json"
     output: Path = options.output or source.with_name("report.html")
     write_report(read_summary(source), output)
-    print(output)
+    say(output)
     return ExitCode.OK
 
 
