@@ -15,7 +15,7 @@ from heron_common.exit_codes import ExitCode
 from heron_common.log_setup import set_up_logging
 from heron_common.output import refuse
 from heron_common.quiet_libraries import quiet_libraries
-from heron_common.signals import stop_on_signals
+from heron_common.signals import ended_by_signals, stop_on_signals
 
 _LARGE_LIBRARIES = ("numpy", "onnxruntime", "grpc", "prometheus_client")
 
@@ -45,12 +45,14 @@ def _run(arguments: Sequence[str]) -> int:
         config = parse_config(arguments, os.environ)
         set_up_logging(config.log_level)
         if config.check_data:
-            check_data(config)
+            with ended_by_signals():
+                check_data(config)
             return ExitCode.OK
         if config.self_check:
             from heron_client.self_check import self_check
 
-            self_check(config)
+            with ended_by_signals():
+                self_check(config)
             return ExitCode.OK
         with stop_on_signals(stop):
             run_client(config, stop)

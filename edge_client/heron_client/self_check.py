@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from heron_client.config import ClientConfig
 from heron_client.device_findings import Finding, clock_finding, disk_finding, memory_finding, processor_finding, transport_finding
 from heron_client.downloads import FileDownload, MemoryDownload
 from heron_client.memory import return_freed_memory
+from heron_client.program_runs import ProgramRuns
 from heron_client.program_timing import ProgramTiming, round_sentence, time_programs
 from heron_client.round_memory import memory_verdict
 from heron_client.runtime import self_test
@@ -165,9 +167,11 @@ def _timings(transport: Transport, state: StateDirectory, config: ClientConfig, 
         with closing(FileDownload(blob, path)) as download:
             transport.fetch(download, kind)
 
-    supplies = Supplies(fetch, fetch_into, fetch_file, state, MonotonicClock(), return_freed_memory)
+    runs = ProgramRuns()
+    supplies = Supplies(fetch, fetch_into, fetch_file, state, MonotonicClock(), return_freed_memory, runs)
     _, programs = supplies.programs(membership, config.threads, arenas=True)
-    return time_programs(programs, MonotonicClock())
+    with runs.watched(threading.Event()):
+        return time_programs(programs, MonotonicClock())
 
 
 def _leave(transport: Transport) -> None:

@@ -45,7 +45,10 @@ class ProgramCache:
         key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions], sort_keys=True)
         path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.program"
         program = self._read(path)
-        if program is None:
+        if program is not None:
+            # Kept by a version that knew of fewer dangers, perhaps.
+            check_program(program)
+        else:
             log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
             program = export(compile_function(model, kind, micro_batch))
             self._keep(path, program)
