@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heron_cli.trained_options import add_trained_options, vouched_by
 from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
@@ -19,13 +20,14 @@ from heron_common.output import say
 if TYPE_CHECKING:
     import torch
 
+    from heron_server.training.vouching import Vouched
+
 
 def add_parser(verbs: Any) -> None:
     """Declare the verb."""
     parser = verbs.add_parser("evaluate", help="score a checkpoint of a run on any data source")
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
+    add_trained_options(parser)
     parser.add_argument("--data", required=True, metavar="SOURCE", help="data source with labels, like digits:test or csv:FILE:text:label")
-    parser.add_argument("--round", type=at_least(0), metavar="N", help="the checkpoint after N rounds (default: the newest)")
     parser.add_argument(
         "--batch-size", type=at_least(1), metavar="N", help="samples at a time (default: the run's own, and so its own rounding)"
     )
@@ -47,7 +49,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
     """
     report = evaluate_checkpoint(
-        options.run_dir, options.data, options.round, options.batch_size, threads=options.threads, device=options.device
+        options.run_dir,
+        options.data,
+        options.round,
+        options.batch_size,
+        threads=options.threads,
+        device=options.device,
+        vouched=vouched_by(options),
     )
     if options.json:
         say(json.dumps(report, allow_nan=False))
@@ -57,7 +65,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def evaluate_checkpoint(
-    run_dir: Path, source: str, completed_rounds: int | None = None, batch_size: int | None = None, threads: int = 1, device: str = "cpu"
+    run_dir: Path,
+    source: str,
+    completed_rounds: int | None = None,
+    batch_size: int | None = None,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    vouched: Vouched | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a checkpoint as JSON values; `classes` holds those of each class, empty for other tasks.
 
@@ -71,7 +86,7 @@ def evaluate_checkpoint(
     from heron_common.data.check import check_source
     from heron_common.data.sources import open_source
     from heron_server.training.evaluation import evaluate
-    from heron_server.training.trained_model import load_trained
+    from heron_server.training.trained_model import NOBODY, load_trained
     from heron_server.training.trainer import choose_device
 
     for name, value in (("--batch-size", batch_size), ("--threads", threads)):
@@ -80,7 +95,7 @@ def evaluate_checkpoint(
     torch.set_num_threads(threads)
     place = choose_device(device)
     data = open_source(source)
-    trained = load_trained(run_dir, completed_rounds)
+    trained = load_trained(run_dir, completed_rounds, vouched or NOBODY)
     for part in (trained.model.front, trained.model.back):
         part.to(place)
     reader = check_source(data, trained.data, trained.model.tokenizer)

@@ -59,7 +59,7 @@ def load_configuration(reference: str, data: DataSpecification) -> Any:
     from transformers import AutoConfig
 
     _silence()
-    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference), "a configuration")
+    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference, trust_remote_code=False), "a configuration")
     config.use_cache = False
     if data.task is not Task.NEXT_TOKEN:
         _describe_labels(config, data)
@@ -100,7 +100,7 @@ def _tokenizer(reference: str, config: Any) -> bytes | None:
     else:
         text = None
     if text is None:
-        tokenizer = _loaded(reference, lambda: AutoTokenizer.from_pretrained(reference), "a tokenizer")
+        tokenizer = _loaded(reference, lambda: AutoTokenizer.from_pretrained(reference, trust_remote_code=False), "a tokenizer")
         text = tokenizer.backend_tokenizer.to_str().encode()
     from tokenizers import Tokenizer
 

@@ -11,6 +11,7 @@ from heron_common.atomic import write_json_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.ids import new_token
+from heron_common.plain_files import MOST_DOCUMENT_BYTES, read_plain
 
 _IDENTITY = "run.json"
 
@@ -152,7 +153,7 @@ def recorded_identity(run_dir: Path) -> RunIdentity:
 
 def _document(path: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        value: dict[str, Any] = dict(json.loads(read_plain(path, MOST_DOCUMENT_BYTES)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as exc:
