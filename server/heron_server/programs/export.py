@@ -21,8 +21,8 @@ from heron_server.programs.gradient import with_backward_rules
 
 log = logging.getLogger(__name__)
 
-EXPORT_VERSION = 2
-"""Raised when the exporter's own output changes, so that cached programs of older exporters are not used."""
+EXPORT_VERSION = 3
+"""Raised when the exporter's own output changes, or what devices refuse, so that cached programs of older exporters are not used."""
 
 
 _DIGEST_BYTES = 32
@@ -45,10 +45,7 @@ class ProgramCache:
         key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions], sort_keys=True)
         path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.program"
         program = self._read(path)
-        if program is not None:
-            # Kept by a version that knew of fewer dangers, perhaps.
-            check_program(program)
-        else:
+        if program is None:
             log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
             program = export(compile_function(model, kind, micro_batch))
             self._keep(path, program)
