@@ -23,7 +23,7 @@ def say(*lines: object) -> None:
 
 def refuse(program: str, error: HeronError) -> ExitCode:
     """Say on standard error why a command ends, a line for each mistake, and return its exit code."""
-    write_text(sys.stderr, "".join(f"{program}: {printable(sentence)}\n" for sentence in error.sentences))
+    write_text(sys.stderr, "".join(f"{printable(f'{program}: {sentence}')}\n" for sentence in error.sentences))
     return exit_code_of(error)
 
 

@@ -6,7 +6,8 @@ import http.client
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,13 +60,12 @@ def scrape(address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Scrape:
     end = time.monotonic() + timeout_seconds
     # No proxy: what is watched is this machine or one nearby, and no redirection is followed.
     connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
-    overdue = threading.Timer(timeout_seconds, _hang_up, (connection,))
-    overdue.daemon = True
-    overdue.start()
     try:
-        connection.request("GET", "/metrics")
-        answer = connection.getresponse()
-        status, data = answer.status, answer.read(_MAX_BYTES + 1)
+        connection.connect()
+        with _hung_up_after(connection.sock, end - time.monotonic()):
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            status, data = answer.status, answer.read(_MAX_BYTES + 1)
     except (http.client.HTTPException, ValueError, OSError) as exc:
         if time.monotonic() >= end:
             raise TransportError(f"{address} does not answer (not whole within {timeout_seconds:g} s): {_ADVICE}") from exc
@@ -73,7 +73,6 @@ def scrape(address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Scrape:
             raise TransportError(f"{address} does not answer ({exc}): {_ADVICE}") from exc
         raise ConfigurationError(f"{address} does not serve metrics over HTTP ({exc or type(exc).__name__}): {_ADVICE}") from exc
     finally:
-        overdue.cancel()
         connection.close()
     if time.monotonic() >= end:
         raise TransportError(f"{address} does not answer (not whole within {timeout_seconds:g} s): {_ADVICE}")
@@ -84,10 +83,21 @@ def scrape(address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Scrape:
     return parse(data.decode("utf-8", errors="replace"), address)
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    """End whatever waits for the other side; a socket's own timeout begins anew with every byte."""
-    with suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+@contextmanager
+def _hung_up_after(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """End whatever waits for the other side then; a socket's own timeout begins anew with every byte."""
+
+    def hang_up() -> None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    overdue = threading.Timer(max(0.0, seconds), hang_up)
+    overdue.daemon = True
+    overdue.start()
+    try:
+        yield
+    finally:
+        overdue.cancel()
 
 
 _ADVICE = "give host:port of a heron-server's or heron-client's --metrics-port"
