@@ -11,7 +11,10 @@ from heron_common.errors import ConfigurationError
 from heron_common.output import write_text
 from heron_common.spelling import did_you_mean
 
-_ADDRESS = re.compile(r"(\[[^\]/\s]+\]|[^\[\]:/\s]+):(\d{1,5})")
+_ADDRESS = re.compile(r"(\[[^\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
+
+_WRONG = object()
+"""What stands for a value that could not be read; nobody sees it, for the mistake is raised."""
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -72,10 +75,10 @@ class OptionParser(argparse.ArgumentParser):
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as exc:
             self._mistakes.append(f"{_name(action)}: {exc.message}")
-            return None
+            return _WRONG
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is None or value is None or value in action.choices:
+        if action.choices is None or value is _WRONG or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
         sentence = f"{_name(action)} is one of {', '.join(choices)}, not {value!r}{did_you_mean(str(value), choices)}"
