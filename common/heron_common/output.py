@@ -36,9 +36,10 @@ def write_text(stream: Any, text: str) -> None:
     """
     if stream is None:
         return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         # A terminal that knows fewer letters than the text has is no reason to end.
-        stream.write(text.encode(getattr(stream, "encoding", None) or "utf-8", "backslashreplace").decode(stream.encoding or "utf-8"))
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
         discard_stream(stream)

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from heron_cli import health
+from heron_cli.cli import main
 from heron_cli.watching.scrape import scrape
 from heron_common.errors import ConfigurationError, HeronError, TransportError
+from heron_common.exit_codes import ExitCode
 from heron_common.metrics_server import MetricsServer
 from heron_common.process_memory import resident_memory
 from tests.harness.polling import eventually
@@ -80,6 +83,16 @@ def test_an_answer_has_a_deadline_from_its_first_byte_to_its_last(answer: Callab
         with pytest.raises(TransportError, match="does not answer"):
             scrape(address, timeout_seconds=0.5)
         assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("drop", [b"\x00", b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", b"HTTP/1.1 200 OK\r\n"])
+def test_heron_health_has_a_deadline_too(drop: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(health, "TIMEOUT_SECONDS", 0.5)
+    with answering(dripping(b"", drop)) as address:
+        began = time.monotonic()
+        assert main(["health", address]) == ExitCode.UNREACHABLE
+        assert time.monotonic() - began < 5
+    assert "does not answer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("head", [HEAD, b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"])

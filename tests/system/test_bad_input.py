@@ -137,3 +137,14 @@ def test_a_full_disk_at_checkpoint_keeps_the_last_good_one_and_says_so(cluster: 
     assert "the last good checkpoint stands" in log
     assert sorted(p.name for p in (cluster.run_dir / "checkpoints").glob("round-*")) == ["round-000000.safetensors"]
     assert len(cluster.final_tensors()) > 0
+
+
+def test_a_simulation_ends_with_the_code_of_whose_fault_it_is(tmp_path: Path) -> None:
+    x = np.zeros((80, 1, 8, 8), np.float32)
+    x[70, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "nan.npz", x=x, y=np.zeros(80, np.int64))
+    arguments = ["simulate", "--data", f"npz:{tmp_path / 'nan.npz'}", "--data-spec", "digits", "--clients", "2", "--rounds", "3"]
+    result = _run("heron_cli", *arguments, "--batch-size", "40", "--local-steps", "2")
+    assert result.returncode == ExitCode.DATA, result.stderr
+    assert "ended the simulation: samples must be finite" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -199,6 +199,21 @@ def test_a_checkpoint_of_something_else_is_refused_though_its_digest_is_right(st
             refused(read(stranger), capsys)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "spool", "blobs", "audit"])
+@pytest.mark.parametrize("read", [resume, serve])
+def test_a_run_whose_folder_is_a_link_is_not_gone_on_with(
+    read: Callable[[Path], int], name: str, stranger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = stranger.parent / "precious"
+    precious.mkdir()
+    for file in ("f" * 64, "000000001.upload", "round-000009.safetensors", ".x.tmp"):
+        (precious / file).write_text("mine")
+    shutil.rmtree(stranger / name, ignore_errors=True)
+    (stranger / name).symlink_to(precious)
+    assert "is a link" in refused(read(stranger), capsys)
+    assert len(list(precious.iterdir())) == 4
+
+
 def test_an_audit_does_not_count_to_a_number_that_a_stranger_chose(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewritten(stranger / "checkpoints/manifest.json", lambda entries: entries[-1].update(completed_rounds=10**15))
     refused(audit(stranger), capsys)

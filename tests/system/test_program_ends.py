@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.harness.polling import eventually
 
 SCRIPT = """
 import functools, sys
+sys.path.insert(0, sys.argv.pop(1))
 from heron_client import runtime, session
 from heron_client.program_runs import ProgramRuns
 from tests.client.test_program_runs import Loaded, long_program
@@ -38,7 +40,13 @@ def test_a_client_leaves_a_program_that_does_not_end(cluster: Cluster) -> None:
     (cluster.directory / "client.py").write_text(SCRIPT)
 
     def client(name: str, longest_seconds: float) -> LoggedProcess:
-        command = [sys.executable, str(cluster.directory / "client.py"), str(longest_seconds), *words_of(given)]
+        command = [
+            sys.executable,
+            str(cluster.directory / "client.py"),
+            str(Path(__file__).parents[2]),
+            str(longest_seconds),
+            *words_of(given),
+        ]
         return cluster.start_command(name, command)
 
     asked = client("asked", 600)

@@ -113,7 +113,7 @@ def parse(text: str, address: str) -> Scrape:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
-    except ValueError as exc:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as exc:
         raise ConfigurationError(f"what {address} answers are no metrics ({exc}): {_ADVICE}") from exc
     for side in ("server", "client"):
         if any(name == f"heron_{side}_round" for name, _ in samples):

@@ -42,11 +42,16 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: another server uses it.
-            StorageError: it cannot be written.
+            StorageError: it cannot be written, or a folder in it is a link.
 
         """
         self.path = path
         self._lock = DirectoryLock(path, "heron-server", "stop it or choose another --run-dir")
+        for folder in (self.checkpoints, self.spool, self.blobs, self.audit):
+            if folder.is_symlink():
+                self.close()
+                # A run deletes what it needs no more, and a directory that came from elsewhere would say where.
+                raise StorageError(f"{folder} is a link, but a run keeps its files in folders of its own: put the folder in its place")
 
     @property
     def checkpoints(self) -> Path:
