@@ -69,7 +69,7 @@ class Ledger:
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
             elif not is_plain(path):
                 raise StorageError(
-                    f"the ledger {path} is gone, or no plain file: restore it from the backup that the other files came from, or start a new run"
+                    f"the ledger {path} is gone: restore it, a plain file, from the backup that the other files came from, or start a new run"
                 )
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
         except (sqlite3.Error, OSError) as exc:

@@ -57,11 +57,11 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None, vouched: Vo
 
     """
     identity = recorded_identity(run_dir)
+    # Before the model is built, which can take minutes.
+    checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
     with reading(run_dir / "run.json"):
         options = _options(identity.configuration, run_dir)
     vouched.check(run_dir, options.model, options.model_options)
-    # Before the model is built, which can take minutes.
-    checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
     data = dataclasses.replace(parse_specification(options.data_spec), refuses_overlong=options.overlong == "refuse")
     built = build_model(options.model, options.model_options, data, options.seed, options.cut)
     difference = identity.code_difference(built.code_digest)
