@@ -43,7 +43,7 @@ def plain_name(name: str) -> str:
 
 
 def read_plain(path: Path, most_bytes: int) -> bytes:
-    """Return what a regular file holds; its folder may not be a link either, but what is above that may.
+    """Return what a regular file holds; folders on the way may be links, see `plain_folder`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -51,16 +51,13 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
         OSError: it cannot be read.
 
     """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         # Without O_NONBLOCK a pipe that nobody writes to would be waited for, here and for ever.
-        descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         if exc.errno == errno.ELOOP:
             raise NotPlainError("a plain file was expected, not a link") from exc
         raise
-    finally:
-        os.close(folder)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
@@ -74,6 +71,18 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
             if len(data) > most_bytes:
                 raise NotPlainError(f"a file of at most {most_bytes} bytes was expected, but this one grows")
     return bytes(data)
+
+
+def plain_folder(path: Path) -> Path:
+    """Return a folder of a run directory, whose own name may be a link but nothing in it.
+
+    Raises:
+        NotPlainError: it is a link.
+
+    """
+    if path.is_symlink():
+        raise NotPlainError(f"a folder was expected at {path}, not a link to one")
+    return path
 
 
 def is_plain(path: Path) -> bool:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 LONGEST_RUN_SECONDS = 600.0
 """Of one micro-batch: seconds on the slowest devices. What takes longer was not made to end."""
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 """The runtime looks for the wish to end between two operators; one that computes longer than this after it is left with the process."""
 
 _LOOK_SECONDS = 0.5

@@ -46,7 +46,8 @@ def run_report(options: argparse.Namespace) -> int:
         StorageError: the page cannot be written.
 
     """
-    source: Path = options.summary or options.run_dir / "summary.json"
+    # A file that the operator names may be a link; one in a directory that came from elsewhere may not.
+    source: Path = options.summary.resolve() if options.summary else options.run_dir / "summary.json"
     output: Path = options.output or source.with_name("report.html")
     write_report(read_summary(source), output)
     say(output)

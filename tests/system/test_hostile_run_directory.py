@@ -148,6 +148,19 @@ def wrong(name: str, value: Any) -> Callable[[Path], None]:
     return lambda run: rewritten(run / "run.json", lambda document: document["configuration"].update({name: value}))
 
 
+def test_a_run_directory_may_be_reached_by_a_link_but_its_folders_may_not(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latest = stranger.parent / "latest"
+    latest.symlink_to(stranger)
+    (latest.parent / "given.json").symlink_to(stranger / "summary.json")
+    assert export(latest) == report(latest) == ExitCode.OK
+    assert heron(["report", "--summary", str(latest.parent / "given.json"), "--output", str(latest.parent / "r.html")]) == ExitCode.OK
+    shutil.move(stranger / "checkpoints", stranger.parent / "elsewhere")
+    (stranger / "checkpoints").symlink_to(stranger.parent / "elsewhere")
+    capsys.readouterr()
+    for read in (evaluate, lambda run: export(run, "--force"), audit):
+        assert "not a link" in refused(read(stranger), capsys)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("data_spec", ["digits"]), ("model", 3), ("model_options", [1]), ("seed", "x"), ("seed", None), ("cut", {})]
 )

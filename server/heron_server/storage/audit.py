@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from heron_common.atomic import write_atomically
 from heron_common.errors import CheckpointError, StorageError
-from heron_common.plain_files import is_plain, read_plain
+from heron_common.plain_files import is_plain, plain_folder, read_plain
 from heron_common.process_memory import available_memory
 from heron_common.tensors import Float64Array
 
@@ -98,6 +98,7 @@ class AuditTrail:
         """
         path = self.path_of(round_index)
         try:
+            plain_folder(self._directory)
             data = read_plain(path, available_memory() or 1 << 40)
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from heron_common.atomic import finite, write_atomically, write_json_atomically
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, ConfigurationError
-from heron_common.plain_files import MOST_DOCUMENT_BYTES, plain_name, read_plain
+from heron_common.plain_files import MOST_DOCUMENT_BYTES, plain_folder, plain_name, read_plain
 from heron_common.process_memory import available_memory
 
 log = logging.getLogger(__name__)
@@ -175,14 +175,14 @@ class CheckpointStore:
 
     def _load(self, entry: dict[str, Any]) -> Checkpoint:
         # What does not fit this machine's memory was not written by it, or cannot be gone on with here.
-        data = read_plain(self._directory / plain_name(entry["file"]), available_memory() or 1 << 40)
+        data = read_plain(plain_folder(self._directory) / plain_name(entry["file"]), available_memory() or 1 << 40)
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise ValueError("its digest does not match the manifest")
         return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
 
     def _entries(self, manifest: str = _MANIFEST) -> list[dict[str, Any]]:
         try:
-            entries = json.loads(read_plain(self._directory / manifest, MOST_DOCUMENT_BYTES))
+            entries = json.loads(read_plain(plain_folder(self._directory) / manifest, MOST_DOCUMENT_BYTES))
             return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
         except FileNotFoundError:
             return []
