@@ -199,3 +199,18 @@ def test_what_devices_refuse_is_refused_before_a_run_by_name(tiny_model: SplitMo
     foreign = type(function)(function.kind, module, (torch.ones(2),), ("x",), ("activations",))
     with pytest.raises(ProgramError, match=sentence):
         export_module.export(foreign)
+
+
+def test_recurrent_fronts_are_among_what_devices_run(tiny_model: SplitModel) -> None:
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = torch.nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = self.recurrent(x)[0]
+            return states
+
+    function = compile_function(tiny_model, ProgramKind.FRONT, 1)
+    recurrent = type(function)(function.kind, Recurrent(), (torch.ones(2, 5, 3),), ("x",), ("activations",))
+    assert b"LSTM" in export_module.export(recurrent)
