@@ -37,7 +37,9 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object], mode: in
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        # What an earlier process left under this name, or a link that somebody put there, is never written through.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             write(file)

@@ -27,7 +27,7 @@ class DirectoryLock:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except OSError as exc:
             raise StorageError(f"cannot write the directory {path} ({exc.strerror or exc}): choose one that this user may write") from exc
         try:

@@ -25,7 +25,15 @@ from heron_common.error_catalog import ErrorCode
 
 
 class HeronError(Exception):
-    """Base of all errors that HERON raises on purpose."""
+    """Base of all errors that HERON raises on purpose; each argument is one mistake's sentence."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What is wrong, mistake by mistake."""
+        return tuple(map(str, self.args))
 
 
 class ConfigurationError(HeronError):

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from heron_common.foreign_text import printable
+
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -16,10 +18,14 @@ class StructuredFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        text = f"{stamp}.{int(record.msecs):03d}Z {record.levelname} {record.name.split('.')[0]}: {record.getMessage()}"
+        text = f"{stamp}.{int(record.msecs):03d}Z {record.levelname} {record.name.split('.')[0]}: {printable(record.getMessage())}"
         pairs = "".join(f" {key}={_value(value)}" for key, value in vars(record).items() if key not in _RESERVED)
-        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return text + pairs + trace
+        return text + pairs + (_indented(self.formatException(record.exc_info)) if record.exc_info else "")
+
+
+def _indented(trace: str) -> str:
+    """An error's own text has as many lines as somebody chose: none of them may pass for a line of the log."""
+    return "".join(f"\n  {printable(line)}" for line in trace.split("\n"))
 
 
 def _value(value: Any) -> str:

@@ -54,19 +54,13 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         stack.callback(transport.close)
         settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)
         session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop, lambda: diagnose_tls(config))
-        watcher = threading.Thread(target=_cancel_when_stopped, args=(stop, transport), name="stop", daemon=True)
-        watcher.start()
+        stack.enter_context(session.runs.watched(stop, transport.cancel))
         log.info(
             "starting", extra={"server": config.server, "data": f"{config.data} {config.partition} {config.shard}", "client": config.name}
         )
         if is_terminal():
             stack.enter_context(LiveConsole(f"heron-client {config.name}", lambda: _rows(metrics)))
         session.run()
-
-
-def _cancel_when_stopped(stop: threading.Event, transport: Transport) -> None:
-    stop.wait()
-    transport.cancel()
 
 
 def _rows(metrics: ClientMetrics) -> list[tuple[str, str]]:

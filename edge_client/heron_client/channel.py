@@ -10,6 +10,7 @@ import grpc
 from heron_common.error_catalog import ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.grpc_options import channel_options
+from heron_common.proxies import proxy_hint, proxy_options
 from heron_common.seal import opening, sealing
 from heron_common.timing import Timing
 from heron_common.wire import LONGEST_WAIT_SECONDS
@@ -38,7 +39,7 @@ def _sealed(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_channel(target: str, timing: Timing, credentials: Credentials | None = None) -> tuple[Any, Callable[[], None]]:
     """Return the service's stub at host:port, and what closes its channel; in clear without `credentials`."""
-    options = channel_options(timing)
+    options = [*channel_options(timing), *proxy_options(target)]
     if credentials is None:
         channel = grpc.insecure_channel(target, options=options)
     else:
@@ -61,7 +62,7 @@ def translate(error: Any, target: str, has_joined: bool) -> HeronError:
         return RefusedError(ErrorCode.PROTOCOL_VERSION, f"the process at {target} is not a HERON server of this version: check --server")
     # A failed handshake ends in ": OK", which it is not.
     details = (error.details() or "no details").removesuffix(": OK").rpartition(": ")[2]
-    return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]})")
+    return TransportError(f"{target} does not answer: {status.name.lower().replace('_', ' ')} ({details[:160]}){proxy_hint(target)}")
 
 
 def _pushback(text: object) -> float | None:

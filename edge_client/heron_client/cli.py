@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from heron_client.device_check import check_device, load_libraries
 from heron_client.memory import tame_allocator
 from heron_common.errors import HeronError
-from heron_common.exit_codes import ExitCode, exit_code_of
+from heron_common.exit_codes import ExitCode
 from heron_common.log_setup import set_up_logging
+from heron_common.output import refuse
 from heron_common.quiet_libraries import quiet_libraries
-from heron_common.signals import stop_on_signals
+from heron_common.signals import ended_by_signals, stop_on_signals
 
 _LARGE_LIBRARIES = ("numpy", "onnxruntime", "grpc", "prometheus_client")
 
@@ -23,13 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the client and return its exit code."""
     tame_allocator()
     quiet_libraries()
+    set_up_logging()
     # Nothing here multiplies matrices in numpy; its BLAS need not reserve buffers for every core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         check_device()
         load_libraries(_LARGE_LIBRARIES)
     except HeronError as exc:
-        return _refuse(exc)
+        return refuse("heron-client", exc)
     return _run(sys.argv[1:] if arguments is None else arguments)
 
 
@@ -43,26 +45,23 @@ def _run(arguments: Sequence[str]) -> int:
         config = parse_config(arguments, os.environ)
         set_up_logging(config.log_level)
         if config.check_data:
-            check_data(config)
+            with ended_by_signals():
+                check_data(config)
             return ExitCode.OK
         if config.self_check:
             from heron_client.self_check import self_check
 
-            self_check(config)
+            with ended_by_signals():
+                self_check(config)
             return ExitCode.OK
         with stop_on_signals(stop):
             run_client(config, stop)
     except HeronError as exc:
-        return _refuse(exc)
+        return refuse("heron-client", exc)
     except Exception:
         logging.getLogger("heron_client").exception("unexpected error")
         return ExitCode.FAILURE
     return ExitCode.OK
-
-
-def _refuse(error: HeronError) -> int:
-    print(f"heron-client: {error}", file=sys.stderr)
-    return exit_code_of(error)
 
 
 if __name__ == "__main__":

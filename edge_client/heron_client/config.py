@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from heron_common.addresses import is_loopback, split_host_port
 from heron_common.data.partition import Partition, Shard, parse_partition, parse_shard
-from heron_common.data.sources import source_names
+from heron_common.data.sources import source_kind, source_names
 from heron_common.errors import ClockError, ConfigurationError
 from heron_common.exit_codes import exit_codes_help
 from heron_common.ids import checked_client_name
+from heron_common.option_parser import OptionParser
+from heron_common.spelling import own_variables, variable_mistakes
+from heron_common.user_directories import state_home
 from heron_common.version import VERSION
 
 if TYPE_CHECKING:
     from heron_common.tls_directory import Credentials
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class ClientConfig:
     """Whether that was allowed beyond loopback."""
 
 
+_PREFIX = "HERON_CLIENT_"
+
 _FLAGS = {"check-data", "self-check", "insecure"}
 
 _SERVER = re.compile(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}")
@@ -99,11 +104,10 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         ClockError: nothing but the clock is.
 
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="heron-client",
         description="Trains the front of a model on this device by forward passes alone.",
         epilog="Every option may also be given in the environment: --state-dir as HERON_CLIENT_STATE_DIR. " + exit_codes_help(),
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
     for option, explanation in OPTION_HELP.items():
@@ -112,24 +116,32 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
             parser.add_argument(f"--{option}", action="store_const", const="yes", help=explanation)
         else:
             parser.add_argument(f"--{option}", help=explanation)
-    given = vars(parser.parse_args(list(arguments)))
-    text: dict[str, str | None] = {
-        option: given[option.replace("-", "_")] or environment.get(variable_of(option)) for option in OPTION_HELP
-    }
-    return _Reader(text).read()
+    namespace, mistakes = parser.read(arguments)
+    given = vars(namespace)
+    variables = own_variables(environment)
+    mistakes += variable_mistakes(variables, _PREFIX, map(variable_of, OPTION_HELP))
+    text: dict[str, str | None] = {}
+    places: dict[str, str] = {}
+    for option in OPTION_HELP:
+        flag, variable = given[option.replace("-", "_")], variables.get(variable_of(option))
+        text[option] = flag or variable
+        places[option] = f"--{option}" if flag or not variable else variable_of(option)
+    return _Reader(text, places, environment, mistakes).read()
 
 
 def variable_of(option: str) -> str:
     """Return the environment variable of an option."""
-    return f"HERON_CLIENT_{option.upper().replace('-', '_')}"
+    return f"{_PREFIX}{option.upper().replace('-', '_')}"
 
 
 class _Reader:
     """Turns option texts into a configuration and collects what is wrong on the way."""
 
-    def __init__(self, text: dict[str, str | None]) -> None:
+    def __init__(self, text: dict[str, str | None], places: dict[str, str], environment: Mapping[str, str], mistakes: list[str]) -> None:
         self._text = text
-        self._mistakes: list[str] = []
+        self._places = places
+        self._environment = environment
+        self._mistakes = mistakes
         self._clock_is_wrong = False
 
     def read(self) -> ClientConfig:
@@ -137,20 +149,21 @@ class _Reader:
         self_check = self._flag("self-check")
         server, data = self._required("server"), (self._text["data"] or "") if self_check else self._required("data")
         if server and not _SERVER.fullmatch(server):
-            self._mistakes.append(f"--server is host:port like 10.0.0.5:50051, not {server!r}")
+            self._add("server", f"is host:port like 10.0.0.5:50051, not {server!r}")
+        if data:
+            self._tried("data", source_kind, data)
         shard = self._shard()
         certified, credentials = self._device()
         name = certified or self._name(shard)
         insecure = self._flag("insecure")
         self._refuse_clear_text(server, insecure)
-        state_dir = self._text["state-dir"]
         config = ClientConfig(
             server=server,
             data=data,
             shard=shard,
             partition=self._partition(),
             name=name,
-            state_dir=Path(state_dir) if state_dir else default_state_dir(name, os.environ),
+            state_dir=self._state_dir(name),
             threads=int(self._number("threads", 1, 1)),
             window_bytes=int(self._number("window-bytes", 4 << 20, 1 << 20)),
             give_up_after_seconds=self._number("give-up-after-seconds", 0, 0),
@@ -166,41 +179,44 @@ class _Reader:
         if self._mistakes:
             # Only where nothing else is wrong may whoever starts this process hope that it passes.
             kind = ClockError if self._clock_is_wrong and len(self._mistakes) == 1 else ConfigurationError
-            raise kind("; ".join(self._mistakes))
+            raise kind(*self._mistakes)
         return config
+
+    def _add(self, option: str, sentence: str) -> None:
+        self._mistakes.append(f"{self._places[option]} {sentence}")
+
+    def _tried(self, option: str, read: Callable[[str], T], text: str) -> T | None:
+        """Return what `read` makes of a text, or None with its mistake by the name of where it stands."""
+        try:
+            return read(text)
+        except ConfigurationError as exc:
+            self._mistakes += [f"{self._places[option]}: {sentence}" for sentence in exc.sentences]
+            return None
+
+    def _state_dir(self, name: str) -> Path:
+        if given := self._text["state-dir"]:
+            return Path(given)
+        return self._tried("state-dir", lambda name: default_state_dir(name, self._environment), name) or Path(name)
 
     def _required(self, option: str) -> str:
         if not self._text[option]:
-            self._mistakes.append(f"--{option} is missing: give {OPTION_HELP[option]}")
+            self._add(option, f"is missing: give {OPTION_HELP[option]}")
         return self._text[option] or ""
 
     def _flag(self, option: str) -> bool:
         text = (self._text[option] or "no").lower()
         if text not in ("yes", "true", "1", "no", "false", "0"):
-            self._mistakes.append(f"--{option} in the environment is yes or no, not {text!r}")
+            self._add(option, f"is yes or no, not {text!r}")
         return text in ("yes", "true", "1")
 
     def _shard(self) -> Shard:
-        try:
-            return parse_shard(self._text["shard"] or "0/1")
-        except ConfigurationError as exc:
-            self._mistakes.append(f"--shard: {exc}")
-            return Shard(0, 1)
+        return self._tried("shard", parse_shard, self._text["shard"] or "0/1") or Shard(0, 1)
 
     def _partition(self) -> Partition:
-        try:
-            return parse_partition(self._text["partition"] or "iid")
-        except ConfigurationError as exc:
-            self._mistakes.append(f"--partition: {exc}")
-            return Partition()
+        return self._tried("partition", parse_partition, self._text["partition"] or "iid") or Partition()
 
     def _name(self, shard: Shard) -> str:
-        name = self._text["name"] or default_name(shard)
-        try:
-            return checked_client_name(name)
-        except ConfigurationError as exc:
-            self._mistakes.append(f"--name: {exc}")
-            return "invalid"
+        return self._tried("name", checked_client_name, self._text["name"] or default_name(shard)) or "invalid"
 
     def _device(self) -> tuple[str, Credentials | None]:
         """Return what `--tls-dir` holds: the certificate's name, which no other may contradict, and the certificate."""
@@ -213,23 +229,25 @@ class _Reader:
         try:
             certified, credentials = read_device(Path(directory))
         except ConfigurationError as exc:
-            self._mistakes.append(f"--tls-dir: {exc}")
+            self._mistakes += [f"{self._places['tls-dir']}: {sentence}" for sentence in exc.sentences]
             self._clock_is_wrong = isinstance(exc, ClockError)
             return "", None
         if (name := self._text["name"]) and name != certified:
-            self._mistakes.append(
-                f"--name is {name!r}, but the certificate in {directory} is for {certified!r}, and the server goes by the certificate: leave --name out"
+            self._add(
+                "name",
+                f"is {name!r}, but the certificate in {directory} is for {certified!r}, and the server goes by the certificate: leave --name out",
             )
         return certified, credentials
 
     def _refuse_clear_text(self, server: str, insecure: bool) -> None:
         tls = bool(self._text["tls-dir"])
         if tls and insecure:
-            self._mistakes.append("--tls-dir and --insecure contradict each other: give one of them")
+            self._mistakes.append(f"{self._places['tls-dir']} and {self._places['insecure']} contradict each other: give one of them")
         if server and not tls and not insecure and _SERVER.fullmatch(server) and not is_loopback(split_host_port(server)[0]):
-            self._mistakes.append(
-                f"--server {server} is beyond loopback, and without TLS everybody on the way could read the data: give --tls-dir "
-                "(the folder that `heron certs issue NAME` writes), or --insecure to allow it"
+            self._add(
+                "server",
+                f"{server} is beyond loopback, and without TLS everybody on the way could read the data: give --tls-dir "
+                "(the folder that `heron certs issue NAME` writes), or --insecure to allow it",
             )
 
     def _number(self, option: str, default: float, least: float, most: float = 1e15) -> float:
@@ -240,7 +258,7 @@ class _Reader:
             value = -1.0
         if not least <= value <= most:
             limit = f" and at most {most:g}" if most < 1e15 else ""
-            self._mistakes.append(f"--{option} is a number of at least {least:g}{limit}, not {text!r}")
+            self._add(option, f"is a number of at least {least:g}{limit}, not {text!r}")
             return default
         return value
 
@@ -249,16 +267,16 @@ class _Reader:
         if not text:
             return None
         if not self_check:
-            self._mistakes.append("--memory-limit is what --self-check compares with, and limits nothing by itself: give both or neither")
+            self._add("memory-limit", "is what --self-check compares with, and limits nothing by itself: give both or neither")
         if (found := _BYTES.fullmatch(text.strip())) is None:
-            self._mistakes.append(f"--memory-limit is bytes like 120MB, 120MiB or 1.5GB, not {text!r}")
+            self._add("memory-limit", f"is bytes like 120MB, 120MiB or 1.5GB, not {text!r}")
             return None
         return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
     def _log_level(self) -> str:
         level = (self._text["log-level"] or "info").lower()
         if level not in ("debug", "info", "warning", "error"):
-            self._mistakes.append(f"--log-level is debug, info, warning or error, not {level!r}")
+            self._add("log-level", f"is debug, info, warning or error, not {level!r}")
         return level
 
 
@@ -269,6 +287,5 @@ def default_name(shard: Shard) -> str:
 
 
 def default_state_dir(name: str, environment: Mapping[str, str]) -> Path:
-    """Return the directory for a client's state by the XDG convention."""
-    base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "heron-client" / name
+    """Return the directory for a client's state by the XDG convention. Raises ConfigurationError where there is none."""
+    return state_home("give --state-dir, or ", environment) / "heron-client" / name

@@ -15,6 +15,7 @@ from heron_common.data.inspection import inspect_source, page
 from heron_common.data.sources import open_source
 from heron_common.errors import DataError, RefusedError, TransportError
 from heron_common.ids import new_token
+from heron_common.output import say
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def check_data(config: ClientConfig) -> None:
     finally:
         transport.close()
     found = inspect_source(source, specification, bytes(tokenizer) if tokenizer is not None else None)
-    print(page(found, specification.input_shape[0] if specification.tokens else 0))
+    say(*page(found, specification.input_shape[0] if specification.tokens else 0))
     if found.differences:
         raise DataError(f"{config.data} does not fit the run: see what was printed and mend the data or the server's --data-spec")
 

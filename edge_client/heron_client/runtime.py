@@ -12,6 +12,7 @@ import onnxruntime
 
 from heron_client.base import MappedBase
 from heron_client.parameters import LocalParameters
+from heron_client.program_runs import ProgramRuns
 from heron_common.assignment import MAX_PROGRAM_BYTES, DataSpecification, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.layout import FlatLayout
@@ -56,18 +57,21 @@ class Program:
         threads: int,
         base: MappedBase | None = None,
         arena: bool = True,
+        runs: ProgramRuns | None = None,
     ) -> None:
         """Load the program after checking its digest, its inputs and its outputs. With an `arena` it keeps the memory of its temporaries between runs.
 
         Raises:
-            ProgramError: wrong digest or size, more in it than standard operators, not loadable, or its inputs are not the model's.
+            ProgramError: wrong digest or size, more in it than listed operators, not loadable, or its inputs are not the model's.
 
         """
         self.kind = reference.kind
         self.micro_batch = reference.micro_batch
         _check_digest(reference, data)
         check_program(data)
-        self._session = _load(data, threads, arena)
+        self._runs = runs or ProgramRuns()
+        with self._runs.timed():
+            self._session = _load(data, threads, arena)
         if reference.length not in (model.lengths or (0,)):
             raise ProgramError(
                 f"the {self.kind.value} program is for texts of {reference.length} tokens, which is no length of this run: restart the server"
@@ -90,7 +94,12 @@ class Program:
         self._bind(parameters, base or MappedBase(None, ()), layout if has_gradients else None, statistics)
 
     def run(self, x: npt.NDArray[Any], y: npt.NDArray[Any], cut_gradient: Float32Array | None = None) -> None:
-        """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes."""
+        """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes.
+
+        Raises:
+            Interrupted, ProgramError: see `ProgramRuns.run`.
+
+        """
         np.copyto(self._x, x)
         np.copyto(self._y, y)
         if cut_gradient is not None:
@@ -99,7 +108,7 @@ class Program:
 
     def run_again(self) -> None:
         """Run on the samples of the run before, zeros at first."""
-        self._session.run_with_iobinding(self._binding)
+        self._runs.run(self._session, self._binding, f"the {self.kind.value} program")
 
     def _bind(self, parameters: LocalParameters, base: MappedBase, gradient_layout: FlatLayout | None, statistics: FlatLayout) -> None:
         found = {i.name: tuple(i.shape) for i in self._session.get_inputs()}

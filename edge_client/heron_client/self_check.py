@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from heron_client.config import ClientConfig
 from heron_client.device_findings import Finding, clock_finding, disk_finding, memory_finding, processor_finding, transport_finding
 from heron_client.downloads import FileDownload, MemoryDownload
 from heron_client.memory import return_freed_memory
+from heron_client.program_runs import ProgramRuns
 from heron_client.program_timing import ProgramTiming, round_sentence, time_programs
 from heron_client.round_memory import memory_verdict
 from heron_client.runtime import self_test
@@ -26,6 +28,7 @@ from heron_common.clock import MonotonicClock
 from heron_common.data.sources import DataSource, open_source
 from heron_common.errors import HeronError, InUseError, RefusedError, SelfCheckError, TransportError
 from heron_common.ids import new_token
+from heron_common.output import say
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class _Page:
 
     def add(self, finding: Finding) -> None:
         """Print one."""
-        print(f"{finding.topic:<12}  {'' if finding.go else 'NO: '}{finding.sentence}", flush=True)
+        say(f"{finding.topic:<12}  {'' if finding.go else 'NO: '}{finding.sentence}")
         if not finding.go:
             self.in_the_way.append(finding.topic)
 
@@ -78,11 +81,11 @@ def self_check(config: ClientConfig) -> None:
     except _CannotGoOnError:
         pass
     if page.in_the_way:
-        print(f"{'verdict':<12}  no-go", flush=True)
+        say(f"{'verdict':<12}  no-go")
         raise SelfCheckError(
             f"this device cannot take part as it is, because of its {', '.join(page.in_the_way)}: see the lines with NO above"
         )
-    print(f"{'verdict':<12}  go", flush=True)
+    say(f"{'verdict':<12}  go")
 
 
 def _look(config: ClientConfig, page: _Page, stack: ExitStack) -> None:
@@ -164,9 +167,11 @@ def _timings(transport: Transport, state: StateDirectory, config: ClientConfig, 
         with closing(FileDownload(blob, path)) as download:
             transport.fetch(download, kind)
 
-    supplies = Supplies(fetch, fetch_into, fetch_file, state, MonotonicClock(), return_freed_memory)
+    runs = ProgramRuns()
+    supplies = Supplies(fetch, fetch_into, fetch_file, state, MonotonicClock(), return_freed_memory, runs)
     _, programs = supplies.programs(membership, config.threads, arenas=True)
-    return time_programs(programs, MonotonicClock())
+    with runs.watched(threading.Event()):
+        return time_programs(programs, MonotonicClock())
 
 
 def _leave(transport: Transport) -> None:

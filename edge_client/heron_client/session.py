@@ -21,6 +21,7 @@ from heron_client.memory import return_freed_memory
 from heron_client.memory_budget import memory_budget
 from heron_client.metrics import ClientMetrics
 from heron_client.patience import Diagnose, Patience
+from heron_client.program_runs import ProgramRuns
 from heron_client.renewal import Renewal, RunChanged
 from heron_client.sending import RoundStopped, StepSender
 from heron_client.state_directory import ClientState
@@ -120,7 +121,8 @@ class Session:
         self._training: Assignment | None = None
         self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join, self._patience.wake)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
-        self._supplies = Supplies(self._fetch, self._fetch_into, self._fetch_file, state, clock, self._give_memory_back)
+        self.runs = ProgramRuns()
+        self._supplies = Supplies(self._fetch, self._fetch_into, self._fetch_file, state, clock, self._give_memory_back, self.runs)
         self._reader: SampleReader | None = None
         self._warned_of_truncation = False
         self.state = SessionState.NEW

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from heron_client.base import MappedBase
 from heron_client.local_training import HeldOutSamples, LocalContext, ReadBatch
 from heron_client.parameters import LocalParameters
+from heron_client.program_runs import ProgramRuns
 from heron_client.programs import Programs
 from heron_client.runtime import Program, check_reference
 from heron_client.state_directory import ClientState, has_digest
@@ -48,6 +49,7 @@ class Supplies:
         state: ClientState,
         clock: Clock,
         give_memory_back: Callable[[], None],
+        runs: ProgramRuns | None = None,
     ) -> None:
         self._fetch = fetch
         self._fetch_into = fetch_into
@@ -55,6 +57,7 @@ class Supplies:
         self._state = state
         self._clock = clock
         self._give_memory_back = give_memory_back
+        self._runs = runs or ProgramRuns()
 
     def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
         """Load every program of the run once over fresh buffers, and look at the length of every text.
@@ -156,7 +159,7 @@ class Supplies:
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, arena)
+        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, arena, self._runs)
         self._give_memory_back()
         return program
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from heron_common.aggregation_rule import AggregationRule
 from heron_common.errors import CheckpointError, ConfigurationError
 from heron_common.exit_codes import ExitCode
 from heron_common.ids import RoundReference
 from heron_common.layout import FlatLayout
+from heron_common.output import say
+from heron_common.plain_files import reading
 from heron_common.tensors import DType, Float32Array, TensorSpec
 from heron_common.update_log import replay, weights_digest
 from heron_server.rounds.aggregation import aggregate
@@ -49,17 +50,21 @@ def run_audit(options: argparse.Namespace) -> int:
         CheckpointError: a file is missing or damaged, or a round does not arrive at the weights that it claims.
 
     """
-    console = Console(highlight=False, soft_wrap=True)
     taken = replayed = 0
     last = -1
-    for proved in prove(options.run_dir):
+    for proved in _sound(options.run_dir):
         last, taken, replayed = proved.round_index, taken + proved.taken, replayed + proved.replayed
         note = f", {proved.taken} sent weights" if proved.taken else ""
-        console.print(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved")
-    console.print(f"\nThe front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
+        say(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved")
+    say("", f"The front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
     if taken:
-        console.print(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
+        say(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
     return ExitCode.OK
+
+
+def _sound(run_dir: Path) -> Iterator[ProvedRound]:
+    with reading(f"the trail or a checkpoint of {run_dir}", CheckpointError):
+        yield from prove(run_dir)
 
 
 def prove(run_dir: Path) -> Iterator[ProvedRound]:
@@ -76,16 +81,16 @@ def prove(run_dir: Path) -> Iterator[ProvedRound]:
     trail = AuditTrail(run_dir / "audit")
     checkpoints = {c.completed_rounds: c for c in CheckpointStore(run_dir / "checkpoints", 1).read_all()}
     completed = max(checkpoints, default=0)
-    recorded = [index for index in range(completed) if trail.has(index)]
+    recorded = {index for index in trail.recorded() if index < completed}
     if not recorded:
         raise ConfigurationError(
             f"{run_dir} has no audit trail: only runs whose clients submit logs can be audited (--update-encoding log)"
         )
     if 0 not in checkpoints:
         raise CheckpointError(f"the first checkpoint of {run_dir} is missing, so there is nothing to replay from: restore it from a backup")
-    layout = FlatLayout(tuple(TensorSpec(name, DType.FLOAT32, shape) for name, shape in trail.read(recorded[0]).facts.tensors))
+    layout = FlatLayout(tuple(TensorSpec(name, DType.FLOAT32, shape) for name, shape in trail.read(min(recorded)).facts.tensors))
     theta = _trained(checkpoints[0], layout)
-    for index in range(completed):
+    for index in sorted(recorded | {after - 1 for after in checkpoints if after > 0}):
         if index in recorded:
             theta, proved = _prove_round(trail.read(index), theta, layout)
             yield proved

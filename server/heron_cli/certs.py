@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
 from heron_common.tls_directory import REVOCATION_FILE, date_of
 from heron_server.certificates.record import DEFAULT_DAYS, serial_text
 
@@ -49,7 +50,7 @@ def _action(actions: Any, name: str, run: Any, explanation: str) -> argparse.Arg
 def run_init(options: argparse.Namespace) -> int:
     """Make an authority. Raises as `Authority.create` does."""
     authority = _authority_type().create(options.dir, options.host, options.days)
-    _say(
+    say(
         f"{options.dir} is a new authority. Its ca-key.pem makes certificates: keep it here, offline at best, and back it up.",
         f"Server:  heron-server --listen 0.0.0.0:50051 --tls-dir {authority.server_directory}",
         f"Device:  heron certs issue NAME --dir {options.dir}",
@@ -61,7 +62,7 @@ def run_server(options: argparse.Namespace) -> int:
     """Renew the server's certificate. Raises as `Authority.issue_server` does."""
     authority = _authority_type()(options.dir)
     issued = authority.issue_server(options.host, options.days)
-    _say(
+    say(
         f"{authority.server_directory} has a new certificate for {', '.join(issued.hosts)}, valid until {date_of(issued.not_after)}.",
         "Copy the folder to the server if it is elsewhere, and restart heron-server (--resume).",
     )
@@ -73,7 +74,7 @@ def run_issue(options: argparse.Namespace) -> int:
     authority = _authority_type()(options.dir)
     issued = authority.issue(options.name, options.days)
     folder = authority.device_directory(options.name)
-    _say(
+    say(
         f"{folder} has the key and certificate of {issued.name}, valid until {date_of(issued.not_after)}.",
         "Move the folder to the device over a way that nobody reads; then: heron-client --server HOST:PORT --data SOURCE --tls-dir FOLDER",
     )
@@ -81,7 +82,7 @@ def run_issue(options: argparse.Namespace) -> int:
     if any(
         i.state(now) == "valid" for i in authority.record.certificates if i.name == issued.name and i.role is issued.role and i != issued
     ):
-        _say(f"An earlier certificate of {issued.name} is still good. If its key may be known: revoke {issued.name}, then issue again.")
+        say(f"An earlier certificate of {issued.name} is still good. If its key may be known: revoke {issued.name}, then issue again.")
     return ExitCode.OK
 
 
@@ -90,7 +91,7 @@ def run_revoke(options: argparse.Namespace) -> int:
     authority = _authority_type()(options.dir)
     revoked = authority.revoke(options.name)
     copy = authority.server_directory / REVOCATION_FILE
-    _say(
+    say(
         f"{len(revoked)} certificate{'' if len(revoked) == 1 else 's'} of {options.name} revoked.",
         f"A server that runs with --tls-dir {authority.server_directory} refuses it from its next message on.",
         f"One that runs on a copy needs {copy}: copy it there, nothing has to be restarted.",
@@ -105,7 +106,7 @@ def run_list(options: argparse.Namespace) -> int:
     rows = [("NAME", "FOR", "EXPIRES", "STATE", "SERIAL")]
     rows += [(c.name, c.role.value, date_of(c.not_after), c.state(now), serial_text(c.serial)) for c in authority.record.certificates]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    _say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
+    say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
     return ExitCode.OK
 
 
@@ -116,7 +117,3 @@ def _authority_type() -> type[Authority]:
     except ImportError as exc:
         raise ConfigurationError(f"heron certs needs the package `cryptography` ({exc}): pip install 'heron-sfl[server]'") from exc
     return Authority
-
-
-def _say(*lines: str) -> None:
-    print("\n".join(lines))

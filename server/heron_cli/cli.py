@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Sequence
 
 from heron_cli import audit, certs, cuts, demo, evaluate, export, health, report, simulate, status
 from heron_common.errors import HeronError
-from heron_common.exit_codes import ExitCode, exit_code_of
+from heron_common.exit_codes import ExitCode
+from heron_common.log_setup import set_up_logging
+from heron_common.option_parser import OptionParser
+from heron_common.output import refuse
 from heron_common.quiet_libraries import quiet_libraries
 from heron_common.server_libraries import raise_if_missing
 from heron_common.version import VERSION
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OptionParser:
     """Return the reader of all verbs' options; those of `simulate` are read by heron-server's reader."""
-    parser = argparse.ArgumentParser(prog="heron", description="Tools around heron-server and heron-client.", allow_abbrev=False)
+    parser = OptionParser(prog="heron", description="Tools around heron-server and heron-client.")
     parser.add_argument("--version", action="version", version=f"heron {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo.add_parser(verbs)
@@ -38,19 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     quiet_libraries()
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # `simulate` takes the options of heron-server, which have a reader of their own.
-    options = parser.parse_args(words[:1] if words[:1] == ["simulate"] else words)
-    options.words = words[1:]
-    # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    program = " ".join(["heron", *(word for word in words[:1] if not word.startswith("-"))])
+    # What goes wrong is logged by the same rules as in a server, whatever library says it.
+    set_up_logging("warning")
     try:
-        code = _run_verb(options)
+        # `simulate` takes the options of heron-server, which have a reader of their own.
+        options = parser.parse_args(words[:1] if words[:1] == ["simulate"] else words)
+        options.words = words[1:]
+        # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return _run_verb(options)
     except KeyboardInterrupt:
         return ExitCode.FORCED
     except HeronError as exc:
-        print(f"heron {options.verb}: {exc}", file=sys.stderr)
-        return exit_code_of(exc)
-    return code
+        return refuse(program, exc)
+    except Exception:
+        logging.getLogger("heron_cli").exception("unexpected error")
+        return ExitCode.FAILURE
 
 
 def _run_verb(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
 
 if TYPE_CHECKING:
     from heron_server.models.survey import Survey
@@ -94,7 +95,7 @@ def run_cuts(options: argparse.Namespace) -> int:
     samples = getattr(options, "eval_data", None)
     probes = probes_of(SampleReader(open_source(samples), data)) if samples is not None and not data.tokens else None
     found = survey(options.model, parse_model_options(options.model_options), data, probes)
-    print("\n".join(report(options.model, options.data_spec, found)))
+    say(*report(options.model, options.data_spec, found))
     return ExitCode.OK
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from heron_cli.processes import LoggedProcess, ProcessError, ProcessGroup, read_summary, start_server
-from heron_common.console import human_bytes
+from heron_common.console import human_bytes, make_console
 from heron_common.exit_codes import ExitCode
+from heron_common.option_parser import at_least
+from heron_common.output import say
 from heron_common.plan import ServerSchedule
 
 PRESETS = ("heron", "frozen")
@@ -45,9 +45,13 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "demo", help="train digits with a server and client processes on this machine, with live progress and a result table"
     )
-    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="rounds of each run (default: 100)")
-    parser.add_argument("--clients", type=int, default=4, metavar="N", help="client processes, each with its own shard (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights, directions and sample order (default: 0)")
+    parser.add_argument("--rounds", type=at_least(1), default=100, metavar="N", help="rounds of each run (default: 100)")
+    parser.add_argument(
+        "--clients", type=at_least(1), default=4, metavar="N", help="client processes, each with its own shard (default: 4)"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="seed of weights, directions and sample order (default: 0)"
+    )
     parser.add_argument("--run-dir", type=Path, default=None, metavar="PATH", help="where the runs go (default: heron-runs/demo-TIME)")
     parser.set_defaults(run=run_demo)
 
@@ -59,25 +63,22 @@ def run_demo(options: argparse.Namespace) -> int:
         ProcessError: a server failed, or all clients did.
 
     """
-    if options.rounds < 1 or options.clients < 1:
-        print("heron demo: --rounds and --clients are at least 1", file=sys.stderr)
-        return ExitCode.CONFIGURATION
     directory = options.run_dir or Path("heron-runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    console = Console()
-    console.print(
-        f"Training scikit-learn's handwritten digits: one heron-server, {options.clients} heron-client processes, "
-        f"{options.rounds} rounds.\nEverything goes to [bold]{directory}[/bold]; logs are in its logs folders.\n",
-        highlight=False,
+    say(
+        f"Training scikit-learn's handwritten digits: one heron-server, {options.clients} heron-client processes, {options.rounds} rounds.",
+        f"Everything goes to {directory}; logs are in its logs folders.",
+        "",
     )
+    console = make_console()
     progress = _progress(console)
     with progress if progress is not None else nullcontext():
-        runs = [_run_preset(name, directory / name, options, progress, console) for name in PRESETS]
+        runs = [_run_preset(name, directory / name, options, progress) for name in PRESETS]
     console.print(_table(runs))
-    console.print(_notes(runs), highlight=False, soft_wrap=True)
+    say(*_notes(runs))
     return ExitCode.OK
 
 
-def _run_preset(preset: str, directory: Path, options: argparse.Namespace, progress: Progress | None, console: Console) -> DemoRun:
+def _run_preset(preset: str, directory: Path, options: argparse.Namespace, progress: Progress | None) -> DemoRun:
     task = progress.add_task(preset, total=options.rounds, accuracy="starting") if progress is not None else None
     with ProcessGroup(directory / "logs") as group:
         server, address = start_server(group, "server", directory, _server_arguments(preset, options))
@@ -90,7 +91,7 @@ def _run_preset(preset: str, directory: Path, options: argparse.Namespace, progr
             directory,
             server,
             clients,
-            lambda done, accuracy: _show(preset, progress, task, console, done, options.rounds, accuracy),
+            lambda done, accuracy: _show(preset, progress, task, done, options.rounds, accuracy),
         )
         for client in clients:
             client.wait(CLIENT_END_SECONDS)
@@ -148,7 +149,7 @@ def _watch(preset: str, directory: Path, server: LoggedProcess, clients: list[Lo
         show(len(rounds), rounds[-1]["test_accuracy"])
 
 
-def _progress(console: Console) -> Progress | None:
+def _progress(console: Any) -> Progress | None:
     if not console.is_terminal:
         return None
     columns = (
@@ -160,12 +161,12 @@ def _progress(console: Console) -> Progress | None:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _show(preset: str, progress: Progress | None, task: Any, console: Console, done: int, total: int, accuracy: float) -> None:
+def _show(preset: str, progress: Progress | None, task: Any, done: int, total: int, accuracy: float) -> None:
     text = "starting" if math.isnan(accuracy) else f"test accuracy {accuracy:.1%}"
     if progress is not None:
         progress.update(task, completed=done, accuracy=text)
     elif done == total or done % max(1, total // 10) == 0:
-        console.print(f"{preset:8} round {done}/{total}, {text}", highlight=False)
+        say(f"{preset:8} round {done}/{total}, {text}")
 
 
 def _table(runs: list[DemoRun]) -> Table:
@@ -198,9 +199,11 @@ def _rows(runs: list[DemoRun]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _notes(runs: list[DemoRun]) -> str:
-    checkpoints = "\n".join(f"  {run.preset:8} {run.summary['checkpoint']}" for run in runs)
-    return (
-        "\nThe clients ran forward passes only; `frozen` is the same run with a front that never moves: the difference is what HERON taught the devices."
-        f"\n\nCheckpoints:\n{checkpoints}"
-    )
+def _notes(runs: list[DemoRun]) -> list[str]:
+    return [
+        "",
+        "The clients ran forward passes only; `frozen` is the same run with a front that never moves: the difference is what HERON taught the devices.",
+        "",
+        "Checkpoints:",
+        *(f"  {run.preset:8} {run.summary['checkpoint']}" for run in runs),
+    ]

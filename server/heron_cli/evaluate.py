@@ -8,24 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
+from heron_cli.trained_options import add_trained_options, vouched_by
 from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.foreign_text import printable
+from heron_common.option_parser import at_least
+from heron_common.output import say
 
 if TYPE_CHECKING:
     import torch
+
+    from heron_server.training.vouching import Vouched
 
 
 def add_parser(verbs: Any) -> None:
     """Declare the verb."""
     parser = verbs.add_parser("evaluate", help="score a checkpoint of a run on any data source")
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
+    add_trained_options(parser)
     parser.add_argument("--data", required=True, metavar="SOURCE", help="data source with labels, like digits:test or csv:FILE:text:label")
-    parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (default: the run's own, and so its own rounding)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1, as a run has)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), metavar="N", help="samples at a time (default: the run's own, and so its own rounding)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, metavar="N", help="threads of torch on the CPU (default: 1, as a run has)"
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:N or auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_evaluate)
@@ -41,17 +49,30 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
     """
     report = evaluate_checkpoint(
-        options.run_dir, options.data, options.round, options.batch_size, threads=options.threads, device=options.device
+        options.run_dir,
+        options.data,
+        options.round,
+        options.batch_size,
+        threads=options.threads,
+        device=options.device,
+        vouched=vouched_by(options),
     )
     if options.json:
-        print(json.dumps(report, allow_nan=False))
+        say(json.dumps(report, allow_nan=False))
     else:
         _print(report)
     return ExitCode.OK
 
 
 def evaluate_checkpoint(
-    run_dir: Path, source: str, completed_rounds: int | None = None, batch_size: int | None = None, threads: int = 1, device: str = "cpu"
+    run_dir: Path,
+    source: str,
+    completed_rounds: int | None = None,
+    batch_size: int | None = None,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    vouched: Vouched | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a checkpoint as JSON values; `classes` holds those of each class, empty for other tasks.
 
@@ -65,7 +86,7 @@ def evaluate_checkpoint(
     from heron_common.data.check import check_source
     from heron_common.data.sources import open_source
     from heron_server.training.evaluation import evaluate
-    from heron_server.training.trained_model import load_trained
+    from heron_server.training.trained_model import NOBODY, load_trained
     from heron_server.training.trainer import choose_device
 
     for name, value in (("--batch-size", batch_size), ("--threads", threads)):
@@ -74,7 +95,7 @@ def evaluate_checkpoint(
     torch.set_num_threads(threads)
     place = choose_device(device)
     data = open_source(source)
-    trained = load_trained(run_dir, completed_rounds)
+    trained = load_trained(run_dir, completed_rounds, vouched or NOBODY)
     for part in (trained.model.front, trained.model.back):
         part.to(place)
     reader = check_source(data, trained.data, trained.model.tokenizer)
@@ -124,16 +145,16 @@ class ClassTally:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"run {report['run_id']} after {report['completed_rounds']} rounds, {report['num_examples']} samples of {report['data']}")
+    say(f"run {report['run_id']} after {report['completed_rounds']} rounds, {report['num_examples']} samples of {report['data']}")
     if report["truncated"]:
-        console.print(f"{report['truncated']} texts were longer than the run's samples and cut off")
+        say(f"{report['truncated']} texts were longer than the run's samples and cut off")
     if report["accuracy"] is not None:
-        console.print(f"{'accuracy of tokens' if report['perplexity'] is not None else 'accuracy'}  {report['accuracy']:.2%}")
-    console.print(f"loss  {report['loss']:.6g}" if report["loss"] is not None else "loss  not finite")
+        say(f"{'accuracy of tokens' if report['perplexity'] is not None else 'accuracy'}  {report['accuracy']:.2%}")
+    say(f"loss  {report['loss']:.6g}" if report["loss"] is not None else "loss  not finite")
     if report["perplexity"] is not None:
-        console.print(f"perplexity  {report['perplexity']:.6g}")
-    width = max((len(row["name"]) for row in report["classes"]), default=0)
-    for row in report["classes"]:
+        say(f"perplexity  {report['perplexity']:.6g}")
+    names = [printable(row["name"]) for row in report["classes"]]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, report["classes"], strict=True):
         share = f"{row['accuracy']:7.2%}" if row["accuracy"] is not None else "   none"
-        console.print(f"  {row['name']:<{width}}  {share}  {row['correct']} of {row['examples']}")
+        say(f"  {name:<{width}}  {share}  {row['correct']} of {row['examples']}")

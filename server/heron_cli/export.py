@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from heron_cli.trained_options import add_trained_options, vouched_by
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
 
 
 def add_parser(verbs: Any) -> None:
@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
         description="Rebuilds the model from what the run wrote down, loads a checkpoint, writes front and back as one model, opens what was written "
         "in its own library and compares the outputs. A module of your own is imported from the current directory, as it was for the run.",
     )
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
+    add_trained_options(parser)
     parser.add_argument(
         "--format",
         required=True,
@@ -34,7 +34,6 @@ def add_parser(verbs: Any) -> None:
         metavar="PATH",
         help="file to be made, which ends in .pt2, .onnx or .safetensors; for hf a folder",
     )
-    parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument("--merge-adapters", action="store_true", help="merge adapters into their layers (the default)")
     adapters.add_argument(
@@ -61,13 +60,12 @@ def run_export(options: argparse.Namespace) -> int:
     chosen = ExportFormat(options.format)
     # Here too, at once: to build a large model takes minutes.
     check_place(chosen, options.output, options.force)
-    trained = load_trained(options.run_dir, options.round)
+    trained = load_trained(options.run_dir, options.round, vouched_by(options))
     delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")
+    say(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")
     for path in delivered.paths:
-        console.print(f"  {path}  {_size(path):,} bytes")
-    console.print(f"opened again, its outputs differ by {delivered.difference:.1e} of the largest at most (limit {TOLERANCE:g})")
+        say(f"  {path}  {_size(path):,} bytes")
+    say(f"opened again, its outputs differ by {delivered.difference:.1e} of the largest at most (limit {TOLERANCE:g})")
     return ExitCode.OK
 
 

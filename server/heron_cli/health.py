@@ -9,6 +9,10 @@ from typing import Any
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.grpc_options import channel_options
+from heron_common.option_parser import host_and_port
+from heron_common.output import say
+from heron_common.proxies import proxy_options
 
 TIMEOUT_SECONDS = 5.0
 
@@ -20,7 +24,7 @@ def add_parser(verbs: Any) -> None:
         help="ask a server's gRPC health service, for probes",
         description="Exit codes: 0 the server serves, 1 it drains, 4 it refuses this certificate, 5 it does not answer.",
     )
-    parser.add_argument("address", metavar="HOST:PORT", help="where heron-server listens, like 127.0.0.1:50051")
+    parser.add_argument("address", type=host_and_port, metavar="HOST:PORT", help="where heron-server listens, like 127.0.0.1:50051")
     parser.add_argument(
         "--tls-dir", type=Path, metavar="PATH", help="a device's folder (`heron certs issue probe`); needed where the server has --tls-dir"
     )
@@ -52,17 +56,19 @@ def run_health(options: argparse.Namespace) -> int:
             answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as exc:
             raise translate(exc, options.address, has_joined=False) from exc
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    print(name.lower())
+    names = health_pb2.HealthCheckResponse.ServingStatus
+    # A number of no name is what protobuf makes of a status that it does not know.
+    say(names.Name(answer.status).lower() if answer.status in names.values() else f"status {answer.status}")
     return ExitCode.OK if answer.status == health_pb2.HealthCheckResponse.SERVING else ExitCode.FAILURE
 
 
 def _channel(address: str, tls_dir: Path | None) -> Any:
     import grpc
 
+    options = [*channel_options(), *proxy_options(address)]
     if tls_dir is None:
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, options=options)
     from heron_common.tls_directory import TlsRole, read_credentials
 
     own = read_credentials(tls_dir, TlsRole.DEVICE, time.time())
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(own.ca_pem, own.key_pem, own.certificate_pem))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(own.ca_pem, own.key_pem, own.certificate_pem), options=options)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from heron_common.errors import HeronError
+from heron_common.plain_files import MOST_DOCUMENT_BYTES, MOST_SUMMARY_BYTES, read_plain
 
 START_DEADLINE_SECONDS = 120.0
 """Importing torch and compiling programs takes seconds; minutes mean that something is wrong."""
@@ -121,14 +122,14 @@ def start_server(
     wait_for(lambda: address_file.exists() or server.exit_code is not None, deadline_seconds)
     if not address_file.exists():
         raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})", server)
-    address: str = json.loads(address_file.read_text(encoding="utf-8"))["address"]
+    address: str = json.loads(read_plain(address_file, MOST_DOCUMENT_BYTES))["address"]
     return server, address
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the summary of a run, empty while there is none."""
     try:
-        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(read_plain(run_dir / "summary.json", MOST_SUMMARY_BYTES))
     except FileNotFoundError:
         return {}
     return summary

@@ -10,6 +10,8 @@ from typing import Any
 from heron_common.atomic import write_atomically
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.exit_codes import ExitCode
+from heron_common.output import say
+from heron_common.plain_files import MOST_SUMMARY_BYTES, read_plain, reading
 
 _NEEDED = (
     "run_id",
@@ -44,10 +46,11 @@ def run_report(options: argparse.Namespace) -> int:
         StorageError: the page cannot be written.
 
     """
-    source: Path = options.summary or options.run_dir / "summary.json"
+    # A file that the operator names may be a link; one in a directory that came from elsewhere may not.
+    source: Path = options.summary.resolve() if options.summary else options.run_dir / "summary.json"
     output: Path = options.output or source.with_name("report.html")
     write_report(read_summary(source), output)
-    print(output)
+    say(output)
     return ExitCode.OK
 
 
@@ -59,7 +62,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
     """
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(read_plain(path, MOST_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError) as exc:
         raise ConfigurationError(f"the summary {path} cannot be read ({exc}): give the --run-dir of a run that has started") from exc
     missing = [name for name in _NEEDED if not isinstance(summary, dict) or name not in summary]
@@ -79,7 +82,8 @@ def write_report(summary: dict[str, Any], output: Path) -> None:
     """
     from heron_cli.report_page.page import report_page
 
-    page = report_page(summary)
+    with reading("the summary"):
+        page = report_page(summary)
     try:
         write_atomically(output, page.encode())
     except OSError as exc:

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from heron_cli.plots import PlotUnavailable, draw_rounds
-from heron_common.console import human_bytes
+from heron_common.console import human_bytes, make_console, make_table
 from heron_common.exit_codes import ExitCode
 from heron_common.log_setup import redirect_logs, set_up_logging
+from heron_common.output import say
 from heron_common.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -49,17 +48,16 @@ def run_simulate(options: argparse.Namespace) -> int:
 
     config = read_simulation(options.words)
     set_up_logging(config.simulation.log_level)
-    console = Console()
-    console.print(_headline(config), highlight=False, soft_wrap=True, markup=False)
+    say(_headline(config))
     stop = threading.Event()
-    with stop_on_signals(stop), _reporting(config, console) as report:
+    with stop_on_signals(stop), _reporting(config) as report:
         summary = simulate(config, stop, report)
     if summary["simulation"]["interrupted"]:
-        console.print(f"stopped after {summary['rounds_completed']} of {config.run.rounds} rounds", highlight=False)
-    console.print(_table(summary))
+        say(f"stopped after {summary['rounds_completed']} of {config.run.rounds} rounds")
+    make_console().print(make_table("Result", _rows(summary)))
     if config.simulation.summary is not None:
-        console.print(f"summary: {config.simulation.summary}", highlight=False, soft_wrap=True, markup=False)
-    _plot(config, summary, console)
+        say(f"summary: {config.simulation.summary}")
+    _plot(config, summary)
     return ExitCode.OK
 
 
@@ -72,12 +70,12 @@ def _headline(config: SimulationConfig) -> str:
 
 
 @contextmanager
-def _reporting(config: SimulationConfig, console: Console) -> Iterator[Any]:
+def _reporting(config: SimulationConfig) -> Iterator[Any]:
     """Yield what shows a finished round: a bar on a terminal, lines elsewhere."""
-    total = config.run.rounds
+    total, console = config.run.rounds, make_console()
     if not console.is_terminal:
         every = max(1, total // LINES)
-        yield lambda record: _print_line(record, total, every, console)
+        yield lambda record: _print_line(record, total, every)
         return
     columns = (BarColumn(), TextColumn("round {task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -88,10 +86,10 @@ def _reporting(config: SimulationConfig, console: Console) -> Iterator[Any]:
     redirect_logs(sys.stderr)
 
 
-def _print_line(record: RoundRecord, total: int, every: int, console: Console) -> None:
+def _print_line(record: RoundRecord, total: int, every: int) -> None:
     done = record.round_index + 1
     if done % every == 0 or done == total:
-        console.print(f"round {done}/{total}, {_figures(record)}, {record.seconds:.2f} s", highlight=False)
+        say(f"round {done}/{total}, {_figures(record)}, {record.seconds:.2f} s")
 
 
 def _figures(record: RoundRecord) -> str:
@@ -102,15 +100,6 @@ def _figures(record: RoundRecord) -> str:
         f"server loss {record.server_loss:.3f}" if record.server_loss is not None else "",
     ]
     return ", ".join(figure for figure in figures if figure) or "trained"
-
-
-def _table(summary: dict[str, Any]) -> Table:
-    table = Table(title="Result", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right")
-    for name, value in _rows(summary):
-        table.add_row(name, value)
-    return table
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -142,13 +131,13 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _plot(config: SimulationConfig, summary: dict[str, Any], console: Console) -> None:
+def _plot(config: SimulationConfig, summary: dict[str, Any]) -> None:
     path = config.plot_path
     if path is None:
         return
     try:
         draw_rounds(summary, path)
     except PlotUnavailable as exc:
-        console.print(str(exc), highlight=False, soft_wrap=True, markup=False)
+        say(exc)
     else:
-        console.print(f"plot: {path}", highlight=False, soft_wrap=True, markup=False)
+        say(f"plot: {path}")

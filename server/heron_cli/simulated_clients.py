@@ -12,6 +12,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from heron_client.metrics import ClientMetrics
+from heron_client.program_runs import ProgramRuns
 from heron_client.session import Session, SessionSettings
 from heron_client.transport import Transport
 from heron_client.uploader import DEFAULT_WINDOW_BYTES
@@ -80,6 +81,7 @@ class Crowd:
         self._stop = threading.Event()
         programs: dict[str, bytes] = {}
         self._transports: list[Transport] = []
+        self._runs: list[ProgramRuns] = []
         self._threads: list[threading.Thread] = []
         for index, source in enumerate(sources):
             self._add(client_name(index), source, stub, clock, MemoryState(client_name(index), programs, blobs))
@@ -96,7 +98,8 @@ class Crowd:
     def stop(self) -> None:
         """Ask every client to stop; returns at once, safe to repeat."""
         self._stop.set()
-        for transport in self._transports:
+        for transport, runs in zip(self._transports, self._runs, strict=True):
+            runs.stop()
             transport.cancel()
 
     def join(self, timeout_seconds: float) -> bool:
@@ -119,6 +122,7 @@ class Crowd:
                 self._on_failure(name, exc)
 
         self._transports.append(transport)
+        self._runs.append(session.runs)
         self._threads.append(threading.Thread(target=run, name=name, daemon=True))
 
 

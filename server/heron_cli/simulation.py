@@ -20,7 +20,7 @@ from heron_common.atomic import write_json_atomically
 from heron_common.clock import MonotonicClock
 from heron_common.data.sources import open_source
 from heron_common.error_catalog import ErrorCode
-from heron_common.errors import CheckpointError, HeronError, StorageError
+from heron_common.errors import CheckpointError, ConfigurationError, DataError, HeronError, ProgramError, StorageError
 from heron_common.process_memory import resident_memory
 from heron_server.assembly import Assembly, assemble_run
 from heron_server.rounds.pacing import Pace
@@ -35,6 +35,8 @@ _END_SECONDS = 60.0
 
 _PACE = Pace(idle_seconds=0.0, closing_seconds=0.0, hold_seconds=10.0)
 """A client without work waits inside its call, on its own thread, and is woken by the round that it has a part in."""
+
+_FAULTS = (DataError, ProgramError, StorageError, ConfigurationError)
 
 OnRound = Callable[[RoundRecord], None]
 
@@ -52,8 +54,8 @@ def simulate(config: SimulationConfig, stop: threading.Event | None = None, on_r
         on_round: called with each finished round, on this thread.
 
     Raises:
-        SimulationError: a client or the trainer failed.
-        HeronError: options, data, model, a program or the disk stand in the way.
+        SimulationError: a client or the trainer failed for no reason of those below.
+        HeronError: options, data, model, a program or the disk stand in the way, also where a client was the first to see it.
 
     """
     return _Simulation(config, stop or threading.Event(), on_round or (lambda _: None)).run()
@@ -185,7 +187,9 @@ class _Simulation:
         if self._failure is not None:
             name, error = self._failure
             reason = str(error) if isinstance(error, HeronError) else repr(error)
-            raise SimulationError(f"{name} ended the simulation: {reason}") from error
+            # Whose fault it is decides the exit code, here as in a client of its own.
+            kind = next((kind for kind in _FAULTS if isinstance(error, kind)), SimulationError)
+            raise kind(f"{name} ended the simulation: {reason}") from error
         if parts.worker.checkpoint_failed:
             raise CheckpointError("the last checkpoint could not be written: free some space, or choose another --run-dir")
 

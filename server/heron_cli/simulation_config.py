@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from heron_cli.plots import SUFFIXES
 from heron_common.data.partition import Partition, parse_partition
-from heron_common.data.sources import SPECIFICATIONS
+from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError
 from heron_common.plan import ServerSchedule
 from heron_common.presets import preset
 from heron_common.version import VERSION
 from heron_server.config import TrainingConfig
 from heron_server.options import OptionSource, read_options
-from heron_server.section import Section
+from heron_server.section import Section, checked
 
 SOURCE = OptionSource(
     "heron simulate",
@@ -58,14 +58,10 @@ class SimulationSection(Section):
             raise ValueError(f"a file that ends in {', '.join(SUFFIXES)} was expected")
         return value
 
-    @field_validator("partition")
+    @field_validator("data", "partition")
     @classmethod
-    def _partition_exists(cls, value: str) -> str:
-        try:
-            parse_partition(value)
-        except ConfigurationError as exc:
-            # The reader of options says itself what came.
-            raise ValueError(str(exc).removesuffix(f", not {value!r}")) from exc
+    def _exists(cls, value: str, field: ValidationInfo) -> str:
+        checked(parse_partition if field.field_name == "partition" else source_kind, value)
         return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +10,12 @@ from typing import Any
 
 from heron_cli.watching.page import Rows, phase_of, rows_of
 from heron_cli.watching.scrape import Scrape, scrape
-from heron_common.errors import ConfigurationError, TransportError
+from heron_common.console import make_console, make_table
+from heron_common.errors import TransportError
 from heron_common.exit_codes import ExitCode
+from heron_common.option_parser import above_zero, host_and_port
+from heron_common.output import say
 
-_ADDRESS = re.compile(r"(\[[^\]/]+\]|[^:/\s]+):\d{1,5}")
 _LAST_PHASES = {"finished", "draining", "left"}
 
 
@@ -27,24 +28,23 @@ def add_parser(verbs: Any) -> None:
         "Without a terminal, or with --once, it prints them once. Exit codes: 0 it answered, 5 nobody answers, 2 something else answers.",
     )
     parser.add_argument(
-        "address", metavar="HOST:PORT", help="metrics endpoint of heron-server (127.0.0.1:9464) or heron-client (--metrics-port)"
+        "address",
+        type=host_and_port,
+        metavar="HOST:PORT",
+        help="metrics endpoint of heron-server (127.0.0.1:9464) or heron-client (--metrics-port)",
     )
     parser.add_argument("--once", action="store_true", help="print one page and end")
-    parser.add_argument("--interval-seconds", type=float, default=1.0, metavar="X", help="time between two looks (default: 1)")
+    parser.add_argument("--interval-seconds", type=above_zero, default=1.0, metavar="X", help="time between two looks (default: 1)")
     parser.set_defaults(run=run_status)
 
 
 def run_status(options: argparse.Namespace) -> int:
     """Show the page. Raises as `scrape` does, on the first look."""
-    if not _ADDRESS.fullmatch(options.address):
-        raise ConfigurationError(f"host:port like 127.0.0.1:9464 was expected, not {options.address!r}")
-    if not options.interval_seconds > 0:
-        raise ConfigurationError(f"--interval-seconds is a number above 0, not {options.interval_seconds:g}")
     first = scrape(options.address)
-    if options.once or not sys.stdout.isatty():
+    if options.once or sys.stdout is None or not sys.stdout.isatty():
         rows = rows_of(first)
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+        say(*(f"{name.ljust(width)}  {value}" for name, value in rows))
         return ExitCode.OK
     return _watch(options.address, first, lambda: time.sleep(options.interval_seconds))
 
@@ -54,7 +54,7 @@ def _watch(address: str, latest: Scrape, wait: Callable[[], None]) -> int:
     from rich.live import Live
 
     lost: str | None = None
-    with Live(_table(address, latest, lost), auto_refresh=False) as live:
+    with Live(_table(address, latest, lost), console=make_console(), auto_refresh=False) as live:
         try:
             while True:
                 wait()
@@ -70,11 +70,5 @@ def _watch(address: str, latest: Scrape, wait: Callable[[], None]) -> int:
 
 
 def _table(address: str, latest: Scrape, lost: str | None) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=f"heron-{latest.side} at {address}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     rows: Rows = [*rows_of(latest), *([("no answer", "this is the latest page; trying again")] if lost else [])]
-    for name, value in rows:
-        table.add_row(f"[dim]{name}[/dim]", escape(value))
-    return table
+    return make_table(f"heron-{latest.side} at {address}", rows, box=None, padding=(0, 2, 0, 0))

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Sequence
 
 from heron_common.errors import HeronError
-from heron_common.exit_codes import ExitCode, exit_code_of
+from heron_common.exit_codes import ExitCode
 from heron_common.log_setup import set_up_logging
+from heron_common.output import refuse, say
 from heron_common.quiet_libraries import quiet_libraries
 from heron_common.server_libraries import raise_if_missing
 from heron_common.signals import stop_on_signals
@@ -20,16 +21,16 @@ from heron_common.version import VERSION
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server and return its exit code."""
     quiet_libraries()
+    set_up_logging()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         # Also where only the client is installed.
-        print(f"heron-server {VERSION}")
+        say(f"heron-server {VERSION}")
         return ExitCode.OK
     try:
         _run(words)
     except HeronError as exc:
-        print(f"heron-server: {exc}", file=sys.stderr)
-        return exit_code_of(exc)
+        return refuse("heron-server", exc)
     except Exception:
         logging.getLogger("heron_server").exception("unexpected error")
         return ExitCode.FAILURE

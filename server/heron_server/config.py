@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from heron_common.addresses import is_loopback
-from heron_common.data.specification import SPECIFICATION_FORMS
-from heron_common.errors import ConfigurationError
-from heron_common.presets import PRESETS
+from heron_common.data.sources import source_kind
+from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
+from heron_common.presets import PRESETS, preset
 from heron_common.timing import DEFAULT_LIVENESS_SECONDS
 from heron_server.gates_section import GatesSection
-from heron_server.models.registry import parse_model_options
+from heron_server.models.registry import OUTSIDE, check_family, parse_family_options, parse_model_options
 from heron_server.plan_section import PlanSection
 from heron_server.rounds.state import WithoutQuorum, cohort_size
-from heron_server.section import Section
+from heron_server.section import Section, checked
 from heron_server.storage.run_directory import has_begun
 
 
@@ -67,11 +68,22 @@ class RunSection(Section):
     @field_validator("model_options", mode="before")
     @classmethod
     def _parse_options(cls, value: Any) -> Any:
-        try:
-            return parse_model_options(value) if isinstance(value, str) else value
-        except ConfigurationError as exc:
-            # pydantic collects ValueErrors with the option's name; ours would hide every other mistake.
-            raise ValueError(str(exc)) from exc
+        return checked(parse_model_options, value) if isinstance(value, str) else value
+
+    @field_validator("preset", "model", "data_spec", "eval_data")
+    @classmethod
+    def _exists(cls, value: str | None, field: ValidationInfo) -> str | None:
+        if value is not None:
+            checked(
+                {"preset": preset, "model": check_family, "data_spec": parse_specification}.get(str(field.field_name), source_kind), value
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _options_are_the_models(self) -> Self:
+        if not self.model.startswith(OUTSIDE):
+            checked(partial(parse_family_options, self.model), self.model_options)
+        return self
 
 
 class RoundsSection(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tomllib
 import types
 import typing
@@ -17,6 +16,8 @@ from pydantic_core import PydanticUndefined
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import exit_codes_help
+from heron_common.option_parser import OptionParser
+from heron_common.spelling import did_you_mean, own_variables, variable_mistakes
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -46,44 +47,62 @@ def read_options(config_type: type[Config], source: OptionSource, arguments: Seq
     """Read a configuration whose fields are sections of options.
 
     Raises:
-        ConfigurationError: names every unknown or wrong option, each with what was expected.
+        ConfigurationError: names every unknown or wrong option, each with where it stands and what was expected.
 
     """
     sections = sections_of(config_type)
-    given = _parse_flags(sections, source, arguments)
-    mistakes: list[str] = []
-    file = _read_file(given.pop("config", None) or environment.get(f"{source.environment_prefix}CONFIG"), sections, mistakes)
+    namespace, mistakes = _parser(sections, source).read(arguments)
+    given = vars(namespace)
+    variables = own_variables(environment)
+    known = [_variable(source, field) for model in sections.values() for field in model.model_fields]
+    mistakes += variable_mistakes(variables, source.environment_prefix, [*known, _variable(source, "config")])
+    path = given.pop("config", None) or variables.get(_variable(source, "config"))
+    file = _read_file(path, sections, mistakes)
+    # A flag without its value is a mistake already.
+    flags = {field: value for field, value in given.items() if value is not None and value != []}
     values: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
     for section, model in sections.items():
         values[section] = dict(file.get(section, {}))
+        places |= {field: f"{path}: {field} in [{section}]" for field in values[section]}
         for field in model.model_fields:
-            variable = environment.get(f"{source.environment_prefix}{field.upper()}")
-            if variable is not None:
-                values[section][field] = variable
-            if given.get(field) is not None:
-                values[section][field] = given[field]
+            variable = _variable(source, field)
+            if field in flags:
+                values[section][field], places[field] = flags[field], flag_of(field)
+            elif variable in variables:
+                values[section][field], places[field] = variables[variable], variable
+    return _validated(config_type, values, places, mistakes)
+
+
+def _validated(config_type: type[Config], values: dict[str, dict[str, Any]], places: dict[str, str], mistakes: list[str]) -> Config:
     parsed: dict[str, BaseModel] = {}
-    for section, model in sections.items():
+    for section, model in sections_of(config_type).items():
         try:
             parsed[section] = model.model_validate(values[section])
         except ValidationError as exc:
-            mistakes += [_sentence(error) for error in exc.errors()]
-    if not mistakes:
+            mistakes += [_sentence(error, places) for error in exc.errors()]
+    if len(parsed) == len(values):
         try:
-            return config_type.model_validate(parsed)
+            config = config_type.model_validate(parsed)
         except ValidationError as exc:
-            mistakes += [_sentence(error) for error in exc.errors()]
-    raise ConfigurationError("; ".join(mistakes))
+            mistakes += [_sentence(error, places) for error in exc.errors()]
+        else:
+            if not mistakes:
+                return config
+    raise ConfigurationError(*mistakes)
 
 
-def _parse_flags(sections: dict[str, type[BaseModel]], source: OptionSource, arguments: Sequence[str]) -> dict[str, Any]:
+def _variable(source: OptionSource, field: str) -> str:
+    return f"{source.environment_prefix}{field.upper()}"
+
+
+def _parser(sections: dict[str, type[BaseModel]], source: OptionSource) -> OptionParser:
     prefix = source.environment_prefix
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog=source.program,
         description=source.description,
         epilog=f"Every option may also be given in the environment (--run-dir as {prefix}RUN_DIR) or in a TOML file (--config), "
         f"in the table that is its group's name here. Flags win over the environment, the environment over the file. {exit_codes_help()}",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{source.program} {source.version}")
     parser.add_argument("--config", metavar="FILE", help=f"TOML file with options (environment: {prefix}CONFIG)")
@@ -91,7 +110,7 @@ def _parse_flags(sections: dict[str, type[BaseModel]], source: OptionSource, arg
         group = parser.add_argument_group(f"[{section}]")
         for name, field in model.model_fields.items():
             _add_flag(group, name, field)
-    return vars(parser.parse_args(list(arguments)))
+    return parser
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
@@ -117,11 +136,16 @@ def _read_file(path: str | None, sections: dict[str, type[BaseModel]], mistakes:
     except (OSError, ValueError, RecursionError) as exc:
         mistakes.append(f"--config {path} cannot be read ({exc})")
         return {}
+    homes = {key: name for name, model in sections.items() for key in model.model_fields}
     for name, table in tables.items():
         if name not in sections or not isinstance(table, dict):
-            mistakes.append(f"{path}: unknown table [{name}]: tables are {', '.join(sections)}")
+            near = f": it belongs into [{homes[name]}]" if name in homes else did_you_mean(name, sections)
+            mistakes.append(f"{path}: unknown table [{name}]{near}; tables are {', '.join(sections)}")
             continue
-        mistakes += [f"{path}: unknown option {key!r} in [{name}]" for key in table if key not in sections[name].model_fields]
+        for key in table:
+            if key not in sections[name].model_fields:
+                near = f": it belongs into [{homes[key]}]" if key in homes else did_you_mean(key, homes)
+                mistakes.append(f"{path}: unknown option {key!r} in [{name}]{near}")
     return {
         name: {key: value for key, value in table.items() if key in sections[name].model_fields}
         for name, table in tables.items()
@@ -129,10 +153,12 @@ def _read_file(path: str | None, sections: dict[str, type[BaseModel]], mistakes:
     }
 
 
-def _sentence(error: Any) -> str:
-    where = str(error["loc"][0]) if error["loc"] else ""
+def _sentence(error: Any, places: Mapping[str, str]) -> str:
+    field = str(error["loc"][0]) if error["loc"] else ""
+    where = places.get(field, flag_of(field))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
-        return f"{flag_of(where)} is missing"
-    came = f", not {error['input']!r}" if where and not isinstance(error["input"], dict | BaseModel) else ""
-    return f"{flag_of(where)}: {message}{came}" if where else message
+        return f"{where} is missing"
+    is_told = not field or isinstance(error["input"], dict | BaseModel) or repr(error["input"]) in message
+    came = "" if is_told else f", not {error['input']!r}"
+    return f"{where}: {message}{came}" if field else message

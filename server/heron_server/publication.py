@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.plan import Algorithm
 from heron_common.presets import preset
+from heron_common.user_directories import cache_home
 from heron_server.config import TrainingConfig
 from heron_server.models.base import write_base
 from heron_server.models.moving_state import refuse_moving_state
@@ -122,8 +122,8 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
 
 
 def default_program_cache() -> Path:
-    """Return the directory for compiled programs by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "programs"
+    """Return the directory for compiled programs by the XDG convention. Raises ConfigurationError where there is none."""
+    return cache_home("give --program-cache, or ") / "heron" / "programs"
 
 
 def _probes(config: TrainingConfig, data: DataSpecification, eval_source: SampleReader | None) -> Probes | None:

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from heron_common.errors import CheckpointError
 from heron_common.ids import RoundReference
+from heron_common.plain_files import reading
 from heron_server.rounds.clients import ClientRegistry
 from heron_server.rounds.owner import RoundOwner
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
@@ -32,6 +34,18 @@ class Resumption:
 
 
 def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry, skips: bool = False) -> Resumption:
+    """Do what `_resume` says.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint, or it and the ledger do not hold what was expected.
+        StorageError: the ledger cannot be used.
+
+    """
+    with reading("the newest checkpoint, or the ledger beside it,", CheckpointError):
+        return _resume(worker, checkpoints, ledger, clients, skips)
+
+
+def _resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry, skips: bool) -> Resumption:
     """Load the newest checkpoint that is undamaged, settle what it covers, and return what is left to go on with.
 
     `skips` says that a round without a quorum counts as done.

@@ -100,7 +100,7 @@ def test_the_name_comes_from_the_certificate_alone(authority: Authority) -> None
     assert "BEGIN" not in repr(config)
     assert parse_config([*given, "--name", "bed-1"], {}).name == "bed-1"
     for arguments, environment in (([*given, "--name", "bed-2"], {}), (given, {"HERON_CLIENT_NAME": "bed-2"})):
-        with pytest.raises(ConfigurationError, match=r"--name is 'bed-2', but the certificate .* is for 'bed-1'"):
+        with pytest.raises(ConfigurationError, match=r"(--name|HERON_CLIENT_NAME) is 'bed-2', but the certificate .* is for 'bed-1'"):
             parse_config(arguments, environment)
 
 
@@ -159,5 +159,5 @@ def test_a_check_of_the_data_is_asked_for_by_a_flag_or_the_environment() -> None
     assert parse_config([*GOOD, "--check-data"], {}).check_data
     assert parse_config(GOOD, {"HERON_CLIENT_CHECK_DATA": "1"}).check_data
     assert not parse_config(GOOD, {"HERON_CLIENT_CHECK_DATA": "no"}).check_data
-    with pytest.raises(ConfigurationError, match="--check-data in the environment is yes or no"):
+    with pytest.raises(ConfigurationError, match="HERON_CLIENT_CHECK_DATA is yes or no"):
         parse_config(GOOD, {"HERON_CLIENT_CHECK_DATA": "perhaps"})

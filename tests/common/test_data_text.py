@@ -222,15 +222,15 @@ def test_an_inspection_counts_labels_lengths_and_what_would_be_cut(tmp_path: Pat
     found = inspect_source(open_source(f"jsonl:{path}:t:n"), specification, WORDS)
     assert (found.num_examples, found.sample, found.labels, found.absent) == (3, "[4] int64, tokens", "dog 3", ["cat"])
     assert (found.longest, found.overlong, found.num_differences) == (6, 2, 0)
-    assert "6 tokens; 2 of 3 have more than the 4 that the run takes" in page(found, 4)
+    assert "6 tokens; 2 of 3 have more than the 4 that the run takes" in "\n".join(page(found, 4))
     refusing = inspect_source(open_source(f"jsonl:{path}:t:n"), dataclasses.replace(specification, refuses_overlong=True), WORDS)
     assert refusing.num_differences == 2
-    assert page(refusing, 4).count("refuses longer text") == 2
+    assert "\n".join(page(refusing, 4)).count("refuses longer text") == 2
 
 
 def test_an_inspection_finds_every_difference_and_shows_the_first(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", *({"t": "" if row % 2 else "a", "n": f"cow{row}"} for row in range(30)))
     found = inspect_source(open_source(f"jsonl:{path}:t:n"), parse_specification("text:4:cat,dog"), WORDS)
     assert (found.num_differences, len(found.differences)) == (45, 20)
-    assert "and 25 more that do not fit" in page(found, 4)
-    assert "fits the run" not in page(found, 4)
+    assert "and 25 more that do not fit" in "\n".join(page(found, 4))
+    assert "fits the run" not in "\n".join(page(found, 4))

@@ -68,7 +68,7 @@ def test_control_characters_are_quoted_too(value: str) -> None:
     assert json.loads(text.split(" key=", 1)[1]) == value
 
 
-def test_a_traceback_follows_its_line() -> None:
+def test_a_traceback_follows_its_line_indented() -> None:
     try:
         raise ValueError("the cause")
     except ValueError:
@@ -76,8 +76,8 @@ def test_a_traceback_follows_its_line() -> None:
         record.local_step = 3
         first, *rest = StructuredFormatter().format(record).split("\n")
     assert first.endswith("ERROR heron_client: step failed local_step=3")
-    assert rest[0] == "Traceback (most recent call last):"
-    assert rest[-1] == "ValueError: the cause"
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-1] == "  ValueError: the cause"
 
 
 def test_none_of_the_records_own_attributes_appears_as_an_extra() -> None:

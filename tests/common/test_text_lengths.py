@@ -144,7 +144,7 @@ def test_a_text_that_is_refused_is_refused_when_lengths_are_looked_at(tmp_path: 
 def test_a_check_says_how_many_texts_each_length_has(tmp_path: Path) -> None:
     reader_of(tmp_path, "text:8:2", TEXTS)
     source = open_source(f"csv:{tmp_path / 'texts.csv'}:text:label")
-    several = page(inspect_source(source, parse_specification("text:2,4,8:2"), WORDS), 8)
+    several = "\n".join(page(inspect_source(source, parse_specification("text:2,4,8:2"), WORDS), 8))
     assert "by length     2 of up to 2 tokens, 2 of up to 4 tokens, 4 of up to 8 tokens" in several
     assert "2 of 8 have more than the 8 that the run takes" in several and "fits the run" in several
-    assert "by length" not in page(inspect_source(source, parse_specification("text:8:2"), WORDS), 8)
+    assert "by length" not in "\n".join(page(inspect_source(source, parse_specification("text:8:2"), WORDS), 8))

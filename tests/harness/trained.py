@@ -13,6 +13,7 @@ from heron_cli.simulation_config import simulation_config
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_server.training.trained_model import load_trained
+from heron_server.training.vouching import Vouched
 from tests.harness.tokenizers import word_tokenizer
 from tests.server.token_models import SOURCE as TOKENS_SOURCE
 from tests.server.user_models import SOURCE
@@ -99,7 +100,7 @@ class TrainedRuns:
         summary = simulate(config)
         assert config.run.eval_data is not None
         samples = self.folder / f"{name}.npz"
-        trained = load_trained(directory)
+        trained = load_trained(directory, vouched=Vouched(trusts_code=True))
         reader = SampleReader(open_source(config.run.eval_data), trained.data, trained.model.tokenizer)
         x, y = reader.batch(np.arange(reader.num_examples))
         np.savez(samples, x=x, y=y)

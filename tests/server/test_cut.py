@@ -26,6 +26,7 @@ from heron_server.models.split_model import SplitModel, load_flat_parameters
 from heron_server.models.user_module import UserModel, whole_state
 from heron_server.programs.compile import compile_function
 from heron_server.training.trained_model import load_trained
+from heron_server.training.vouching import Vouched
 from tests.server.user_models import SOURCE
 
 DATA = DataSpecification("test", (1, 8, 8), 10)
@@ -279,19 +280,19 @@ def test_code_that_computes_something_else_by_now_is_named_where_a_run_is_taken_
         return found
 
     run(rounds=1, preset="frozen")
-    load_trained(zoo / "run")
+    load_trained(zoo / "run", vouched=Vouched("python:zoo:sequential"))
     changed_code(zoo, "def sequential(", "# A comment changes nothing.\ndef sequential(")
-    load_trained(zoo / "run")
+    load_trained(zoo / "run", vouched=Vouched("python:zoo:sequential"))
     assert sentences() == []
     before = "nn.GroupNorm(1, width), nn.ReLU()"
     changed_code(zoo, before, "nn.GroupNorm(1, width), nn.LeakyReLU()")
-    load_trained(zoo / "run")
+    load_trained(zoo / "run", vouched=Vouched("python:zoo:sequential"))
     (sentence,) = sentences()
     assert "python:zoo:sequential" in sentence and "bring back the code" in sentence
     run(rounds=2, preset="frozen", resume=True)
     assert len(sentences()) == 1
     changed_code(zoo, before, before)
-    load_trained(zoo / "run")
+    load_trained(zoo / "run", vouched=Vouched("python:zoo:sequential"))
     assert sentences() == []
 
 

@@ -17,7 +17,7 @@ FIELDS = [(section, name) for section, model in sections_of(ServerConfig).items(
 
 VALUES: dict[str, tuple[str, str, str]] = {
     "preset": ("frozen", "heron", "heron-paper"),
-    "model": ("x", "y", "z"),
+    "model": ("resnet", "hf:folder", "python:module:build"),
     "model_options": ("hidden=1", "hidden=2", "hidden=3"),
     "cut": ("layer1", "layer2", "layer3"),
     "data_spec": ("1x2x2:2", "1x3x3:2", "1x4x4:2"),
@@ -125,15 +125,15 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     path.write_text("[run]\nrounds = 0\ncolour = 'red'\n[mystery]\nx = 1\n")
     message = mistakes("--batch-size", "-3", file=path, server_threads="many", listen="nowhere")
     for part in (
-        "--rounds",
+        "rounds in [run]",
         "'colour'",
         "[run]",
         "[mystery]",
         "--batch-size",
         "'-3'",
-        "--server-threads",
+        "HERON_SERVER_SERVER_THREADS",
         "'many'",
-        "--listen",
+        "HERON_SERVER_LISTEN",
         "'nowhere'",
     ):
         assert part in message
@@ -152,15 +152,66 @@ def test_an_option_outside_a_table_is_a_mistake(tmp_path: Path) -> None:
     assert "rounds" in mistakes(file=path)
 
 
-def test_an_unknown_flag_ends_with_the_usage_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        read("--colour", "red")
-    assert caught.value.code == 2 and "--colour" in capsys.readouterr().err
+def test_flags_are_not_guessed_from_their_beginning_but_named() -> None:
+    assert mistakes("--round", "3") == "unknown option --round: did you mean --rounds?"
 
 
-def test_flags_are_not_guessed_from_their_beginning() -> None:
-    with pytest.raises(SystemExit):
-        read("--round", "3")
+def test_what_is_misspelt_is_named_with_what_was_meant_all_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text("[run]\nclienst = 3\n[rouns]\nx = 1\n[plan]\nseed = 3\n")
+    arguments = ["--config", str(path), "--batchsize=3", "--preset", "herom", "--clients", "--colour", "red", "--run-dir", "r", "leftover"]
+    environment = {
+        "HERON_SERVER_CLIENT": "3",
+        "HERON_SEVER_ROUNDS": "3",
+        "HERON_SERVER_SEED": "many",
+        "HERON_CLIENT_DATA": "x",
+        "HERON_DATA_DIR": "y",
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        read_options(ServerConfig, SOURCE, arguments, environment)
+    assert [sentence[:60] for sentence in caught.value.sentences] == [
+        sentence[:60]
+        for sentence in (
+            "--clients has no value: give how many clients take part; the first round opens at once when so many are there (default: 4)",
+            "unknown option --batchsize: did you mean --batch-size?",
+            "unknown option --colour",
+            "unexpected word 'leftover'",
+            "HERON_SERVER_CLIENT is set, but is no option's variable: did you mean HERON_SERVER_CLIENTS?",
+            "HERON_SEVER_ROUNDS is set, but is no option's variable: did you mean HERON_SERVER_ROUNDS?",
+            f"{path}: unknown option 'clienst' in [run]: did you mean 'clients'?",
+            f"{path}: unknown table [rouns]: did you mean rounds?; tables are",
+            f"{path}: unknown option 'seed' in [plan]: it belongs into [run]",
+            "--preset: unknown preset 'herom': choose one of heron, heron-paper",
+            "HERON_SERVER_SEED: Input should be a valid integer, unable to parse string as an integer, not 'many'",
+        )
+    ]
+    assert str(caught.value).count("did you mean --batch-size?") == 1
+    assert all(
+        near in str(caught.value) for near in ("mean HERON_SERVER_CLIENTS?", "mean HERON_SERVER_ROUNDS?", "mean clients?", "mean rounds?")
+    )
+
+
+def test_a_mistake_is_named_by_the_place_where_it_stands(tmp_path: Path) -> None:
+    path = toml(tmp_path, "run", "rounds", "0")
+    message = mistakes("--clients", "0", file=path, batch_size="0")
+    for part in (f"{path}: rounds in [run]: ", "--clients: ", "HERON_SERVER_BATCH_SIZE: "):
+        assert part in message
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_option() -> None:
+    links = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "50051",
+        "SERVICE_PORT_GRPC": "50051",
+        "PORT": "tcp://10.0.0.1:50051",
+        "PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "PORT_50051_TCP_ADDR": "10.0.0.1",
+        "PORT_50051_TCP_PROTO": "tcp",
+        # A service called heron-server-metrics: the variable of an option of ours.
+        "METRICS_PORT": "tcp://10.0.0.1:9464",
+    }
+    assert read(**links).network.metrics_port == read().network.metrics_port
+    assert read(metrics_port="9999").network.metrics_port == 9999
 
 
 @pytest.mark.parametrize("content", [b"[run\n", b"[run]\nrounds = \n", b"\xff\xfe", None])

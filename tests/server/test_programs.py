@@ -171,3 +171,46 @@ def test_a_model_that_cannot_be_exported_is_a_program_error(tiny_model: SplitMod
     broken = type(function)(function.kind, Opaque(), (torch.zeros(1),), ("x",), ("activations",))
     with pytest.raises(ProgramError, match="cannot be exported"):
         export_module.export(broken)
+
+
+class Random(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x)
+
+
+class Branching(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen: torch.Tensor = torch.cond(x.sum() > 0, lambda v: v + 1, lambda v: v - 1, (x,))
+        return chosen
+
+
+class Dividing(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = x.to(torch.int64)
+        return (whole % whole).to(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [(Random(), "the operator 'RandomUniformLike'"), (Branching(), "the operator 'If'"), (Dividing(), "Mod may divide by anything")],
+)
+def test_what_devices_refuse_is_refused_before_a_run_by_name(tiny_model: SplitModel, module: torch.nn.Module, sentence: str) -> None:
+    function = compile_function(tiny_model, ProgramKind.FRONT, 1)
+    foreign = type(function)(function.kind, module, (torch.ones(2),), ("x",), ("activations",))
+    with pytest.raises(ProgramError, match=sentence):
+        export_module.export(foreign)
+
+
+def test_recurrent_fronts_are_among_what_devices_run(tiny_model: SplitModel) -> None:
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = torch.nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = self.recurrent(x)[0]
+            return states
+
+    function = compile_function(tiny_model, ProgramKind.FRONT, 1)
+    recurrent = type(function)(function.kind, Recurrent(), (torch.ones(2, 5, 3),), ("x",), ("activations",))
+    assert b"LSTM" in export_module.export(recurrent)

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heron_cli.cli import main as heron
 from heron_common.exit_codes import ExitCode
-from tests.harness.cluster import Cluster, free_port, log_of, wait_for_exit
+from tests.harness.cluster import Cluster, free_port, log_of, wait_for_exit, words_of
 from tests.harness.polling import eventually
+from tests.harness.trained import SHORT
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -137,3 +139,18 @@ def test_a_full_disk_at_checkpoint_keeps_the_last_good_one_and_says_so(cluster: 
     assert "the last good checkpoint stands" in log
     assert sorted(p.name for p in (cluster.run_dir / "checkpoints").glob("round-*")) == ["round-000000.safetensors"]
     assert len(cluster.final_tensors()) > 0
+
+
+def test_a_simulation_ends_with_the_code_of_whose_fault_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.zeros((80, 1, 8, 8), np.float32)
+    x[:, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "nan.npz", x=x, y=np.zeros(80, np.int64))
+    options = {
+        **SHORT,
+        "model_options": "front_widths=2 front_strides=2 hidden=8",
+        "data": f"npz:{tmp_path / 'nan.npz'}",
+        "data_spec": "digits",
+    }
+    assert heron(["simulate", *words_of(options)]) == ExitCode.DATA
+    said = capsys.readouterr().err
+    assert "ended the simulation: samples must be finite" in said and "Traceback" not in said

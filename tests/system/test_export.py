@@ -22,7 +22,8 @@ from heron_common.exit_codes import ExitCode
 from heron_server.exports import delivery, formats
 from heron_server.exports.delivery import ExportFormat, deliver
 from heron_server.training.trained_model import load_trained
-from tests.harness.trained import WORDS, TrainedRuns
+from heron_server.training.vouching import Vouched
+from tests.harness.trained import OPTIONS, WORDS, TrainedRuns
 from tests.system import plain_reader
 
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors", "hf": "", "peft": "-adapters"}
@@ -32,6 +33,7 @@ def export(runs: TrainedRuns, name: str, kind: str) -> Path:
     """Run the command in this process and return what it made."""
     output = runs.folder / "out" / f"{name}{SUFFIX[kind]}"
     words = ["--run-dir", str(runs[name].directory), "--format", "hf" if kind == "peft" else kind, "--output", str(output)]
+    words += ["--model", OPTIONS[name]["model"]] if name in ("user", "language") else []
     assert main(["export", *words, *(["--keep-adapters"] if kind == "peft" else [])]) == ExitCode.OK
     return output
 
@@ -83,7 +85,7 @@ def test_a_users_model_of_tokens_is_read_without_heron_as_well_as_the_run_said(r
     note = json.loads((runs.folder / "out/language.json").read_text())
     assert note["inputs"] == {"input_ids": ["batch", 8], "attention_mask": ["batch", 8]} and note["num_outputs"] == 22
     with pytest.raises(ConfigurationError, match="--format hf is for transformers"):
-        deliver(load_trained(runs["language"].directory), ExportFormat.HF, runs.folder / "out/never")
+        deliver(load_trained(runs["language"].directory, vouched=Vouched(trusts_code=True)), ExportFormat.HF, runs.folder / "out/never")
 
 
 def test_adapters_of_both_sides_moved_and_are_in_what_is_exported(runs: TrainedRuns) -> None:
@@ -156,8 +158,15 @@ REFUSED: list[tuple[str, dict[str, Any], type[HeronError], str]] = [
 
 
 def options(runs: TrainedRuns, name: str, **changes: Any) -> argparse.Namespace:
-    given = {"run_dir": runs[name].directory, "format": "torch", "output": Path("refused.pt2"), "round": None}
-    return argparse.Namespace(**{**given, "keep_adapters": False, "force": False, **changes})
+    given = {
+        "run_dir": runs[name].directory,
+        "format": "torch",
+        "output": Path("refused.pt2"),
+        "round": None,
+        "model": None,
+        "model_options": None,
+    }
+    return argparse.Namespace(**{**given, "keep_adapters": False, "force": False, "trust_run_code": False, **changes})
 
 
 @pytest.fixture
@@ -226,7 +235,7 @@ def test_a_model_whose_code_or_folder_is_gone_is_refused(runs: TrainedRuns, tmp_
         text = (directory / "run.json").read_text().replace(old, new)
         (directory / "run.json").write_text(text)
         with pytest.raises(ConfigurationError, match=sentence) as caught:
-            load_trained(directory)
+            load_trained(directory, vouched=Vouched(trusts_code=True))
         assert "\n" not in str(caught.value)
 
 

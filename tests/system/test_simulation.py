@@ -117,7 +117,7 @@ def test_a_failing_client_ends_the_simulation_in_a_sentence(monkeypatch: pytest.
         raise DataError("sample 7 is damaged: repair it")
 
     monkeypatch.setattr(LocalRound, "run_step", fail)
-    with pytest.raises(SimulationError, match=r"client-\d ended the simulation: sample 7 is damaged: repair it"):
+    with pytest.raises(DataError, match=r"client-\d ended the simulation: sample 7 is damaged: repair it"):
         simulate(simulation_config(**SHORT, summary=tmp_path / "out.json"))
     assert json.loads((tmp_path / "out.json").read_text())["simulation"]["interrupted"] is True
 
@@ -134,7 +134,7 @@ def test_a_failing_trainer_ends_the_simulation_in_a_sentence(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"data": "nothing"}, ConfigurationError, "unknown data source 'nothing:train'"),
+        ({"data": "nothing"}, ConfigurationError, "unknown data source 'nothing'"),
         ({"clients": 2000}, DataError, "at most 1437"),
         ({"partition": "fair"}, ConfigurationError, "--partition: a partition is written iid, .* not 'fair'$"),
         ({"participation": 1.5}, ConfigurationError, "--participation"),

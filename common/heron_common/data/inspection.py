@@ -169,8 +169,8 @@ class _LabelTally:
             found.absent = [name for name, count in zip(names, self._counts, strict=True) if not count]
 
 
-def page(found: Inspection, length: int) -> str:
-    """Return the inspection as a page of text; `length` is how many tokens the run takes, 0 if samples are no text."""
+def page(found: Inspection, length: int) -> list[str]:
+    """Return the inspection as the lines of a page; `length` is how many tokens the run takes, 0 if samples are no text."""
     rows = [("data", found.name), ("samples", str(found.num_examples or "not known"))]
     rows += [(title, text) for title, text in (("a sample", found.sample), ("labels", found.labels)) if text]
     if found.absent:
@@ -189,7 +189,7 @@ def page(found: Inspection, length: int) -> str:
         lines.append(f"does not fit: {sentence}{f' ({count} times)' if count > 1 else ''}")
     if found.further:
         lines.append(f"and {found.further} more that do not fit")
-    return "\n".join([*lines, *([] if found.differences else ["fits the run"])])
+    return [*lines, *([] if found.differences else ["fits the run"])]
 
 
 def _shortened(texts: list[str]) -> str:

@@ -138,6 +138,19 @@ def source_names() -> list[str]:
     return [usage for usage, _ in _OPENERS.values()]
 
 
+def source_kind(name: str) -> str:
+    """Return the kind of a source by its name, without opening it.
+
+    Raises:
+        ConfigurationError: there is no such kind; the message lists those that exist.
+
+    """
+    kind = name.partition(":")[0]
+    if kind not in _OPENERS:
+        raise ConfigurationError(f"unknown data source {name!r}: write one of {'; '.join(source_names())}")
+    return kind
+
+
 def open_source(name: str) -> DataSource:
     """Open a source by name, `kind:argument`.
 
@@ -146,10 +159,7 @@ def open_source(name: str) -> DataSource:
         DataError: the source is not there or not in the expected form.
 
     """
-    kind, _, argument = name.partition(":")
-    if kind not in _OPENERS:
-        raise ConfigurationError(f"unknown data source {name!r}: write one of {'; '.join(source_names())}")
-    inputs, labels = _OPENERS[kind][1](argument)
+    inputs, labels = _OPENERS[source_kind(name)][1](name.partition(":")[2])
     source = DataSource(name, inputs, labels, np.arange(inputs.shape[0], dtype=np.int64))
     if inputs.shape[0] != labels.shape[0]:
         raise DataError(f"data source {name!r} has {inputs.shape[0]} samples but {labels.shape[0]} labels: they must match")

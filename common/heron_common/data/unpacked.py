@@ -15,14 +15,15 @@ from typing import BinaryIO
 
 from heron_common.atomic import replace_atomically
 from heron_common.errors import DataError
+from heron_common.user_directories import cache_home
 
 PACKING_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError)
 """What damaged .gz and .tar.gz files raise; other OSErrors are about the disk, not about the content."""
 
 
 def cache_directory() -> Path:
-    """Return where unpacked data lies: the desktop convention's cache, which may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heron" / "data"
+    """Return where unpacked data lies: the desktop convention's cache, which may be deleted at any time. Raises ConfigurationError where there is none."""
+    return cache_home("") / "heron" / "data"
 
 
 def unpacked_once(sources: Sequence[Path], label: str, write: Callable[[BinaryIO], object]) -> Path:

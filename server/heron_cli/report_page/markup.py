@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from heron_common.foreign_text import printable
+
 Cell = str
 
 
 def element(name: str, content: str, **attributes: str) -> str:
     """Return an element around markup; `class_` and `aria_label` become `class` and `aria-label`."""
-    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
+    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(printable(value))}"' for key, value in attributes.items())
     return f"<{name}{words}>{content}</{name}>"
 
 
 def text(value: str) -> str:
     """Return text as markup."""
-    return escape(value)
+    return escape(printable(value))
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], numbers_from: int = 1) -> str:

@@ -61,7 +61,7 @@ def load_configuration(reference: str, data: DataSpecification) -> Any:
     from transformers import AutoConfig
 
     _silence()
-    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference), "a configuration")
+    config = _loaded(reference, lambda: AutoConfig.from_pretrained(reference, trust_remote_code=False), "a configuration")
     # First: what a configuration has beside its family's name is the family's.
     family_of(config)
     with read_as_configured(reference):
@@ -111,7 +111,7 @@ def _tokenizer(reference: str, config: Any) -> bytes | None:
     else:
         text = None
     if text is None:
-        tokenizer = _loaded(reference, lambda: AutoTokenizer.from_pretrained(reference), "a tokenizer")
+        tokenizer = _loaded(reference, lambda: AutoTokenizer.from_pretrained(reference, trust_remote_code=False), "a tokenizer")
         text = tokenizer.backend_tokenizer.to_str().encode()
     from tokenizers import Tokenizer
 

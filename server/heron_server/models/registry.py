@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
+from heron_common.spelling import did_you_mean
 from heron_server.models.cnn import CnnOptions, build_cnn
 from heron_server.models.family_options import FamilyOptions
 from heron_server.models.pretrained import PREFIX as HUB_PREFIX
@@ -27,6 +28,24 @@ _FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification
 }
 
 
+OUTSIDE = (PREFIX, HUB_PREFIX)
+"""How names of models begin that are no family: a user's own module, a transformer."""
+
+
+def check_family(name: str) -> None:
+    """Refuse a name that is none of a family and does not begin like one from outside.
+
+    Raises:
+        ConfigurationError: it does not.
+
+    """
+    if name not in _FAMILIES and not name.startswith(OUTSIDE):
+        near = did_you_mean(name, _FAMILIES)
+        raise ConfigurationError(
+            f"unknown model {name!r}{near or ':'} choose one of {', '.join(_FAMILIES)}, python:MODULE:CALLABLE, or hf:FOLDER_OR_NAME"
+        )
+
+
 def build_model(
     family: str, options: Mapping[str, Any], data: DataSpecification, seed: int, cut: str | None = None, probes: Probes | None = None
 ) -> SplitModel:
@@ -38,12 +57,12 @@ def build_model(
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
 
     """
-    if data.tokens and not family.startswith((PREFIX, HUB_PREFIX)):
+    if data.tokens and not family.startswith(OUTSIDE):
         raise ConfigurationError(
             f"model {family!r} reads numbers, but the data specification {data.name!r} is of text: "
             "use --model hf:FOLDER_OR_NAME, or python:MODULE:CALLABLE for a module of your own"
         )
-    if family.startswith((PREFIX, HUB_PREFIX)):
+    if family.startswith(OUTSIDE):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if family.startswith(HUB_PREFIX):
@@ -68,10 +87,7 @@ def parse_family_options(family: str, options: Mapping[str, Any]) -> FamilyOptio
         ConfigurationError: unknown family or option, or a wrong value; all mistakes at once.
 
     """
-    if family not in _FAMILIES:
-        raise ConfigurationError(
-            f"unknown model {family!r}: choose one of {', '.join(_FAMILIES)}, python:MODULE:CALLABLE, or hf:FOLDER_OR_NAME"
-        )
+    check_family(family)
     options_type, _ = _FAMILIES[family]
     try:
         return options_type.model_validate(dict(options))

@@ -22,8 +22,8 @@ from heron_server.programs.signature import signature
 
 log = logging.getLogger(__name__)
 
-EXPORT_VERSION = 2
-"""Raised when the exporter's own output changes, so that cached programs of older exporters are not used."""
+EXPORT_VERSION = 3
+"""Raised when the exporter's own output changes, or what devices refuse, so that cached programs of older exporters are not used."""
 
 
 _DIGEST_BYTES = 32

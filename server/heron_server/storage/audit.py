@@ -14,6 +14,8 @@ from safetensors.numpy import load, save
 
 from heron_common.atomic import write_atomically
 from heron_common.errors import CheckpointError, StorageError
+from heron_common.plain_files import is_plain, plain_folder, read_plain
+from heron_common.process_memory import available_memory
 from heron_common.tensors import Float64Array
 
 
@@ -81,9 +83,11 @@ class AuditTrail:
         except OSError as exc:
             raise StorageError(f"cannot write {path} ({exc.strerror or exc}): free some space, or this run cannot be audited") from exc
 
-    def has(self, round_index: int) -> bool:
-        """Whether a round was recorded."""
-        return self.path_of(round_index).is_file()
+    def recorded(self) -> list[int]:
+        """Return the rounds that were recorded, in order."""
+        files = self._directory.glob("round-*.safetensors") if self._directory.is_dir() else ()
+        numbers = (path.stem.removeprefix("round-") for path in files if is_plain(path))
+        return sorted({int(number) for number in numbers if number.isascii() and number.isdigit() and len(number) < 16})
 
     def read(self, round_index: int) -> AuditRound:
         """Return one round.
@@ -94,7 +98,8 @@ class AuditTrail:
         """
         path = self.path_of(round_index)
         try:
-            data = path.read_bytes()
+            plain_folder(self._directory)
+            data = read_plain(path, available_memory() or 1 << 40)
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             facts = json.loads(header["__metadata__"]["facts"])
@@ -102,5 +107,5 @@ class AuditTrail:
             listed["tensors"] = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in facts["tensors"])
             submissions = tuple(tensors[name] for name in sorted(tensors) if name.startswith("submission."))
             return AuditRound(AuditFacts(**listed), tensors["scales"], tensors["weights"], submissions)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
             raise CheckpointError(f"{path} is missing or damaged ({exc}): this round cannot be proved") from exc

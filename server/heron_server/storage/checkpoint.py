@@ -16,6 +16,8 @@ from safetensors.torch import load, save
 from heron_common.atomic import finite, write_atomically, write_json_atomically
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, ConfigurationError
+from heron_common.plain_files import MOST_DOCUMENT_BYTES, plain_folder, plain_name, read_plain
+from heron_common.process_memory import available_memory
 
 log = logging.getLogger(__name__)
 
@@ -166,19 +168,21 @@ class CheckpointStore:
         try:
             return self._load(entry)
         except (OSError, ValueError, SafetensorError) as exc:
-            path = self._directory / entry["file"]
-            log.warning("a checkpoint is damaged, using the one before", extra={"path": str(path), "reason": str(exc)})
+            log.warning(
+                "a checkpoint is damaged, using the one before", extra={"path": str(self._directory / entry["file"]), "reason": str(exc)}
+            )
             return None
 
     def _load(self, entry: dict[str, Any]) -> Checkpoint:
-        data = (self._directory / entry["file"]).read_bytes()
+        # What does not fit this machine's memory was not written by it, or cannot be gone on with here.
+        data = read_plain(plain_folder(self._directory) / plain_name(entry["file"]), available_memory() or 1 << 40)
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise ValueError("its digest does not match the manifest")
         return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
 
     def _entries(self, manifest: str = _MANIFEST) -> list[dict[str, Any]]:
         try:
-            entries = json.loads((self._directory / manifest).read_text(encoding="utf-8"))
+            entries = json.loads(read_plain(plain_folder(self._directory) / manifest, MOST_DOCUMENT_BYTES))
             return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
         except FileNotFoundError:
             return []

@@ -20,6 +20,7 @@ from heron_common.assignment import LocalStatistics, UploadKey
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import StorageError
 from heron_common.ids import RoundReference
+from heron_common.plain_files import is_plain
 from heron_server.storage import ledger_schema as sql
 from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts, read_drops
 
@@ -68,9 +69,9 @@ class Ledger:
             if begins:
                 for suffix in ("", "-wal", "-shm"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
-            elif not path.exists():
+            elif not is_plain(path):
                 raise StorageError(
-                    f"the ledger {path} is gone: restore it from the backup that the other files came from, or start a new run"
+                    f"the ledger {path} is gone: restore it, a plain file, from the backup that the other files came from, or start a new run"
                 )
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
         except (sqlite3.Error, OSError) as exc:
@@ -85,6 +86,8 @@ class Ledger:
             raise
 
     def _prepare(self, run_id: str, begins: bool, durable: bool) -> None:
+        # A ledger that came from elsewhere may have views and triggers; nothing in them is trusted.
+        self._connection.execute("PRAGMA trusted_schema = OFF")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
         if begins:

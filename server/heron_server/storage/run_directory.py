@@ -12,6 +12,7 @@ from heron_common.atomic import write_json_atomically
 from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.ids import new_token
+from heron_common.plain_files import MOST_DOCUMENT_BYTES, read_plain
 from heron_common.tensors import Float32Array
 from heron_server.storage.probe_file import write_probe_file
 
@@ -53,11 +54,16 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: another server uses it.
-            StorageError: it cannot be written.
+            StorageError: it cannot be written, or a folder in it is a link.
 
         """
         self.path = path
         self._lock = DirectoryLock(path, "heron-server", "stop it or choose another --run-dir")
+        for folder in (self.checkpoints, self.spool, self.blobs, self.audit):
+            if folder.is_symlink():
+                self.close()
+                # A run deletes what it needs no more, and a directory that came from elsewhere would say where.
+                raise StorageError(f"{folder} is a link, but a run keeps its files in folders of its own: put the folder in its place")
 
     @property
     def checkpoints(self) -> Path:
@@ -181,7 +187,7 @@ def _identity(run_dir: Path, known: dict[str, Any], configuration: dict[str, Any
 
 def _document(path: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        value: dict[str, Any] = dict(json.loads(read_plain(path, MOST_DOCUMENT_BYTES)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as exc:

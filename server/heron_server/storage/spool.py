@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -14,6 +15,7 @@ from types import TracebackType
 
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import SpoolFullError, StorageError
+from heron_common.plain_files import is_plain
 from heron_server.storage.recorded import StoredFile
 
 
@@ -100,7 +102,7 @@ class Spool:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Also of files that are gone: a name in the ledger never comes to mean another payload.
-            numbers = [int(Path(name).stem) for name in needed]
+            numbers = [int(Path(_checked(name)).stem) for name in needed]
             for left in directory.glob("*.upload"):
                 if left.name not in needed:
                     left.unlink()
@@ -130,11 +132,10 @@ class Spool:
             StorageError: it is gone or has another size.
 
         """
-        path = self._directory / name
-        try:
-            size = path.stat().st_size
-        except OSError as exc:
-            raise StorageError(f"the spooled upload {path} is gone ({exc.strerror or exc})") from exc
+        path = self._directory / _checked(name)
+        if not is_plain(path):
+            raise StorageError(f"the spooled upload {path} is gone, or no plain file any more")
+        size = path.stat().st_size
         if size != size_bytes:
             raise StorageError(f"the spooled upload {path} has {size} bytes instead of {size_bytes}")
         with self._lock:
@@ -205,7 +206,7 @@ class Spool:
     def discard(self, names: Iterable[str]) -> None:
         """Delete payloads that an earlier process committed and nobody took up."""
         for name in names:
-            (self._directory / name).unlink(missing_ok=True)
+            (self._directory / _checked(name)).unlink(missing_ok=True)
 
     def _free(self, entry: SpoolEntry) -> None:
         with self._lock:
@@ -215,6 +216,18 @@ class Spool:
                 del self._by_owner[entry.owner]
 
 
+def _checked(name: str) -> str:
+    """Return a name that the ledger has, which may be a stranger's and then name any file.
+
+    Raises:
+        StorageError: it is none that a spool gives.
+
+    """
+    if re.fullmatch(r"\d{9,18}\.upload", name, re.ASCII) is None:
+        raise StorageError(f"the ledger names {name[:80]!r} as a payload in the spool, which is no name of one: restore it from a backup")
+    return name
+
+
 class SpoolWriter:
     """Writes one payload; unless `commit` is called, leaving the context deletes it."""
 
@@ -222,7 +235,7 @@ class SpoolWriter:
         self._spool = spool
         self._entry = entry
         self._committed = False
-        self._file = os.fdopen(os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+        self._file = os.fdopen(os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
 
     def write(self, data: bytes) -> None:
         """Append.

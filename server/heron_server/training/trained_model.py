@@ -11,6 +11,8 @@ from typing import Any
 from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
+from heron_common.plain_files import is_plain, reading
+from heron_server.config import RunSection
 from heron_server.models.base import base_digest
 from heron_server.models.behaviour import computes_otherwise
 from heron_server.models.probes import Probes
@@ -19,8 +21,12 @@ from heron_server.models.split_model import SplitModel, load_moving_state
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.probe_file import read_probe_file
 from heron_server.storage.run_directory import recorded_identity
+from heron_server.training.vouching import Vouched
 
 log = logging.getLogger(__name__)
+
+NOBODY = Vouched()
+"""Nobody answers for a run's code; models that are no code need nobody."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,12 @@ class TrainedModel:
     configuration: dict[str, Any]
 
 
-def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedModel:
+def load_trained(run_dir: Path, completed_rounds: int | None = None, vouched: Vouched = NOBODY) -> TrainedModel:
     """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default; warn if a user's code computes something else by now.
 
     Raises:
-        ConfigurationError: there is no run, or its model cannot be built here: its code or its folder is missing or another one, or a library is.
+        ConfigurationError: there is no run, it names code that nobody vouched for, or its model cannot be built here: its code or its folder is missing or
+            another one, or a library is.
         StorageError: the run's record is damaged.
         CheckpointError: the checkpoint is missing, damaged, or not of this model.
 
@@ -55,28 +62,35 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
     identity = recorded_identity(run_dir)
     # Before the model is built, which can take minutes.
     checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
-    options = identity.configuration
-    try:
-        data = dataclasses.replace(parse_specification(options["data_spec"]), refuses_overlong=options["overlong"] == "refuse")
-        samples = read_probe_file(run_dir, data.input_shape)
-        probes = Probes(samples, are_made_up=False) if samples is not None else None
-        model = build_model(options["model"], options["model_options"], data, options["seed"], options["cut"], probes)
-    except KeyError as exc:
-        raise StorageError(
-            f"{run_dir / 'run.json'} has no option {exc}: restore it from a backup, or use the version that made the run"
-        ) from exc
-    difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, model))
+    with reading(run_dir / "run.json"):
+        options = _options(identity.configuration, run_dir)
+    vouched.check(run_dir, options.model, options.model_options)
+    data = dataclasses.replace(parse_specification(options.data_spec), refuses_overlong=options.overlong == "refuse")
+    samples = read_probe_file(run_dir, data.input_shape)
+    probes = Probes(samples, are_made_up=False) if samples is not None else None
+    built = build_model(options.model, options.model_options, data, options.seed, options.cut, probes)
+    difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, built))
     if difference:
         log.warning(difference)
-    _check_base(model, options["model"], run_dir)
-    _load(model, checkpoint, options["model"], run_dir)
-    return TrainedModel(model, model.completed(data), checkpoint.completed_rounds, identity.run_id, options)
+    _check_base(built, options.model, run_dir)
+    _load(built, checkpoint, options.model, run_dir)
+    return TrainedModel(built, built.completed(data), checkpoint.completed_rounds, identity.run_id, identity.configuration)
+
+
+def _options(configuration: dict[str, Any], run_dir: Path) -> RunSection:
+    needed = ("data_spec", "overlong", "model", "model_options", "seed", "cut")
+    missing = [name for name in needed if name not in configuration]
+    if missing:
+        raise StorageError(
+            f"{run_dir / 'run.json'} has no option {', '.join(map(repr, missing))}: restore it from a backup, or use the version that made the run"
+        )
+    return RunSection.model_validate({name: configuration[name] for name in needed})
 
 
 def _check_base(model: SplitModel, name: str, run_dir: Path) -> None:
     """Compare frozen weights, which no checkpoint holds, with those that devices were given."""
     blobs = run_dir / "blobs"
-    if model.frozen and blobs.is_dir() and not (blobs / base_digest(model.frozen)).is_file():
+    if model.frozen and blobs.is_dir() and not is_plain(blobs / base_digest(model.frozen)):
         raise ConfigurationError(
             f"the frozen weights of model {name!r} are not those that the run was trained with: bring back the folder or the version of the hub's "
             "model that it was started with"
@@ -89,7 +103,7 @@ def _load(model: SplitModel, checkpoint: Checkpoint, name: str, run_dir: Path) -
         tensors = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items() if key.startswith(prefix)}
         try:
             load_moving_state(module, tensors)
-        except RuntimeError as exc:
+        except (RuntimeError, LookupError, TypeError, ValueError) as exc:
             reason = " ".join(str(exc).split())
             raise CheckpointError(
                 f"the {part} in the checkpoint of {run_dir} is not that of model {name!r} as it is built here ({reason[:300]}): "

@@ -1,0 +1,46 @@
+"""What every verb is told that rebuilds a run's model from its directory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heron_common.option_parser import at_least
+
+if TYPE_CHECKING:
+    from heron_server.training.vouching import Vouched
+
+
+def add_trained_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the run, its checkpoint, and who answers for its code."""
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
+    parser.add_argument("--round", type=at_least(0), metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    parser.add_argument(
+        "--model",
+        metavar="TEXT",
+        help="the model that the run was started with; needed where it is code of your own, python:MODULE:CALLABLE",
+    )
+    parser.add_argument(
+        "--model-options", metavar="TEXT", help="the model's options as they were given to the run; needed where they name code of your own"
+    )
+    parser.add_argument(
+        "--trust-run-code",
+        action="store_true",
+        help="run the code that the run directory names, whatever it is: it can do all that you can",
+    )
+
+
+def vouched_by(options: argparse.Namespace) -> Vouched:
+    """Return what an operator answers for.
+
+    Raises:
+        ConfigurationError: options of the model are not written KEY=VALUE.
+
+    """
+    # torch takes seconds to import; the other verbs should not wait for it.
+    from heron_server.models.registry import parse_model_options
+    from heron_server.training.vouching import Vouched
+
+    repeated = None if options.model_options is None else parse_model_options(options.model_options)
+    return Vouched(options.model, repeated, options.trust_run_code)
