@@ -66,7 +66,10 @@ class ServerMetrics:
         )
         self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
         self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")
-        self.steps_skipped = counter("steps_skipped", "Server steps that were skipped because a loss was not finite.")
+        self.steps_skipped = counter(
+            "steps_skipped",
+            "Server steps that were not taken, because they would have left what is not finite or were out of all proportion.",
+        )
         self.log_mismatches = counter(
             "log_mismatches", "Update logs whose replay arrived at other weights, so that the weights were asked for."
         )
@@ -75,9 +78,13 @@ class ServerMetrics:
         )
         self.diverged = gauge("diverged", "1 once fronts rest because most clients of a round diverged.")
         self.uploads_rejected = counter(
-            "uploads_rejected", "Acknowledged uploads that the gates let nothing be trained on, by reason.", ("reason",)
+            "uploads_rejected",
+            "Acknowledged uploads that nothing was trained on, by reason: the gates refused them, or no step could be taken.",
+            ("reason",),
         )
-        self.gradients_shortened = counter("gradients_shortened", "Server steps whose gradient the gates shortened.")
+        self.gradients_shortened = counter(
+            "gradients_shortened", "Server steps whose gradient was shortened, by the gates or because it was out of proportion."
+        )
         self.quarantined_clients = gauge("quarantined_clients", "Clients that the gates set apart in the round to come.")
         self.rejections = counter("rejections", "Requests that were refused, by reason.", ("reason",))
         self.replay_mismatches = counter(

@@ -35,8 +35,10 @@ class Checkpoint:
 class CheckpointStore:
     """Keeps the newest `keep` checkpoints of a run, and the first one too where an audit has to begin there."""
 
-    def __init__(self, directory: Path, keep: int, keep_first: bool = False) -> None:
+    def __init__(self, directory: Path, keep: int, keep_first: bool = False, infinite: frozenset[str] = frozenset()) -> None:
+        """`infinite` names the tensors that may hold what is not finite: a model's own masks, which do from the start."""
         self._directory = directory
+        self._infinite = infinite
         self._keep = keep
         self._keep_first = keep_first
 
@@ -48,10 +50,11 @@ class CheckpointStore:
         """Write a checkpoint; returns when it is durable and listed. The one before stands until then, and after a failure.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the disk refuses, or a number is not finite.
 
         """
         path = self.path_of(checkpoint.completed_rounds)
+        self._refuse_infinite(checkpoint)
         data = _document(checkpoint)
         crash_point(CrashPoint.CHECKPOINT_BEGUN)
         try:
@@ -72,6 +75,15 @@ class CheckpointStore:
             ) from exc
         return path
 
+    def _refuse_infinite(self, checkpoint: Checkpoint) -> None:
+        """Weights and moments are finite whatever clients send (`server_step.py`); a run goes back to nothing that is not."""
+        for name, tensor in checkpoint.tensors.items():
+            if name not in self._infinite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(
+                    f"the checkpoint after {checkpoint.completed_rounds} rounds is not written, for its tensor {name!r} was expected to be finite and "
+                    "is not: the last good checkpoint stands; stop the run and go on from that one with --resume and a lower learning rate"
+                )
+
     def _remove_unlisted(self, listed: set[str]) -> None:
         """Remove what is listed no more, and what processes that were killed left half-written; raises OSError."""
         for pattern in ("round-*.safetensors", ".*.tmp"):
@@ -88,9 +100,10 @@ class CheckpointStore:
         """Write a checkpoint inside the open round, in place of the one before; the next one at a boundary replaces it.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the disk refuses, or a number is not finite.
 
         """
+        self._refuse_infinite(checkpoint)
         path = self._directory / f"open-{checkpoint.completed_rounds:06d}-{positions:09d}.safetensors"
         data = _document(checkpoint)
         try:

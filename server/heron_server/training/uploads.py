@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,13 @@ class DecodedUpload:
     def copy(self) -> DecodedUpload:
         """Return one that does not share memory with the spool's buffer."""
         return DecodedUpload(self.activations.copy(), self.labels.copy(), None if self.mask is None else self.mask.copy())
+
+    def level(self) -> float:
+        """Return the root mean square of the base activations."""
+        base = self.activations[: len(self.labels)]
+        # Row by row: a copy of all in float64 would be twice the upload again.
+        squares = sum(float(np.square(row, dtype=np.float64).sum()) for row in base)
+        return math.sqrt(squares / base.size)
 
     def padded(self, length: int) -> DecodedUpload:
         """Return the same with texts of a greater length: no part of a model reads activations where the mask says that there is no token."""
