@@ -49,7 +49,7 @@ class ServerMetrics:
         self.round_seconds = histogram("round_seconds", "Duration of a round, from opening to the score of its average.")
         self.train_loss = gauge("train_loss", "The back's loss on the latest upload.")
         self.head_loss = gauge("head_loss", "The auxiliary head's loss on the latest upload, where the server trains it.")
-        self.local_loss = gauge("local_loss", "Mean of the clients' local losses in the latest round.")
+        self.local_loss = gauge("local_loss", "Median of the clients' local losses in the latest round.")
         self.evaluation_accuracy = gauge("evaluation_accuracy", "Accuracy on held-out data after the latest round.")
         self.evaluation_loss = gauge("evaluation_loss", "Loss on held-out data after the latest round.")
         self.evaluation_perplexity = gauge("evaluation_perplexity", "Perplexity on held-out text after the latest round.")
@@ -60,9 +60,9 @@ class ServerMetrics:
         self.federated_perplexity = gauge(
             "federated_perplexity", "Perplexity on clients' held-out text of the model that the latest round started from."
         )
-        self.difference_mean = gauge("difference_mean", "Mean directional derivative over the clients of the latest round.")
+        self.difference_mean = gauge("difference_mean", "Mean directional derivative, the median over the clients of the latest round.")
         self.difference_variance = gauge(
-            "difference_variance", "Mean variance of directional derivatives over the clients of the latest round."
+            "difference_variance", "Variance of directional derivatives, the median over the clients of the latest round."
         )
         self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
         self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")

@@ -172,7 +172,7 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, bad: float, inside:
     store = written(tmp_path, 1)
     good = checkpoint(2)
     ill = Checkpoint(2, good.tensors | {"optimiser.back.0.exp_avg_sq": torch.tensor([1.0, bad])}, good.state)
-    with pytest.raises(CheckpointError, match="'optimiser.back.0.exp_avg_sq' was expected to be finite"):
+    with pytest.raises(CheckpointError, match=r"'optimiser\.back\.0\.exp_avg_sq' was expected to be finite"):
         _ = store.write_open(ill, 3) if inside else store.write(ill)
     assert_equal(CheckpointStore(tmp_path, 3).read_newest(), checkpoint(1))
     assert store.read_open() is None

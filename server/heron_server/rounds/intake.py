@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.coordinator import Coordinator
 from heron_server.rounds.replay import replay_update
+from heron_server.rounds.reported import check_reported, check_variances
 from heron_server.rounds.state import MemberStatus, Phase
 from heron_server.storage.spool import SpoolEntry, SpoolWriter
 
@@ -192,16 +191,22 @@ class Intake:
         """Accept an update that arrived whole; the same one again is fine. A log is replayed first, on this thread, outside the lock.
 
         Raises:
-            RefusedError: CONFLICTING_UPLOAD if another one came before; LOG_MISMATCH if a log does not arrive at the weights that it names.
+            RefusedError: CONFLICTING_UPLOAD if another one came before; LOG_MISMATCH if a log does not arrive at the weights that it names;
+                NON_FINITE if what the client says of its round cannot be.
 
         """
         run, record = self._run, ticket.client
-        _check_statistics(statistics)
+        check_reported(statistics)
         with run.changed:
             attempt = self._attempt_of_update(record, run.facts.run_id, ticket.round)
         if self._was_accepted(attempt, record, sha256):
             return
         entry = _commit(ticket.writer) if ticket.writer else None
+        try:
+            check_variances(entry, attempt.model)
+        except RefusedError:
+            self._release_all([entry])
+            raise
         log_bytes = None
         if entry is not None and ticket.encoding is UpdateEncoding.LOG:
             payload, end = bytes(entry.read()), ticket.specs[0].size_bytes
@@ -329,10 +334,3 @@ def _commit(writer: SpoolWriter) -> SpoolEntry:
         return writer.commit()
     except StorageError as exc:
         raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
-
-
-def _check_statistics(statistics: LocalStatistics) -> None:
-    values = dataclasses.asdict(statistics)
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise RefusedError(ErrorCode.NON_FINITE, f"the statistic {bad[0]!r} must be finite, but {values[bad[0]]} came: sit this round out")

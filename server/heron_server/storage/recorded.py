@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from heron_common.assignment import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
+from heron_common.reported_ranges import within_ranges
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _updates(connection: sqlite3.Connection, reference: RoundReference) -> tuple
             client_id,
             sha256,
             StoredFile(file, size_bytes) if file is not None else None,
-            LocalStatistics(**json.loads(statistics)),
+            within_ranges(LocalStatistics(**json.loads(statistics))),
             log,
         )
         for client_id, sha256, file, size_bytes, statistics, log in rows

@@ -11,7 +11,7 @@ from heron_common.errors import StorageError
 from heron_common.plan import Plan
 from heron_common.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.update_log import weights_digest
-from heron_server.rounds.aggregation import aggregate, weighted_mean
+from heron_server.rounds.aggregation import aggregate
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.audit import AuditFacts, AuditRound
 from heron_server.training.run_parts import RunParts
@@ -20,10 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
-    """Set what clients trained to the aggregate of the round's updates, and running statistics to their mean.
-
-    Statistics are averaged whatever the rule for weights: a median of variances would be the variance of nothing.
-    """
+    """Set what clients trained, and running statistics, to the aggregates of the round's updates by the run's rule."""
     if not job.plan.trains_front and not parts.model.statistics:
         return
     flats: list[Float32Array] = []
@@ -33,7 +30,9 @@ def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> 
         flats.append(np.frombuffer(update.entry.read(), "<f4"))
     if parts.model.statistics:
         size = num_parameters(parts.model.statistics)
-        parts.trainer.set_statistics(weighted_mean([flat[-size:] for flat in flats], weights))
+        # By the same rule as weights: a liar's variance would be in every mean. No rule takes one below 0 that was not there before.
+        theirs = [flat[-size:] for flat in flats]
+        parts.trainer.set_statistics(aggregate(parts.algorithm.aggregation, theirs, weights, parts.trainer.statistics()))
         flats = [flat[:-size] for flat in flats]
     if job.plan.trains_front:
         _average_fronts(parts, job, flats, weights)

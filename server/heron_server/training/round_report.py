@@ -68,8 +68,8 @@ def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> 
         metrics.federated_perplexity.set(record.federated_perplexity)
     if record.local_loss is not None:
         metrics.local_loss.set(record.local_loss)
-        metrics.difference_mean.set(float(np.mean([s.difference_mean for s in statistics])))
-        metrics.difference_variance.set(float(np.mean([s.difference_variance for s in statistics])))
+        metrics.difference_mean.set(float(np.median([s.difference_mean for s in statistics])))
+        metrics.difference_variance.set(float(np.median([s.difference_variance for s in statistics])))
     metrics.differences_clipped.inc(sum(s.differences_clipped for s in statistics))
     metrics.differences_non_finite.inc(sum(s.differences_non_finite for s in statistics))
     figures = {name: getattr(record, name) for name in _FIGURES}

@@ -15,11 +15,11 @@ from heron_common.assignment import LocalStatistics, Task
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
-from heron_common.tensors import Float64Array
-from heron_common.zeroth_order import merge_running
+from heron_common.reported_ranges import within_range
 from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
+from heron_server.rounds.reported import combined
 from heron_server.rounds.worklist import Worklist
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows, skipped_round
@@ -62,8 +62,9 @@ class TrainWorker:
         """Go back to a round boundary."""
         state = checkpoint.state
         self._load_tensors(checkpoint)
-        self.second_moment = float(state["second_moment"])
-        self.derivative_quantile = float(state["derivative_quantile"])
+        # Earlier versions took whatever clients said of them.
+        self.second_moment = within_range("second_moment", state["second_moment"])
+        self.derivative_quantile = within_range("derivative_quantile", state["derivative_quantile"])
         if "first_scales" in state:
             self._scales = np.array(state["first_scales"], np.float64)
         else:
@@ -239,7 +240,7 @@ class TrainWorker:
                 parts.alignment.align()
             parts.alignment.forget()
         statistics = [update.statistics for update in job.updates]
-        self._merge(statistics, weights)
+        self._merge(statistics)
         self._watch_divergence(job, statistics)
         score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
         seconds = round(self._parts.clock.now() - job.opened_at, 3)
@@ -251,7 +252,7 @@ class TrainWorker:
             test_accuracy=score.accuracy if score else None,
             test_loss=score.loss if score else None,
             test_perplexity=score.perplexity if score else None,
-            local_loss=float(np.mean([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
+            local_loss=float(np.median([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
             server_loss=float(np.mean(self._stepper.server_losses)) if self._stepper.server_losses else None,
             client_forward_passes=sum(s.forward_passes for s in statistics),
             client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
@@ -275,11 +276,10 @@ class TrainWorker:
         counted = self._parts.gatekeeper.counted_rows
         return [counted(u.client_id, rows, job.plan.batch_size) for u, rows in zip(job.updates, job.rows, strict=True)]
 
-    def _merge(self, statistics: list[LocalStatistics], weights: Float64Array) -> None:
-        moments = np.array([s.second_moment for s in statistics], np.float64)
-        quantiles = np.array([s.derivative_quantile for s in statistics], np.float64)
-        self.second_moment = merge_running(moments, weights) or self.second_moment
-        self.derivative_quantile = merge_running(quantiles, weights) or self.derivative_quantile
+    def _merge(self, statistics: list[LocalStatistics]) -> None:
+        self.second_moment = combined("second_moment", [s.second_moment for s in statistics], self.second_moment)
+        quantiles = [s.derivative_quantile for s in statistics]
+        self.derivative_quantile = combined("derivative_quantile", quantiles, self.derivative_quantile)
 
     def _watch_divergence(self, job: CloseJob, statistics: list[LocalStatistics]) -> None:
         """Let fronts rest from the next round on once most clients of a round met losses or gradients that are not finite."""
