@@ -254,7 +254,7 @@ class Intake:
             self._run.metrics.log_mismatches.inc()
             record.log_mismatches += 1
             raise
-        with self._writer(weights.nbytes + len(statistics_bytes), True) as writer:
+        with self._writer(weights.nbytes + len(statistics_bytes), True, digests=True) as writer:
             writer.write(weights.tobytes() + statistics_bytes)
             return _commit(writer)
 
@@ -263,9 +263,9 @@ class Intake:
             if entry is not None:
                 self._run.spool.release(entry)
 
-    def _writer(self, size_bytes: int, always: bool, owner: str = "") -> SpoolWriter:
+    def _writer(self, size_bytes: int, always: bool, owner: str = "", digests: bool = False) -> SpoolWriter:
         try:
-            return self._run.spool.open(size_bytes, always, owner)
+            return self._run.spool.open(size_bytes, always, owner, digests)
         except (SpoolFullError, StorageError) as exc:
             raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
 

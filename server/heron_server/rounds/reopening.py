@@ -49,7 +49,7 @@ def refill(attempt: Attempt, recorded: RecordedAttempt, spool: Spool, covered: i
     def take(file: StoredFile | None, needed: bool, owner: str = "") -> SpoolEntry | None:
         if file is None or file.name is None or not needed:
             return None
-        held.append(spool.recover(file.name, file.size_bytes, owner))
+        held.append(spool.recover(file.name, file.size_bytes, owner, file.sha256))
         return held[-1]
 
     try:

@@ -87,7 +87,7 @@ class Worklist:
         run, told = self._run, False
         while True:
             try:
-                with run.spool.open(len(cut_gradient), always=True) as writer:
+                with run.spool.open(len(cut_gradient), always=True, digests=True) as writer:
                     writer.write(cut_gradient)
                     return writer.commit()
             except StorageError as exc:

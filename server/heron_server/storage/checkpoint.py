@@ -184,6 +184,8 @@ class CheckpointStore:
             return None
 
     def _load(self, entry: dict[str, Any]) -> Checkpoint:
+        if f"-{entry['completed_rounds']:06d}" not in entry["file"]:
+            raise ValueError("the manifest says that it is of another round")
         data = (self._directory / entry["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise ValueError("its digest does not match the manifest")

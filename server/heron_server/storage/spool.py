@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -25,10 +26,12 @@ class SpoolEntry:
     size_bytes: int
     owner: str = ""
     """The client whose upload it is; empty for what the server itself wants."""
+    sha256: str = ""
+    """Of the payload, where the writer was asked for it."""
 
     def to_stored(self) -> StoredFile:
         """Return how the ledger names it."""
-        return StoredFile(self.path.name, self.size_bytes)
+        return StoredFile(self.path.name, self.size_bytes, self.sha256)
 
     def read(self) -> bytearray:
         """Return the payload.
@@ -123,24 +126,29 @@ class Spool:
         """Bytes reserved for payloads that have not come whole yet."""
         return self._arriving
 
-    def recover(self, name: str, size_bytes: int, owner: str = "") -> SpoolEntry:
-        """Take up a payload that an earlier process committed.
+    def recover(self, name: str, size_bytes: int, owner: str = "", sha256: str = "") -> SpoolEntry:
+        """Take up a payload that an earlier process committed; read once, a piece at a time, where its digest is known.
 
         Raises:
-            StorageError: it is gone or has another size.
+            StorageError: it is gone, has another size or other bytes.
 
         """
         path = self._directory / name
         try:
             size = path.stat().st_size
+            found = _digest(path) if sha256 and size == size_bytes else sha256
         except OSError as exc:
             raise StorageError(f"the spooled upload {path} is gone ({exc.strerror or exc})") from exc
         if size != size_bytes:
             raise StorageError(f"the spooled upload {path} has {size} bytes instead of {size_bytes}")
+        if found != sha256:
+            raise StorageError(
+                f"the spooled upload {path} is not what was acknowledged: its digest is {found[:12]} instead of {sha256[:12]}"
+            )
         with self._lock:
             self._used += size_bytes
             self._by_owner[owner] += size_bytes
-        return SpoolEntry(path, size_bytes, owner)
+        return SpoolEntry(path, size_bytes, owner, sha256)
 
     def make_durable(self, descriptor: int) -> None:
         """Return when a file and its name are on disk, if that was asked for; raises OSError."""
@@ -153,13 +161,14 @@ class Spool:
         finally:
             os.close(directory)
 
-    def open(self, size_bytes: int, always: bool = False, owner: str = "") -> SpoolWriter:
+    def open(self, size_bytes: int, always: bool = False, owner: str = "", digests: bool = False) -> SpoolWriter:
         """Reserve room and open a writer.
 
         Args:
             size_bytes: what will be written, exactly.
             always: admit it over budget: the upload that training waits for, and updates, of which there is one a client and round.
             owner: the client whose upload it is.
+            digests: compute the payload's digest, where nobody else does.
 
         Raises:
             SpoolFullError: a budget is used up now.
@@ -174,7 +183,7 @@ class Spool:
             self._arriving += size_bytes
             entry = SpoolEntry(self._directory / f"{next(self._numbers):09d}.upload", size_bytes, owner)
         try:
-            return SpoolWriter(self, entry)
+            return SpoolWriter(self, entry, digests)
         except OSError as exc:
             self.arrived(entry)
             self._free(entry)
@@ -218,8 +227,9 @@ class Spool:
 class SpoolWriter:
     """Writes one payload; unless `commit` is called, leaving the context deletes it."""
 
-    def __init__(self, spool: Spool, entry: SpoolEntry) -> None:
+    def __init__(self, spool: Spool, entry: SpoolEntry, digests: bool = False) -> None:
         self._spool = spool
+        self._hash = hashlib.sha256() if digests else None
         self._entry = entry
         self._committed = False
         self._file = os.fdopen(os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
@@ -233,6 +243,8 @@ class SpoolWriter:
         """
         try:
             self._file.write(data)
+            if self._hash is not None:
+                self._hash.update(data)
         except OSError as exc:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
 
@@ -252,6 +264,8 @@ class SpoolWriter:
         except OSError as exc:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
         self._committed = True
+        if self._hash is not None:
+            self._entry = replace(self._entry, sha256=self._hash.hexdigest())
         self._spool.arrived(self._entry)
         return self._entry
 
@@ -264,3 +278,8 @@ class SpoolWriter:
                 self._file.close()
             self._spool.arrived(self._entry)
             self._spool.release(self._entry)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
