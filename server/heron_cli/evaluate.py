@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 
+Which = int | Literal["best"] | None
+"""The checkpoint after so many rounds, the best, or the newest."""
+
+
 def add_parser(verbs: Any) -> None:
     """Declare the verb."""
     parser = verbs.add_parser("evaluate", help="score a checkpoint of a run on any data source")
     parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
     parser.add_argument("--data", required=True, metavar="SOURCE", help="data source with labels, like digits:test or csv:FILE:text:label")
-    parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    which.add_argument(
+        "--checkpoint", choices=("newest", "best"), default="newest", help="the newest checkpoint (default) or the run's best one"
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (default: the run's own, and so its own rounding)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1, as a run has)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:N or auto")
@@ -41,7 +49,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
     """
     report = evaluate_checkpoint(
-        options.run_dir, options.data, options.round, options.batch_size, threads=options.threads, device=options.device
+        options.run_dir,
+        options.data,
+        "best" if options.checkpoint == "best" else options.round,
+        options.batch_size,
+        threads=options.threads,
+        device=options.device,
     )
     if options.json:
         print(json.dumps(report, allow_nan=False))
@@ -51,7 +64,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def evaluate_checkpoint(
-    run_dir: Path, source: str, completed_rounds: int | None = None, batch_size: int | None = None, threads: int = 1, device: str = "cpu"
+    run_dir: Path, source: str, completed_rounds: Which = None, batch_size: int | None = None, threads: int = 1, device: str = "cpu"
 ) -> dict[str, Any]:
     """Return the figures of a checkpoint as JSON values; `classes` holds those of each class, empty for other tasks.
 

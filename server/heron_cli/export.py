@@ -34,7 +34,11 @@ def add_parser(verbs: Any) -> None:
         metavar="PATH",
         help="file to be made, which ends in .pt2, .onnx or .safetensors; for hf a folder",
     )
-    parser.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    which.add_argument(
+        "--checkpoint", choices=("newest", "best"), default="newest", help="the newest checkpoint (default) or the run's best one"
+    )
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument("--merge-adapters", action="store_true", help="merge adapters into their layers (the default)")
     adapters.add_argument(
@@ -61,7 +65,7 @@ def run_export(options: argparse.Namespace) -> int:
     chosen = ExportFormat(options.format)
     # Here too, at once: to build a large model takes minutes.
     check_place(chosen, options.output, options.force)
-    trained = load_trained(options.run_dir, options.round)
+    trained = load_trained(options.run_dir, "best" if options.checkpoint == "best" else options.round)
     delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")

@@ -233,6 +233,7 @@ def _run_parts(
         Gatekeeper(gates, metrics),
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
         event_files,
+        published.validation_source,
     )
 
 

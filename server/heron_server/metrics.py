@@ -77,6 +77,9 @@ class ServerMetrics:
             "diverged_clients", "Updates of clients that stopped stepping because a loss or gradient was not finite."
         )
         self.diverged = gauge("diverged", "1 once fronts rest because most clients of a round diverged.")
+        self.returns_to_best = counter(
+            "returns_to_best", "Times that the run went back to its best checkpoint, because its loss was back at chance."
+        )
         self.uploads_rejected = counter(
             "uploads_rejected",
             "Acknowledged uploads that nothing was trained on, by reason: the gates refused them, or no step could be taken.",

@@ -184,3 +184,15 @@ def test_a_models_own_mask_may_hold_infinity(tmp_path: Path) -> None:
     masked = Checkpoint(1, good.tensors | {"back.mask": torch.full((2, 2), -torch.inf)}, good.state)
     store.write(masked)
     assert_equal(store.read_newest(), masked)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept_beside_the_newest_until_another_is_better(tmp_path: Path, keep: int) -> None:
+    store = CheckpointStore(tmp_path, keep, keep_first=True)
+    for number in range(6):
+        store.write(checkpoint(number), best=None if number < 2 else 1)
+    assert store.best() == 1 and store.has(1) and not store.has(2)
+    assert_equal(CheckpointStore(tmp_path, 1).read(store.best()), checkpoint(1))
+    assert sorted(path.name for path in tmp_path.glob("round-*")) == [store.path_of(n).name for n in (0, 1, *range(6 - keep, 6))]
+    store.write(checkpoint(6), best=5)
+    assert store.best() == 5 and not store.has(1)

@@ -17,7 +17,7 @@ def begin_attempt(
     facts: RunFacts, num_rounds: int, blobs: BlobStore, inputs: RoundInputs, reference: RoundReference, cohort: tuple[str, ...]
 ) -> tuple[Attempt, str]:
     """Return an attempt that starts from `inputs`, whose weights go into `blobs`, and the digest of those."""
-    plan = facts.algorithm.plan_for_round(reference.round_index, num_rounds, inputs.rests)
+    plan = facts.algorithm.plan_for_round(reference.round_index, num_rounds, inputs.rests, inputs.step_factor)
     own = [name for name in cohort if plan.needs_head and name in inputs.heads]
     moving = [inputs.statistics] if inputs.statistics else []
     front, head, *others = blobs.put_round([inputs.front, inputs.head, *moving, *(inputs.heads[name] for name in own)])

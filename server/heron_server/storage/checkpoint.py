@@ -46,8 +46,8 @@ class CheckpointStore:
         """Return where the checkpoint after so many rounds is."""
         return self._directory / f"round-{completed_rounds:06d}.safetensors"
 
-    def write(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint; returns when it is durable and listed. The one before stands until then, and after a failure.
+    def write(self, checkpoint: Checkpoint, best: int | None = None) -> Path:
+        """Write a checkpoint, and keep the one after `best` rounds beside it; returns when it is durable and listed. The one before stands until then, and after a failure.
 
         Raises:
             CheckpointError: the disk refuses, or a number is not finite.
@@ -63,10 +63,12 @@ class CheckpointStore:
             kept = [e for e in self._entries() if e["completed_rounds"] != checkpoint.completed_rounds]
             kept.append(_entry(checkpoint, path, data))
             kept.sort(key=lambda entry: int(entry["completed_rounds"]))
-            first = [entry for entry in kept[: -self._keep] if self._keep_first and entry["completed_rounds"] == 0]
-            write_json_atomically(self._directory / _MANIFEST, first + kept[-self._keep :])
+            older = {best} | ({0} if self._keep_first else set())
+            kept = [entry for entry in kept[: -self._keep] if entry["completed_rounds"] in older] + kept[-self._keep :]
+            kept = [{**entry, "best": entry["completed_rounds"] == best} for entry in kept]
+            write_json_atomically(self._directory / _MANIFEST, kept)
             crash_point(CrashPoint.CHECKPOINT_LISTED)
-            self._remove_unlisted({entry["file"] for entry in first + kept[-self._keep :]})
+            self._remove_unlisted({entry["file"] for entry in kept})
             self.drop_open()
         except OSError as exc:
             raise CheckpointError(
@@ -147,6 +149,25 @@ class CheckpointStore:
                 return checkpoint
         raise CheckpointError(f"no usable checkpoint in {self._directory}: start a new run with another --run-dir")
 
+    def has(self, completed_rounds: int) -> bool:
+        """Whether the checkpoint after so many rounds is listed; raises CheckpointError if nobody can say."""
+        return any(entry["completed_rounds"] == completed_rounds for entry in self._entries())
+
+    def best(self) -> int:
+        """Return after how many rounds the run was at its best, as its newest checkpoint knows it.
+
+        Raises:
+            CheckpointError: no list can be read.
+            ConfigurationError: it knows of none.
+
+        """
+        for entry in self._entries():
+            if entry["best"]:
+                return int(entry["completed_rounds"])
+        raise ConfigurationError(
+            f"no best checkpoint is known in {self._directory}, for the run is too young or of an earlier version: leave --checkpoint out"
+        )
+
     def read(self, completed_rounds: int | None = None) -> Checkpoint:
         """Return the checkpoint after so many rounds, or the newest; no other one is taken in its place.
 
@@ -194,10 +215,18 @@ class CheckpointStore:
     def _entries(self, manifest: str = _MANIFEST) -> list[dict[str, Any]]:
         try:
             entries = json.loads((self._directory / manifest).read_text(encoding="utf-8"))
-            return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
+            return [
+                {
+                    "completed_rounds": int(e["completed_rounds"]),
+                    "file": str(e["file"]),
+                    "sha256": str(e["sha256"]),
+                    "best": e.get("best") is True,
+                }
+                for e in entries
+            ]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CheckpointError(
                 f"{self._directory / manifest} is damaged ({exc!r}): restore it from a backup or start a new run"
             ) from exc

@@ -50,6 +50,7 @@ def open_round_state(job: SaveJob) -> dict[str, Any]:
         "second_moment": inputs.second_moment,
         "derivative_quantile": inputs.derivative_quantile,
         "rests": inputs.rests,
+        "step_factor": inputs.step_factor,
     }
 
 
@@ -74,6 +75,7 @@ def restore_open_round(parts: RunParts, tensors: dict[str, torch.Tensor], state:
         heads,
         bool(state["rests"]),
         tensors[_STATISTICS].numpy().tobytes(),
+        step_factor=float(state.get("step_factor", 1.0)),
     )
     return OpenRound(RoundReference(*state["round"]), inputs, int(state["positions"]))
 

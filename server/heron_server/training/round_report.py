@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.jobs import CloseJob
 from heron_server.summary import RoundRecord
+from heron_server.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,28 @@ def warn_at_chance(rounds: Sequence[RoundRecord], num_classes: int) -> None:
             "or go on from an older checkpoint",
             extra={"round_index": rounds[-1].round_index, "server_loss": rounds[-1].server_loss},
         )
+
+
+def round_record(
+    job: CloseJob, score: Evaluation | None, server_losses: Sequence[float], seconds: float, measured: dict[str, Any]
+) -> RoundRecord:
+    """Return the record of a round that was closed; `measured` are fields that others summed up."""
+    statistics = [update.statistics for update in job.updates]
+    return RoundRecord(
+        round_index=job.round.round_index,
+        attempt=job.round.attempt,
+        cohort=len(job.cohort),
+        updates=len(job.updates),
+        test_accuracy=score.accuracy if score else None,
+        test_loss=score.loss if score else None,
+        test_perplexity=score.perplexity if score else None,
+        local_loss=float(np.median([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
+        server_loss=float(np.mean(server_losses)) if server_losses else None,
+        client_forward_passes=sum(s.forward_passes for s in statistics),
+        client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
+        seconds=seconds,
+        **measured,
+    )
 
 
 def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> None:

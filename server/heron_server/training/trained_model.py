@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
@@ -40,8 +40,8 @@ class TrainedModel:
     configuration: dict[str, Any]
 
 
-def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedModel:
-    """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default; warn if a user's code computes something else by now.
+def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None = None) -> TrainedModel:
+    """Rebuild the model of a run and load the checkpoint after so many rounds or the best one, the newest by default; warn if a user's code computes something else by now.
 
     Raises:
         ConfigurationError: there is no run, or its model cannot be built here: its code or its folder is missing or another one, or a library is.
@@ -51,7 +51,8 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
     """
     identity = recorded_identity(run_dir)
     # Before the model is built, which can take minutes.
-    checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
+    store = CheckpointStore(run_dir / "checkpoints", 1)
+    checkpoint = store.read(store.best() if completed_rounds == "best" else completed_rounds)
     options = identity.configuration
     try:
         data = dataclasses.replace(parse_specification(options["data_spec"]), refuses_overlong=options["overlong"] == "refuse")

@@ -23,11 +23,13 @@ from heron_server.rounds.reported import combined
 from heron_server.rounds.worklist import Worklist
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows, skipped_round
+from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
 from heron_server.training.held_out import HeldOutScore
 from heron_server.training.open_round import OpenRound, open_round_state, open_round_tensors, restore_open_round
-from heron_server.training.round_report import report_round, warn_at_chance
+from heron_server.training.recovery import Recovery
+from heron_server.training.round_report import report_round, round_record, warn_at_chance
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 from heron_server.training.tallies import RunTallies
@@ -54,6 +56,7 @@ class TrainWorker:
         self._stepper = Stepper(parts)
         self._held_out = HeldOutScore(parts)
         self._tallies = RunTallies(parts)
+        self._best = BestCheckpoint(parts)
         self._thread: threading.Thread | None = None
         self._unwritten: Checkpoint | None = None
         """The present boundary, where the disk refused its checkpoint: a copy to go back to."""
@@ -61,7 +64,7 @@ class TrainWorker:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a round boundary."""
         state = checkpoint.state
-        self._load_tensors(checkpoint)
+        self._load_tensors(checkpoint, int(state["server_version"]))
         # Earlier versions took whatever clients said of them.
         self.second_moment = within_range("second_moment", state["second_moment"])
         self.derivative_quantile = within_range("derivative_quantile", state["derivative_quantile"])
@@ -79,6 +82,7 @@ class TrainWorker:
         # Checkpoints of versions without gates have none.
         self._parts.gatekeeper.restore(state.get("gates"))
         self._tallies.restore(state.get("tallies"))
+        self._best.known = Recovery.of(state.get("recovery"))
 
     def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
@@ -102,6 +106,7 @@ class TrainWorker:
             rests=self.diverged_round is not None,
             statistics=self._parts.trainer.statistics().tobytes(),
             set_apart=self._parts.gatekeeper.set_apart(len(self.rounds)),
+            step_factor=self._best.known.step_factor,
         )
 
     def start(self, worklist: Worklist, on_end: Callable[[], None]) -> None:
@@ -133,7 +138,7 @@ class TrainWorker:
     def save(self) -> bool:
         """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
         checkpoint = Checkpoint(len(self.rounds), self._tensors(), self._state())
-        written = self._try_to_save(lambda: self._parts.checkpoints.write(checkpoint))
+        written = self._try_to_save(lambda: self._parts.checkpoints.write(checkpoint, self._best.known.best_round))
         self._unwritten = None if written else copy.deepcopy(checkpoint)
         self.write_summary()
         return written
@@ -164,6 +169,7 @@ class TrainWorker:
             "seconds": self._seconds(),
             "gates": self._parts.gatekeeper.state(),
             "tallies": self._tallies.state(),
+            "recovery": self._best.known.state(),
         }
 
     def _try_to_save(self, write: Callable[[], object]) -> bool:
@@ -183,6 +189,7 @@ class TrainWorker:
         summary = {
             **self._summary_facts,
             **self._tallies.summary(),
+            **self._best.summary(),
             "rounds_completed": len(self.rounds),
             "rounds": round_rows(self.rounds),
             "seconds": round(self._seconds(), 3),
@@ -200,8 +207,8 @@ class TrainWorker:
         heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
         return self._parts.trainer.tensors() | {f"aligned_head.{client}": torch.from_numpy(own) for client, own in heads.items()}
 
-    def _load_tensors(self, checkpoint: Checkpoint) -> None:
-        self._parts.trainer.load_tensors(checkpoint.tensors, int(checkpoint.state["server_version"]))
+    def _load_tensors(self, checkpoint: Checkpoint, server_version: int) -> None:
+        self._parts.trainer.load_tensors(checkpoint.tensors, server_version)
         if self._parts.alignment is not None:
             prefix = "aligned_head."
             own = {name[len(prefix) :]: value.numpy() for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
@@ -244,33 +251,26 @@ class TrainWorker:
         self._watch_divergence(job, statistics)
         score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
         seconds = round(self._parts.clock.now() - job.opened_at, 3)
-        record = RoundRecord(
-            round_index=job.round.round_index,
-            attempt=job.round.attempt,
-            cohort=len(job.cohort),
-            updates=len(job.updates),
-            test_accuracy=score.accuracy if score else None,
-            test_loss=score.loss if score else None,
-            test_perplexity=score.perplexity if score else None,
-            local_loss=float(np.median([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
-            server_loss=float(np.mean(self._stepper.server_losses)) if self._stepper.server_losses else None,
-            client_forward_passes=sum(s.forward_passes for s in statistics),
-            client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
-            seconds=seconds,
-            **self._tallies.close_round(job, seconds),
-            **self._held_out.figures(job.round.round_index),
-        )
+        measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
+        record = round_record(job, score, self._stepper.server_losses, seconds, measured)
         self.rounds.append(record)
         parts.gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()
         self._held_out.forget()
         report_round(parts.metrics, job, record)
-        if parts.trainer.model.task is Task.CLASSIFICATION:
+        went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
+        if parts.trainer.model.task is Task.CLASSIFICATION and not went_back:
             warn_at_chance(self.rounds, parts.trainer.model.num_classes)
         if parts.event_files is not None:
             parts.event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
+
+    def _return_to(self, checkpoint: Checkpoint) -> None:
+        """Take over front, head, back, moments and running figures of a checkpoint; rounds, steps and what is known of clients go on from here."""
+        self._load_tensors(checkpoint, self._parts.trainer.server_version)
+        self.second_moment = within_range("second_moment", checkpoint.state["second_moment"])
+        self.derivative_quantile = within_range("derivative_quantile", checkpoint.state["derivative_quantile"])
 
     def _counted_rows(self, job: CloseJob) -> list[int]:
         counted = self._parts.gatekeeper.counted_rows
@@ -312,7 +312,7 @@ class TrainWorker:
                 "the abandoned attempt's server steps stand: the last checkpoint is older", extra={"of_round": checkpoint.completed_rounds}
             )
             return
-        self._load_tensors(checkpoint)
+        self._load_tensors(checkpoint, int(checkpoint.state["server_version"]))
         self._parts.gatekeeper.restore(checkpoint.state.get("gates"))
         if self._unwritten is not None:
             # None was taken inside this attempt; one inside the round before may be there, which that round still needs.
