@@ -7,17 +7,24 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from heron_cli.audit import prove
 from heron_cli.cli import main
+from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.presets import preset
+from heron_proto.v1 import split_training_pb2 as pb
+from heron_server.metrics import ServerMetrics
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.recovery import CHANCE_ROUNDS, Recovery, Return
@@ -25,6 +32,7 @@ from heron_server.training.trained_model import load_trained
 from tests.harness.simulated import boundaries_of, run_simulation
 from tests.server.interrupted import joined, take_part
 from tests.server.killed_run import Run, unlike
+from tests.server.wire_client import upload_messages
 
 CHANCE = math.log(10)
 LOSSES = [2.3, 0.9, 0.4, 2.31, 5.0, math.nan, 1.0, 0.8]
@@ -141,6 +149,36 @@ def test_validation_data_decide_where_they_are_given(tmp_path: Path) -> None:
     assert one.summary["best_loss"] == min(losses) and one.summary["best_round"] == 1 + losses.index(min(losses))
     server = [record["server_loss"] for record in other.summary["rounds"]]
     assert other.summary["best_loss"] == min(server) and other.summary["best_round"] == server.index(min(server))
+
+
+def test_a_round_of_which_every_upload_was_refused_is_at_chance(tmp_path: Path) -> None:
+    """A front that makes activations out of all proportion leaves no loss at all."""
+    refused: Any = SimpleNamespace(num_refused_clients=2)
+    checkpoints: Any = SimpleNamespace(has=lambda _: True, read=lambda completed: completed)
+    model: Any = SimpleNamespace(task=Task.CLASSIFICATION, num_classes=10)
+    metrics = ServerMetrics(CollectorRegistry(), lambda: 0.0, tmp_path)
+    parts: Any = SimpleNamespace(
+        gatekeeper=refused, checkpoints=checkpoints, trainer=SimpleNamespace(model=model), metrics=metrics, validation_source=None
+    )
+    best, loaded = BestCheckpoint(parts), list[Any]()
+    for completed, loss in enumerate([2.3, 0.4, None, None, None], start=1):
+        assert best.after_round(completed, loss, loaded.append) == (completed == 5)
+    assert loaded == [1] and best.known.returns == (Return(5, 1),)
+
+
+def test_fronts_rest_where_no_attempt_can_be_trained_on_and_nothing_was_learnt(start: Callable[..., Run]) -> None:
+    """Under a plan that waits for answers a refused upload costs its client the attempt: the same for ever would be no run."""
+    run = start(preset="heron-server-loss", clients=1, min_updates=1, local_steps=1)
+    (client,) = joined(run.server, "a")
+    for _ in range(CHANCE_ROUNDS):
+        before = client.assignment.round if client.assignment.HasField("round") else None
+        assert client.await_assignment(after=before).plan.estimator == pb.ESTIMATOR_ZEROTH_ORDER
+        z, y = client.batch()
+        messages = upload_messages(client.upload_header(0), [np.full_like(z, 3e38).tobytes(), y.tobytes()])
+        with pytest.raises(grpc.RpcError):
+            list(client.stub.TrainBatch(iter(messages), timeout=20))
+    assert client.await_assignment(after=client.assignment.round).plan.estimator == pb.ESTIMATOR_NONE
+    assert run.server.parts.worker.diverged_round == 0 and run.server.parts.ledger.balance().rejected == CHANCE_ROUNDS
 
 
 def rates(run: Run, rounds: range, clients: list[Any]) -> list[float]:

@@ -35,6 +35,7 @@ from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
 from tests.server.builders import plan
+from tests.server.interrupted import joined
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer
 from tests.server.wire_client import WireClient, upload_messages
 
@@ -274,3 +275,28 @@ def test_a_server_records_the_rejection_and_its_run_goes_on(serve: Callable[...,
     assert all_finite(server.parts.worker._tensors())
     server.parts.worker.write_summary()
     assert json.loads((server.directory.path / "summary.json").read_text())["rejected_uploads"] == {"a": {"non_finite": 1}}
+
+
+@pytest.mark.parametrize(("size", "counts"), [(3e38, False), (1e7, False), (50.0, True)])
+def test_weights_out_of_all_proportion_do_not_count(serve: Callable[..., RunningServer], size: float, counts: bool) -> None:
+    """In a mean they would be all that is left of a front."""
+    server = serve(preset="heron", update_encoding="dense", clients=2, min_updates=2, weighting="uniform", local_steps=1)
+    clients = joined(server, "a", "b")
+    for client in clients:
+        client.await_assignment()
+        client.upload(0)
+    for client, weights in zip(clients, (0.25, size), strict=True):
+        client.update(np.full(client.num_front, weights, "<f4"))
+    after = clients[0].await_assignment(after=clients[0].assignment.round)
+    front = np.frombuffer(clients[0].blob(after.client_model.sha256), "<f4")
+    assert np.array_equal(front, np.full_like(front, (0.25 + size) / 2 if counts else 0.25))
+
+
+def test_a_round_of_nothing_but_such_weights_leaves_the_front(serve: Callable[..., RunningServer]) -> None:
+    server = serve(preset="heron", update_encoding="dense", local_steps=1)
+    (client,) = joined(server, "a")
+    client.await_assignment()
+    before = client.blob(client.assignment.client_model.sha256)
+    client.upload(0)
+    client.update(np.full(client.num_front, -3e38, "<f4"))
+    assert client.blob(client.await_assignment(after=client.assignment.round).client_model.sha256) == before

@@ -68,6 +68,11 @@ class Gatekeeper:
         """Return how many rows of a client count where weights are averaged: those of refused uploads do not."""
         return max(0, rows - batch_size * self._gate.refused_in_round(client_id))
 
+    @property
+    def num_refused_clients(self) -> int:
+        """How many clients have had an upload refused in this round."""
+        return self._gate.num_refused_in_round
+
     def round_closed(self, next_round: int) -> None:
         """A round was averaged."""
         self._gate.round_closed()

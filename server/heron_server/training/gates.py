@@ -179,6 +179,11 @@ class Gate:
         """Return how many of a client's uploads were refused since `round_closed`: they do not count where its weights are averaged."""
         return self._refused_in_round[client_id]
 
+    @property
+    def num_refused_in_round(self) -> int:
+        """How many clients that is true of."""
+        return len(self._refused_in_round)
+
     def round_closed(self) -> None:
         """A round was averaged."""
         self._refused_in_round.clear()

@@ -69,10 +69,14 @@ class Recovery:
         known = replace(known, rounds_at_chance=self.rounds_at_chance + 1 if at_chance else 0)
         if finite and scored is not None and loss < self.best_loss:
             known = replace(known, best_round=scored, best_loss=loss)
-        if known.rounds_at_chance < CHANCE_ROUNDS or known.best_round is None or level is None or known.best_loss >= LEARNT * level:
-            return known
-        decided = Return(completed, known.best_round)
-        return replace(known, rounds_at_chance=0, step_factor=self.step_factor / 2, returns=(*self.returns, decided))
+        return known if known.rounds_at_chance < CHANCE_ROUNDS else known.going_back(completed, level)
+
+    def going_back(self, completed: int, level: float | None) -> Recovery:
+        """Return what is known after the run went back, if there is anything worth going back to; `level` is what knowing nothing costs."""
+        if self.best_round is None or level is None or self.best_loss >= LEARNT * level:
+            return self
+        decided = Return(completed, self.best_round)
+        return replace(self, rounds_at_chance=0, step_factor=self.step_factor / 2, returns=(*self.returns, decided))
 
     def without_best(self) -> Recovery:
         """The best checkpoint cannot be read: nothing was gone back to, and another one is looked for."""

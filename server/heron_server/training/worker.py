@@ -231,9 +231,16 @@ class TrainWorker:
                 worklist.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
+                is_refused = 2 * self._parts.gatekeeper.num_refused_clients >= max(1, job.num_members)
+                hopeless = is_refused and not self._stepper.server_losses
                 self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
-                covered = job.skips and self.skip_round(job.round, job.num_members)
+                went_back = self._best.after_attempt(len(self.rounds), hopeless, self._return_to)
+                if went_back is False:
+                    self._let_fronts_rest(
+                        job.round.round_index, "no upload of the latest attempts could be trained on: fronts rest from now on"
+                    )
+                covered = self.skip_round(job.round, job.num_members) if job.skips else went_back is not None and self.save()
                 worklist.round_done(self.inputs(), covered)
 
     def _close(self, job: CloseJob) -> bool:
@@ -254,11 +261,11 @@ class TrainWorker:
         measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
         record = round_record(job, score, self._stepper.server_losses, seconds, measured)
         self.rounds.append(record)
+        report_round(parts.metrics, job, record)
+        went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
         parts.gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()
         self._held_out.forget()
-        report_round(parts.metrics, job, record)
-        went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
         if parts.trainer.model.task is Task.CLASSIFICATION and not went_back:
             warn_at_chance(self.rounds, parts.trainer.model.num_classes)
         if parts.event_files is not None:
@@ -285,13 +292,15 @@ class TrainWorker:
         """Let fronts rest from the next round on once most clients of a round met losses or gradients that are not finite."""
         count = sum(s.diverged for s in statistics)
         self._parts.metrics.diverged_clients.inc(count)
-        if 2 * count > len(statistics) and self.diverged_round is None:
-            self.diverged_round = job.round.round_index
+        if 2 * count > len(statistics):
+            said = "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate"
+            self._let_fronts_rest(job.round.round_index, said)
+
+    def _let_fronts_rest(self, round_index: int, said: str) -> None:
+        if self.diverged_round is None:
+            self.diverged_round = round_index
             self._parts.metrics.diverged.set(1)
-            log.error(
-                "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate",
-                extra={"round_index": job.round.round_index, "clients": count},
-            )
+            log.error(said, extra={"round_index": round_index})
 
     def skip_round(self, reference: RoundReference, num_members: int) -> bool:
         """Count a round as done that brought no update; returns whether a checkpoint says so."""
