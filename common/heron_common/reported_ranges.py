@@ -53,6 +53,12 @@ def within_range(name: str, value: float | None) -> float:
     return max(low, 0.0) if value is None or math.isnan(value) else min(max(value, low), high)
 
 
+def known_figure(name: str, value: float | None) -> float:
+    """Return a running figure that an earlier version may have taken from a client as it came; 0, unknown, where it cannot be."""
+    low, high = RANGES[name]
+    return value if value is not None and low <= value <= high else 0.0
+
+
 def within_ranges(statistics: LocalStatistics) -> LocalStatistics:
     """Return statistics that an earlier version accepted, each drawn into its range."""
     # A flag is one, whatever stands for true.

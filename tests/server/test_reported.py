@@ -92,6 +92,11 @@ def test_one_liar_moves_nothing_if_two_are_honest_and_little_if_one_is(name: str
         assert figure == last / MOST_CHANGE[name], "of two nobody can say which of them lies"
 
 
+def test_one_liar_is_not_heard_where_nobody_else_knows_anything() -> None:
+    assert combined("second_moment", [1e89, 0.0, 0.0, 0.0], 0.0) == 0.0
+    assert combined("second_moment", [1e89, 0.0, 0.0], 5.0) == 5.0
+
+
 def test_a_figure_is_the_median_of_those_that_are_known() -> None:
     assert combined("second_moment", [2.0, 0.0, 6.0, 9.0], 0.0) == 6.0
     assert combined("second_moment", [4.0, 2.0], 0.0) == 3.0
@@ -192,7 +197,7 @@ def test_a_checkpoint_that_an_earlier_version_poisoned_is_gone_on_with(trained_e
     CheckpointStore(tmp_path / "checkpoints", 3).write(Checkpoint(0, worker._tensors(), state))
     other, summaries = make_worker(tmp_path)
     other.restore(CheckpointStore(tmp_path / "checkpoints", 3).read_newest())
-    assert (other.second_moment, other.derivative_quantile) == (RANGES["second_moment"][1], 0.0)
+    assert (other.second_moment, other.derivative_quantile) == (0.0, 0.0), "unknown, or fronts would stand still for dozens of rounds"
     assert other._close(closing(0, [LocalStatistics(step_seconds=2.0)]))
     assert summaries[-1]["clients"]["a"]["compute_seconds"] == 2.0
 
@@ -205,6 +210,14 @@ def test_what_a_ledger_of_an_earlier_version_holds_is_drawn_into_range(tmp_path:
     with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
         (update,) = read_attempts(connection)[0].updates
     assert out_of_range(update.statistics) == "" and update.statistics.second_moment == RANGES["second_moment"][1]
+
+
+def test_what_is_said_of_a_round_in_which_fronts_rest_moves_nothing(trained_elsewhere: None, tmp_path: Path) -> None:
+    worker, _ = make_worker(tmp_path)
+    worker._close(dataclasses.replace(closing(0, [LocalStatistics(second_moment=1e80)] * 3), plan=builders.plan("frozen")))
+    assert worker.second_moment == 0.0
+    worker._close(closing(1, [LocalStatistics(second_moment=4.0)] * 3))
+    assert worker.second_moment == 4.0
 
 
 def test_no_number_counts_as_unknown() -> None:

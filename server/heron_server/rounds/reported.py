@@ -41,12 +41,12 @@ def check_variances(entry: SpoolEntry | None, model: ModelSpec) -> None:
 def combined(name: str, reported: Sequence[float], last: float) -> float:
     """Return a running figure for the next round: the median of the clients', not further from the last one than MOST_CHANGE.
 
-    What is 0 is unknown and does not count; where nothing is known the last one stands. Of an even number the middle two are averaged if they agree within
+    What is 0 is unknown and does not count; where less than half of them know anything the last one stands. Of an even number the middle two are averaged if they agree within
     MOST_CHANGE; else one of them is no measurement, and the lower is taken: too large a figure would stop all fronts, too small a one is bounded by their step rule.
     """
     most = MOST_CHANGE[name]
     known = sorted(value for value in reported if value > 0)
-    if not known:
+    if not known or 2 * len(known) < len(reported):
         return last
     low, high = known[(len(known) - 1) // 2], known[len(known) // 2]
     figure = low / 2 + high / 2 if high <= most * low else low

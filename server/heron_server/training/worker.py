@@ -15,7 +15,7 @@ from heron_common.assignment import LocalStatistics, Task
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
-from heron_common.reported_ranges import within_range
+from heron_common.reported_ranges import known_figure
 from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
@@ -65,9 +65,7 @@ class TrainWorker:
         """Go back to a round boundary."""
         state = checkpoint.state
         self._load_tensors(checkpoint, int(state["server_version"]))
-        # Earlier versions took whatever clients said of them.
-        self.second_moment = within_range("second_moment", state["second_moment"])
-        self.derivative_quantile = within_range("derivative_quantile", state["derivative_quantile"])
+        self._take_up_figures(state)
         if "first_scales" in state:
             self._scales = np.array(state["first_scales"], np.float64)
         else:
@@ -254,7 +252,8 @@ class TrainWorker:
                 parts.alignment.align()
             parts.alignment.forget()
         statistics = [update.statistics for update in job.updates]
-        self._merge(statistics)
+        if job.plan.trains_front:
+            self._merge(statistics)
         self._watch_divergence(job, statistics)
         score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
         seconds = round(self._parts.clock.now() - job.opened_at, 3)
@@ -276,8 +275,11 @@ class TrainWorker:
     def _return_to(self, checkpoint: Checkpoint) -> None:
         """Take over front, head, back, moments and running figures of a checkpoint; rounds, steps and what is known of clients go on from here."""
         self._load_tensors(checkpoint, self._parts.trainer.server_version)
-        self.second_moment = within_range("second_moment", checkpoint.state["second_moment"])
-        self.derivative_quantile = within_range("derivative_quantile", checkpoint.state["derivative_quantile"])
+        self._take_up_figures(checkpoint.state)
+
+    def _take_up_figures(self, state: dict[str, Any]) -> None:
+        self.second_moment = known_figure("second_moment", state["second_moment"])
+        self.derivative_quantile = known_figure("derivative_quantile", state["derivative_quantile"])
 
     def _counted_rows(self, job: CloseJob) -> list[int]:
         counted = self._parts.gatekeeper.counted_rows
