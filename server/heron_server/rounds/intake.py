@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
 from heron_common.error_catalog import ErrorCode
@@ -254,18 +255,19 @@ class Intake:
             self._run.metrics.log_mismatches.inc()
             record.log_mismatches += 1
             raise
-        with self._writer(weights.nbytes + len(statistics_bytes), True, digests=True) as writer:
-            writer.write(weights.tobytes() + statistics_bytes)
-            return _commit(writer)
+        payload = weights.tobytes() + statistics_bytes
+        with self._writer(len(payload), True) as writer:
+            writer.write(payload)
+            return replace(_commit(writer), sha256=hashlib.sha256(payload).hexdigest())
 
     def _release_all(self, entries: Sequence[SpoolEntry | None]) -> None:
         for entry in entries:
             if entry is not None:
                 self._run.spool.release(entry)
 
-    def _writer(self, size_bytes: int, always: bool, owner: str = "", digests: bool = False) -> SpoolWriter:
+    def _writer(self, size_bytes: int, always: bool, owner: str = "") -> SpoolWriter:
         try:
-            return self._run.spool.open(size_bytes, always, owner, digests)
+            return self._run.spool.open(size_bytes, always, owner)
         except (SpoolFullError, StorageError) as exc:
             raise RefusedError(ErrorCode.SPOOL_FULL, f"{exc}: send it again later", 0.5) from exc
 

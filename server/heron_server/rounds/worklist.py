@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+from dataclasses import replace
 
 from heron_common.assignment import UploadLoss
 from heron_common.crash_points import CrashPoint, crash_point
@@ -87,9 +89,9 @@ class Worklist:
         run, told = self._run, False
         while True:
             try:
-                with run.spool.open(len(cut_gradient), always=True, digests=True) as writer:
+                with run.spool.open(len(cut_gradient), always=True) as writer:
                     writer.write(cut_gradient)
-                    return writer.commit()
+                    return replace(writer.commit(), sha256=hashlib.sha256(cut_gradient).hexdigest())
             except StorageError as exc:
                 with run.changed:
                     if run.draining:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +27,7 @@ class SpoolEntry:
     owner: str = ""
     """The client whose upload it is; empty for what the server itself wants."""
     sha256: str = ""
-    """Of the payload, where the writer was asked for it."""
+    """Of the payload, where the ledger cannot know it from what a client sent."""
 
     def to_stored(self) -> StoredFile:
         """Return how the ledger names it."""
@@ -161,14 +161,13 @@ class Spool:
         finally:
             os.close(directory)
 
-    def open(self, size_bytes: int, always: bool = False, owner: str = "", digests: bool = False) -> SpoolWriter:
+    def open(self, size_bytes: int, always: bool = False, owner: str = "") -> SpoolWriter:
         """Reserve room and open a writer.
 
         Args:
             size_bytes: what will be written, exactly.
             always: admit it over budget: the upload that training waits for, and updates, of which there is one a client and round.
             owner: the client whose upload it is.
-            digests: compute the payload's digest, where nobody else does.
 
         Raises:
             SpoolFullError: a budget is used up now.
@@ -183,7 +182,7 @@ class Spool:
             self._arriving += size_bytes
             entry = SpoolEntry(self._directory / f"{next(self._numbers):09d}.upload", size_bytes, owner)
         try:
-            return SpoolWriter(self, entry, digests)
+            return SpoolWriter(self, entry)
         except OSError as exc:
             self.arrived(entry)
             self._free(entry)
@@ -227,9 +226,8 @@ class Spool:
 class SpoolWriter:
     """Writes one payload; unless `commit` is called, leaving the context deletes it."""
 
-    def __init__(self, spool: Spool, entry: SpoolEntry, digests: bool = False) -> None:
+    def __init__(self, spool: Spool, entry: SpoolEntry) -> None:
         self._spool = spool
-        self._hash = hashlib.sha256() if digests else None
         self._entry = entry
         self._committed = False
         self._file = os.fdopen(os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
@@ -243,8 +241,6 @@ class SpoolWriter:
         """
         try:
             self._file.write(data)
-            if self._hash is not None:
-                self._hash.update(data)
         except OSError as exc:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
 
@@ -264,8 +260,6 @@ class SpoolWriter:
         except OSError as exc:
             raise StorageError(f"cannot write to the spool ({exc.strerror or exc})") from exc
         self._committed = True
-        if self._hash is not None:
-            self._entry = replace(self._entry, sha256=self._hash.hexdigest())
         self._spool.arrived(self._entry)
         return self._entry
 
