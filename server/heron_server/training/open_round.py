@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from heron_common.ids import RoundReference
+from heron_common.reported_ranges import known_figure
 from heron_server.rounds.jobs import RoundInputs, SaveJob
 from heron_server.training.run_parts import RunParts
 from heron_server.training.uploads import DecodedUpload
@@ -70,8 +71,8 @@ def restore_open_round(parts: RunParts, tensors: dict[str, torch.Tensor], state:
         tensors[_FRONT].numpy().tobytes(),
         tensors[_HEAD].numpy().tobytes(),
         tuple(float(s) for s in state["scales"]),
-        float(state["second_moment"]),
-        float(state["derivative_quantile"]),
+        known_figure("second_moment", state["second_moment"]),
+        known_figure("derivative_quantile", state["derivative_quantile"]),
         heads,
         bool(state["rests"]),
         tensors[_STATISTICS].numpy().tobytes(),
