@@ -88,7 +88,10 @@ class KeptBuffers:
     @property
     def became_infinite(self) -> bool:
         """Whether one that was finite no longer is."""
-        return any(is_finite(kept) and not is_finite(buffer) for buffer, kept in self._kept)
+        # All at once first: a question to a GPU for each would cost more than the step.
+        if math.isfinite(length([buffer for buffer, _ in self._kept if buffer.is_floating_point()])):
+            return False
+        return any(not is_finite(buffer) and is_finite(kept) for buffer, kept in self._kept)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
