@@ -30,7 +30,7 @@ def add_parser(verbs: Any) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
     which.add_argument(
-        "--checkpoint", choices=("newest", "best"), default="newest", help="the newest checkpoint (default) or the run's best one"
+        "--checkpoint", dest="round", choices=("newest", "best"), help="the newest checkpoint (default) or the run's best one"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (default: the run's own, and so its own rounding)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1, as a run has)")
@@ -51,7 +51,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     report = evaluate_checkpoint(
         options.run_dir,
         options.data,
-        "best" if options.checkpoint == "best" else options.round,
+        None if options.round == "newest" else options.round,
         options.batch_size,
         threads=options.threads,
         device=options.device,

@@ -37,7 +37,7 @@ def add_parser(verbs: Any) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--round", type=int, metavar="N", help="the checkpoint after N rounds (default: the newest)")
     which.add_argument(
-        "--checkpoint", choices=("newest", "best"), default="newest", help="the newest checkpoint (default) or the run's best one"
+        "--checkpoint", dest="round", choices=("newest", "best"), help="the newest checkpoint (default) or the run's best one"
     )
     adapters = parser.add_mutually_exclusive_group()
     adapters.add_argument("--merge-adapters", action="store_true", help="merge adapters into their layers (the default)")
@@ -65,7 +65,7 @@ def run_export(options: argparse.Namespace) -> int:
     chosen = ExportFormat(options.format)
     # Here too, at once: to build a large model takes minutes.
     check_place(chosen, options.output, options.force)
-    trained = load_trained(options.run_dir, "best" if options.checkpoint == "best" else options.round)
+    trained = load_trained(options.run_dir, None if options.round == "newest" else options.round)
     delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")

@@ -34,7 +34,8 @@ class BestCheckpoint:
             # Activations that no step could be taken on: worse than any loss.
             server_loss = math.nan
         loss, scored = self._validated(completed) if self._parts.validation_source is not None else (server_loss, completed - 1)
-        kept = scored == completed or self._parts.checkpoints.has(scored)
+        # The first weights have learnt nothing.
+        kept = scored == completed or (scored > 0 and self._parts.checkpoints.has(scored))
         return self._follow(self.known.after_round(completed, loss, scored if kept else None, self._chance), load)
 
     def after_attempt(self, completed: int, is_hopeless: bool, load: Callable[[Checkpoint], None]) -> bool | None:
