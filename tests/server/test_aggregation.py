@@ -318,6 +318,6 @@ def test_below_five_clients_only_the_trimmed_mean_protects_nobody(rule: Aggregat
 
 def test_weights_are_in_proportion_to_where_their_round_began() -> None:
     start = np.full(4, 2.0, np.float32)
-    arrays = [np.full(4, value, np.float32) for value in (2.0, -15_000.0, 19_000.0, 21_000.0, 3e38)]
+    arrays = [np.full(4, value, np.float32) for value in (2.0, -1.5e8, 1.9e8, 2.1e8, 3e38)]
     assert in_proportion(arrays, start) == [0, 1, 2]
-    assert in_proportion([np.full(4, 99.0, np.float32), np.full(4, 101.0, np.float32)], np.zeros(4, np.float32)) == [0]
+    assert in_proportion([np.full(4, 0.9e6, np.float32), np.full(4, 1.1e6, np.float32)], np.zeros(4, np.float32)) == [0]

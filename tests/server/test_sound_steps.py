@@ -277,7 +277,7 @@ def test_a_server_records_the_rejection_and_its_run_goes_on(serve: Callable[...,
     assert json.loads((server.directory.path / "summary.json").read_text())["rejected_uploads"] == {"a": {"non_finite": 1}}
 
 
-@pytest.mark.parametrize(("size", "counts"), [(3e38, False), (1e7, False), (50.0, True)])
+@pytest.mark.parametrize(("size", "counts"), [(3e38, False), (1e9, False), (50.0, True)])
 def test_weights_out_of_all_proportion_do_not_count(serve: Callable[..., RunningServer], size: float, counts: bool) -> None:
     """In a mean they would be all that is left of a front."""
     server = serve(preset="heron", update_encoding="dense", clients=2, min_updates=2, weighting="uniform", local_steps=1)

@@ -21,8 +21,8 @@ TRIM_FRACTION = 0.2
 BYZANTINE_SHARE = 0.2
 """Share of clients that multi-Krum expects to lie, rounded up: one of five, as the trimmed mean."""
 
-OUT_OF_PROPORTION = 1e4
-"""An update may lie so many times as far from the round's start as the start is large: no front survives more, and no step rule goes there."""
+OUT_OF_PROPORTION = 1e8
+"""An update may lie so many times as far from the round's start as the start is large: in a mean with more no bit of the others' float32 is left."""
 
 _SMALLEST = 1e-2
 """Root mean square of weights below which they count as this large: the floor of direction scales."""
