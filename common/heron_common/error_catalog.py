@@ -67,7 +67,7 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.INVALID_TENSOR: CatalogEntry(
         "INVALID_ARGUMENT", False, "a tensor's name, dtype, shape or size is not what this round expects"
     ),
-    ErrorCode.NON_FINITE: CatalogEntry("INVALID_ARGUMENT", False, "a tensor holds NaN or infinity"),
+    ErrorCode.NON_FINITE: CatalogEntry("INVALID_ARGUMENT", False, "a tensor holds NaN or infinity, or a statistic is out of its range"),
     ErrorCode.LABEL_RANGE: CatalogEntry("INVALID_ARGUMENT", False, "a label is outside the classes of the data specification"),
     ErrorCode.TRUNCATED: CatalogEntry("DATA_LOSS", True, "a stream ended early"),
     ErrorCode.OVERSIZED: CatalogEntry("INVALID_ARGUMENT", False, "a stream or chunk is larger than announced or allowed"),

@@ -222,16 +222,17 @@ class Algorithm:
         """Return the largest client learning rate for so many trained weights."""
         return min(self.rate_times_dimension / dimension, self.rate_times_root_dimension / math.sqrt(dimension))
 
-    def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False) -> Plan:
+    def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False, step_factor: float = 1.0) -> Plan:
         """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly.
 
         Args:
             round_index, num_rounds: where in the run.
             rests: keep the front as it is, because it diverged.
+            step_factor: the share of its learning rate that it takes, less than 1 once a run had to go back.
 
         """
         if round_index < self.warmup_rounds or rests:
             return dataclasses.replace(self.plan, objective=Objective.NONE, estimator=Estimator.NONE)
         progress = round_index / num_rounds
-        rate = self.plan.learning_rate * (1.0 - (1.0 - self.final_rate_fraction) * progress)
+        rate = self.plan.learning_rate * (1.0 - (1.0 - self.final_rate_fraction) * progress) * step_factor
         return dataclasses.replace(self.plan, learning_rate=rate)

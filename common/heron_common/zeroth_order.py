@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 
 from heron_common.tensors import Float32Array, Float64Array
 
@@ -190,12 +189,6 @@ def tensor_scales(tensors: list[Float32Array], floor: float) -> Float64Array:
 def global_scales(tensors: list[Float32Array], floor: float) -> Float64Array:
     """Return s = max(rms of all weights, floor) for every tensor: relative to the model's size, but alike in all directions."""
     return np.full(len(tensors), max(_rms(tensors), floor), np.float64)
-
-
-def merge_running(figures: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
-    """Return the weighted mean of the clients' running figures (mean of c^2, quantile of |c|); entries that are 0 (unknown) or not finite do not count."""
-    known = np.isfinite(figures) & (figures > 0)
-    return float(np.average(figures[known], weights=weights[known])) if known.any() and float(weights[known].sum()) > 0 else 0.0
 
 
 def _rms(tensors: list[Float32Array]) -> float:

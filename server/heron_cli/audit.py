@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProvedRound:
-    """One round of a run: how many clients' logs were replayed, how many sent weights that had to be taken as they came."""
+    """One round of a run: how many clients' logs were replayed, how many sent weights that had to be taken as they came; to what the run then went back."""
 
     round_index: int
     replayed: int
     taken: int
+    returned_to: int | None = None
 
 
 def add_parser(verbs: Any) -> None:
@@ -55,7 +56,8 @@ def run_audit(options: argparse.Namespace) -> int:
     for proved in _sound(options.run_dir):
         last, taken, replayed = proved.round_index, taken + proved.taken, replayed + proved.replayed
         note = f", {proved.taken} sent weights" if proved.taken else ""
-        say(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved")
+        back = f"; the run went back to what it was after {proved.returned_to} rounds" if proved.returned_to is not None else ""
+        say(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved{back}")
     say("", f"The front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
     if taken:
         say(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
@@ -75,6 +77,7 @@ def prove(run_dir: Path) -> Iterator[ProvedRound]:
     # safetensors and torch: the other verbs do without them, and so may an installation for a device.
     from heron_server.storage.audit import AuditTrail
     from heron_server.storage.checkpoint import CheckpointStore
+    from heron_server.training.recovery import Recovery
 
     if not (run_dir / "checkpoints").is_dir():
         raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server")
@@ -90,16 +93,33 @@ def prove(run_dir: Path) -> Iterator[ProvedRound]:
         raise CheckpointError(f"the first checkpoint of {run_dir} is missing, so there is nothing to replay from: restore it from a backup")
     layout = FlatLayout(tuple(TensorSpec(name, DType.FLOAT32, shape) for name, shape in trail.read(min(recorded)).facts.tensors))
     theta = _trained(checkpoints[0], layout)
-    for index in sorted(recorded | {after - 1 for after in checkpoints if after > 0}):
+    returns = {one.after_round: one.to_round for one in Recovery.of(checkpoints[completed].state.get("recovery")).returns}
+    proved_at: dict[int, Float32Array] = {}
+    # Rounds without a record leave the weights alone: only where something is to be proved or remembered is anything to do.
+    for index in sorted(recorded | {after - 1 for after in (*checkpoints, *returns) if after > 0} | set(returns.values())):
+        if index in returns.values():
+            proved_at[index] = theta
+        target = returns.get(index + 1)
         if index in recorded:
             theta, proved = _prove_round(trail.read(index), theta, layout)
-            yield proved
+            yield replace(proved, returned_to=target)
+        if target is not None:
+            # Weights that were proved on the way here: what the decision names, nothing has to be taken on trust.
+            theta = _gone_back_to(target, proved_at, index)
         if index + 1 in checkpoints:
             _compare(
                 weights_digest(_trained(checkpoints[index + 1], layout)).hex(),
                 weights_digest(theta).hex(),
                 f"the checkpoint after round {index}",
             )
+
+
+def _gone_back_to(target: int, proved_at: dict[int, Float32Array], index: int) -> Float32Array:
+    if target not in proved_at:
+        raise CheckpointError(
+            f"after round {index} the run went back to what it was after {target} rounds, which is no round before: restore it from a backup"
+        )
+    return proved_at[target]
 
 
 def _prove_round(entry: AuditRound, theta: Float32Array, layout: FlatLayout) -> tuple[Float32Array, ProvedRound]:

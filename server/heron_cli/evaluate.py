@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from heron_cli.trained_options import add_trained_options, vouched_by
+from heron_cli.trained_options import add_trained_options, checkpoint_of, vouched_by
 from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from heron_server.training.vouching import Vouched
+
+
+Which = int | Literal["best"] | None
+"""The checkpoint after so many rounds, the best, or the newest."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -51,7 +55,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     report = evaluate_checkpoint(
         options.run_dir,
         options.data,
-        options.round,
+        checkpoint_of(options),
         options.batch_size,
         threads=options.threads,
         device=options.device,
@@ -67,7 +71,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def evaluate_checkpoint(
     run_dir: Path,
     source: str,
-    completed_rounds: int | None = None,
+    completed_rounds: Which = None,
     batch_size: int | None = None,
     *,
     threads: int = 1,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from heron_cli.trained_options import add_trained_options, vouched_by
+from heron_cli.trained_options import add_trained_options, checkpoint_of, vouched_by
 from heron_common.exit_codes import ExitCode
 from heron_common.output import say
 
@@ -60,7 +60,7 @@ def run_export(options: argparse.Namespace) -> int:
     chosen = ExportFormat(options.format)
     # Here too, at once: to build a large model takes minutes.
     check_place(chosen, options.output, options.force)
-    trained = load_trained(options.run_dir, options.round, vouched_by(options))
+    trained = load_trained(options.run_dir, checkpoint_of(options), vouched_by(options))
     delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)
     say(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")
     for path in delivered.paths:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from heron_common.option_parser import at_least
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def add_trained_options(parser: argparse.ArgumentParser) -> None:
     """Declare the run, its checkpoint, and who answers for its code."""
     parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
-    parser.add_argument("--round", type=at_least(0), metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--round", type=at_least(0), metavar="N", help="the checkpoint after N rounds (default: the newest)")
+    which.add_argument("--checkpoint", choices=("newest", "best"), help="the newest checkpoint (default) or the run's best one")
     parser.add_argument(
         "--model",
         metavar="TEXT",
@@ -29,6 +31,12 @@ def add_trained_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the code that the run directory names, whatever it is: it can do all that you can",
     )
+
+
+def checkpoint_of(options: argparse.Namespace) -> int | Literal["best"] | None:
+    """Return which checkpoint was asked for: the one after so many rounds, the best, or the newest."""
+    round_asked: int | None = options.round
+    return "best" if options.checkpoint == "best" else round_asked
 
 
 def vouched_by(options: argparse.Namespace) -> Vouched:

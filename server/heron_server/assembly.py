@@ -22,7 +22,7 @@ from heron_common.timing import Timing
 from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.models.behaviour import behaviour, computes_otherwise
-from heron_server.models.split_model import SplitModel
+from heron_server.models.split_model import SplitModel, infinite_buffers
 from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.clients import ClientRegistry
@@ -145,7 +145,8 @@ def assemble_run(
     algorithm, data = published.algorithm, published.data
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
-    checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs)
+    infinite = infinite_buffers(published.model)
+    checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs, infinite=infinite)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
     clients = ClientRegistry(max_clients)
@@ -251,6 +252,7 @@ def _run_parts(
         Gatekeeper(gates, metrics),
         HeadAlignment(published.model, algorithm.alignment) if aligns else None,
         event_files,
+        published.validation_source,
     )
 
 

@@ -46,6 +46,11 @@ class RunSection(Section):
         "truncate", description="text longer than the specification says is cut off and counted, or refused: truncate or refuse"
     )
     eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
+    validation_data: str | None = Field(
+        None,
+        description="data source by whose loss the best checkpoint is chosen, to which a run goes back if it unlearns what it knew; by the loss of its server steps "
+        "by default, never by --eval-data",
+    )
     held_out: float = Field(
         0.0,
         ge=0,

@@ -55,7 +55,7 @@ class ServerMetrics:
         self.round_seconds = histogram("round_seconds", "Duration of a round, from opening to the score of its average.")
         self.train_loss = gauge("train_loss", "The back's loss on the latest upload.")
         self.head_loss = gauge("head_loss", "The auxiliary head's loss on the latest upload, where the server trains it.")
-        self.local_loss = gauge("local_loss", "Mean of the clients' local losses in the latest round.")
+        self.local_loss = gauge("local_loss", "Median of the clients' local losses in the latest round.")
         self.evaluation_accuracy = gauge("evaluation_accuracy", "Accuracy on held-out data after the latest round.")
         self.evaluation_loss = gauge("evaluation_loss", "Loss on held-out data after the latest round.")
         self.evaluation_perplexity = gauge("evaluation_perplexity", "Perplexity on held-out text after the latest round.")
@@ -66,13 +66,16 @@ class ServerMetrics:
         self.federated_perplexity = gauge(
             "federated_perplexity", "Perplexity on clients' held-out text of the model that the latest round started from."
         )
-        self.difference_mean = gauge("difference_mean", "Mean directional derivative over the clients of the latest round.")
+        self.difference_mean = gauge("difference_mean", "Mean directional derivative, the median over the clients of the latest round.")
         self.difference_variance = gauge(
-            "difference_variance", "Mean variance of directional derivatives over the clients of the latest round."
+            "difference_variance", "Variance of directional derivatives, the median over the clients of the latest round."
         )
         self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
         self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")
-        self.steps_skipped = counter("steps_skipped", "Server steps that were skipped because a loss was not finite.")
+        self.steps_skipped = counter(
+            "steps_skipped",
+            "Server steps that were not taken, because they would have left what is not finite or were out of all proportion.",
+        )
         self.log_mismatches = counter(
             "log_mismatches", "Update logs whose replay arrived at other weights, so that the weights were asked for."
         )
@@ -80,10 +83,17 @@ class ServerMetrics:
             "diverged_clients", "Updates of clients that stopped stepping because a loss or gradient was not finite."
         )
         self.diverged = gauge("diverged", "1 once fronts rest because most clients of a round diverged.")
-        self.uploads_rejected = counter(
-            "uploads_rejected", "Acknowledged uploads that the gates let nothing be trained on, by reason.", ("reason",)
+        self.returns_to_best = counter(
+            "returns_to_best", "Times that the run went back to its best checkpoint, because its loss was back at chance."
         )
-        self.gradients_shortened = counter("gradients_shortened", "Server steps whose gradient the gates shortened.")
+        self.uploads_rejected = counter(
+            "uploads_rejected",
+            "Acknowledged uploads that nothing was trained on, by reason: the gates refused them, or no step could be taken.",
+            ("reason",),
+        )
+        self.gradients_shortened = counter(
+            "gradients_shortened", "Server steps whose gradient was shortened, by the gates or because it was out of proportion."
+        )
         self.quarantined_clients = gauge("quarantined_clients", "Clients that the gates set apart in the round to come.")
         self.rejections = counter("rejections", "Requests that were refused, by reason.", ("reason",))
         self.replay_mismatches = counter(

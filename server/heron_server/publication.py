@@ -36,6 +36,7 @@ class Published:
     """What is trained and scored, and the proof that its programs are right."""
 
     eval_source: SampleReader | None
+    validation_source: SampleReader | None
     data: DataSpecification
     model: SplitModel
     algorithm: Algorithm
@@ -53,20 +54,22 @@ def publish_run(config: TrainingConfig) -> Published:
     """
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
     data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
-    eval_source = None if data.tokens else _eval_source(config, data)
+    eval_source = None if data.tokens else _scored(config.run.eval_data, data)
+    validation_source = None if data.tokens else _scored(config.run.validation_data, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
     probes = _probes(config, data, eval_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
     refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.
-    eval_source = _eval_source(config, data, model.tokenizer) if data.tokens else eval_source
+    eval_source = _scored(config.run.eval_data, data, model.tokenizer) if data.tokens else eval_source
+    validation_source = _scored(config.run.validation_data, data, model.tokenizer) if data.tokens else validation_source
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
-    return Published(eval_source, data, model, algorithm, cost, programs, parity)
+    return Published(eval_source, validation_source, data, model, algorithm, cost, programs, parity)
 
 
 def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:
@@ -138,7 +141,5 @@ def _probes(config: TrainingConfig, data: DataSpecification, eval_source: Sample
     return probes_of(eval_source) if eval_source is not None else None
 
 
-def _eval_source(config: TrainingConfig, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
-    if config.run.eval_data is None:
-        return None
-    return check_source(open_source(config.run.eval_data), data, tokenizer)
+def _scored(source: str | None, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
+    return None if source is None else check_source(open_source(source), data, tokenizer)

@@ -19,7 +19,6 @@ from heron_common.zeroth_order import (
     SecondMoment,
     directional_derivatives,
     guard,
-    merge_running,
     scalar_adaptive_coefficients,
     sgd_coefficients,
 )
@@ -179,21 +178,6 @@ def test_poisoned_losses_never_reach_a_coefficient(poisoned: int, figure: float,
     assert math.isfinite(guarded.second_moment.value)
     # Of the eight poisoned pairs three differ by a finite number, twice the largest float32.
     assert guarded.num_non_finite == {0: 0, 3: 3, 8: 5}[poisoned]
-
-
-def test_second_moments_merge_by_weight_and_unknown_ones_do_not_count() -> None:
-    merged = merge_running(np.array([2.0, 0.0, 6.0]), np.array([1.0, 100.0, 3.0]))
-    assert merged == pytest.approx((2.0 * 1 + 6.0 * 3) / 4)
-
-
-@pytest.mark.parametrize(("moments", "weights"), [([0.0, 0.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0]), ([], [])])
-def test_second_moments_without_knowledge_or_weight_merge_to_unknown(moments: list[float], weights: list[float]) -> None:
-    assert merge_running(np.array(moments), np.array(weights)) == 0.0
-
-
-@pytest.mark.parametrize("poison", [*POISON, -1.0])
-def test_a_poisoned_second_moment_of_one_client_does_not_count(poison: float) -> None:
-    assert merge_running(np.array([poison, 3.0]), np.array([1.0, 1.0])) == 3.0
 
 
 @pytest.mark.parametrize("poison", POISON)

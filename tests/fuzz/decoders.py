@@ -53,7 +53,7 @@ from heron_server.config import ServerConfig
 from heron_server.options import OptionSource, read_options
 from heron_server.rounds.receiving import Incoming
 from heron_server.rounds.replay import replay_update
-from heron_server.rounds.statistics import check_statistics
+from heron_server.rounds.reported import check_reported
 from heron_server.service.streams import receive_header, receive_payload
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.storage.run_directory import recorded_identity
@@ -91,7 +91,7 @@ def upload_header(data: bytes) -> None:
 
 def update_header(data: bytes) -> None:
     header = pb.UpdateHeader.FromString(data)
-    check_statistics(statistics_from_proto(header.statistics))
+    check_reported(statistics_from_proto(header.statistics))
     specs = tensor_specs_from_proto(header.tensors)
     round_from_proto(header.round)
     attempt().check_update("a", header.steps_completed, encoding_from_proto(header.encoding), specs, header.total_bytes)

@@ -23,6 +23,7 @@ from heron_server.rounds.aggregation import (
     aggregation_weights,
     coordinate_median,
     expected_byzantine,
+    in_proportion,
     multi_krum,
     norm_clipped_mean,
     trimmed_mean,
@@ -313,3 +314,10 @@ def test_one_attacker_pulls_the_norm_clipped_mean_no_further_than_an_honest_clie
 def test_below_five_clients_only_the_trimmed_mean_protects_nobody(rule: AggregationRule, holds: bool, count: int) -> None:
     got, honest, _ = aggregate_with_attacker(rule, count)
     assert bool(np.abs(got - honest[0]).max() < 1) is holds
+
+
+def test_weights_are_in_proportion_to_where_their_round_began() -> None:
+    start = np.full(4, 2.0, np.float32)
+    arrays = [np.full(4, value, np.float32) for value in (2.0, -1.5e8, 1.9e8, 2.1e8, 3e38)]
+    assert in_proportion(arrays, start) == [0, 1, 2]
+    assert in_proportion([np.full(4, 0.9e6, np.float32), np.full(4, 1.1e6, np.float32)], np.zeros(4, np.float32)) == [0]

@@ -164,3 +164,35 @@ def test_a_disk_that_refuses_is_an_error_and_the_checkpoint_before_stands(tmp_pa
     assert sorted(tmp_path.iterdir()) == files, "nothing half-written is left"
     store.write(checkpoint(2))
     assert_equal(store.read_newest(), checkpoint(2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_not_finite_is_never_written(tmp_path: Path, bad: float, inside: bool) -> None:
+    store = written(tmp_path, 1)
+    good = checkpoint(2)
+    ill = Checkpoint(2, good.tensors | {"optimiser.back.0.exp_avg_sq": torch.tensor([1.0, bad])}, good.state)
+    with pytest.raises(CheckpointError, match=r"'optimiser\.back\.0\.exp_avg_sq' was expected to be finite"):
+        _ = store.write_open(ill, 3) if inside else store.write(ill)
+    assert_equal(CheckpointStore(tmp_path, 3).read_newest(), checkpoint(1))
+    assert store.read_open() is None
+
+
+def test_a_models_own_mask_may_hold_infinity(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 3, infinite=frozenset({"back.mask"}))
+    good = checkpoint(1)
+    masked = Checkpoint(1, good.tensors | {"back.mask": torch.full((2, 2), -torch.inf)}, good.state)
+    store.write(masked)
+    assert_equal(store.read_newest(), masked)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept_beside_the_newest_until_another_is_better(tmp_path: Path, keep: int) -> None:
+    store = CheckpointStore(tmp_path, keep, keep_first=True)
+    for number in range(6):
+        store.write(checkpoint(number), best=None if number < 2 else 1)
+    assert store.best() == 1 and store.has(1) and not store.has(2)
+    assert_equal(CheckpointStore(tmp_path, 1).read(store.best()), checkpoint(1))
+    assert sorted(path.name for path in tmp_path.glob("round-*")) == [store.path_of(n).name for n in (0, 1, *range(6 - keep, 6))]
+    store.write(checkpoint(6), best=5)
+    assert store.best() == 5 and not store.has(1)

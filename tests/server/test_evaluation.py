@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import torch
 
 from heron_common.assignment import DataSpecification
+from heron_common.atomic import finite
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
 from heron_server.models.split_model import SplitModel
-from heron_server.training.evaluation import evaluate
+from heron_server.training.evaluation import Score, evaluate
 
 SPECIFICATION = DataSpecification("test", (1, 4, 4), 3, mean=0.5, standard_deviation=2.0)
 
@@ -60,3 +63,12 @@ def test_scoring_changes_no_weight_and_leaves_no_gradient(tiny_model: SplitModel
     evaluate(tiny_model, SampleReader(source(30), SPECIFICATION))
     after = [p for part in (tiny_model.front, tiny_model.back) for p in part.parameters()]
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
+
+
+def test_a_score_that_was_not_finite_comes_back_from_a_checkpoint(tiny_model: SplitModel) -> None:
+    """One held-out upload of 1e38 makes its loss infinite, which JSON cannot hold: null, on which a trainer died at every resume."""
+    score, other = Score(tiny_model), Score(tiny_model)
+    score.add(torch.full((2, 3), 3e38) * torch.tensor([1.0, -1.0, 1.0]), torch.tensor([1, 1]))
+    kept = json.loads(json.dumps(finite(score.sums()), allow_nan=False))
+    other.include(Score.of(tiny_model, kept))
+    assert other.result().num_examples == 2 and not math.isfinite(other.result().loss)

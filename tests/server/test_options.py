@@ -22,6 +22,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "cut": ("layer1", "layer2", "layer3"),
     "data_spec": ("1x2x2:2", "1x3x3:2", "1x4x4:2"),
     "eval_data": ("npz:a", "npz:b", "npz:c"),
+    "validation_data": ("npz:a", "npz:b", "npz:c"),
     "difference": ("central", "forward", "central"),
     "objective": ("none", "server", "auxiliary"),
     "estimator": ("none", "zeroth_order", "first_order"),

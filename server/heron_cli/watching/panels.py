@@ -136,6 +136,7 @@ ROUNDS = Row(
             (
                 Query(f"increase({_of_server('rounds_completed_total')}[1h])", "completed"),
                 Query(f"increase({_of_server('rounds_abandoned_total')}[1h])", "abandoned"),
+                Query(f"increase({_of_server('returns_to_best_total')}[1h])", "gone back to the best checkpoint"),
             ),
         ),
         Panel("round duration", _quantiles(_of_server("round_seconds_bucket")), "s"),
@@ -148,7 +149,7 @@ ROUNDS = Row(
                 Query(f"increase({_of_server('gradients_shortened_total')}[5m])", "gradients shortened"),
                 Query(_of_server("quarantined_clients"), "clients set apart"),
             ),
-            meaning="What --gates keep from training.",
+            meaning="What --gates keep from training, and uploads that no step could be taken on.",
         ),
         Panel(
             "replays that did not arrive",

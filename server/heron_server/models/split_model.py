@@ -216,6 +216,17 @@ def moving_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
+def infinite_buffers(model: SplitModel) -> frozenset[str]:
+    """Return the names, in a checkpoint, of buffers that are not finite before any training: masks that are added to scores."""
+    parts = {"front": model.front, "head": model.auxiliary_head, "back": model.back}
+    return frozenset(
+        f"{part}.{name}"
+        for part, module in parts.items()
+        for name, buffer in module.named_buffers()
+        if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all())
+    )
+
+
 def load_moving_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Set what `moving_state` returned.
 

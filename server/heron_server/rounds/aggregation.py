@@ -21,6 +21,12 @@ TRIM_FRACTION = 0.2
 BYZANTINE_SHARE = 0.2
 """Share of clients that multi-Krum expects to lie, rounded up: one of five, as the trimmed mean."""
 
+OUT_OF_PROPORTION = 1e8
+"""An update may lie so many times as far from the round's start as the start is large: in a mean with more no bit of the others' float32 is left."""
+
+_SMALLEST = 1e-2
+"""Root mean square of weights below which they count as this large: the floor of direction scales."""
+
 _BLOCK_VALUES = 1 << 18
 """Values of all clients together held at a time: 2 MiB in float64, within a core's cache."""
 
@@ -83,6 +89,13 @@ def weighted_mean(arrays: list[Float32Array], weights: Float64Array) -> Float32A
     for array, weight in zip(arrays, weights, strict=True):
         total += weight * array.astype(np.float64)
     return total.astype(np.float32)
+
+
+def in_proportion(arrays: list[Float32Array], reference: Float32Array) -> list[int]:
+    """Return the places of the clients whose weights are in proportion to those that the round started from."""
+    start = math.sqrt(float(np.sum(np.square(reference, dtype=np.float64))))
+    limit = OUT_OF_PROPORTION * max(start, _SMALLEST * math.sqrt(reference.size))
+    return [place for place, norm in enumerate(_delta_norms(arrays, reference)) if norm <= limit]
 
 
 def coordinate_median(arrays: list[Float32Array]) -> Float32Array:

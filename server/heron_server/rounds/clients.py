@@ -14,6 +14,7 @@ from heron_common.assignment import UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.ids import checked_client_name, new_token
+from heron_common.reported_ranges import within_range
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ class ClientRecord:
         self.note_memory(other.peak_memory_bytes)
 
     def note_memory(self, peak_memory_bytes: int) -> None:
-        """Keep the largest peak that was reported."""
-        self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes)
+        """Keep the largest peak that was reported and can be."""
+        self.peak_memory_bytes = max(self.peak_memory_bytes, int(within_range("peak_memory_bytes", peak_memory_bytes)))
 
 
 class ClientRegistry:

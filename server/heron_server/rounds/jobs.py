@@ -27,6 +27,8 @@ class RoundInputs:
     statistics: bytes = b""
     set_apart: tuple[str, ...] = ()
     """Clients that have no part in it."""
+    step_factor: float = 1.0
+    """The share of their step that fronts take, less than 1 once the run had to go back to a checkpoint."""
 
 
 @dataclass(frozen=True)

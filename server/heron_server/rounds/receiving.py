@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from types import TracebackType
 from typing import Generic
 
@@ -13,7 +15,7 @@ from heron_common.tensors import TensorSpec
 from heron_server.rounds.admission import Admission, AnyHeader, Cancel, UpdateHeader, UploadHeader
 from heron_server.rounds.owner import Answered, RoundOwner
 from heron_server.rounds.replay import replay_update
-from heron_server.rounds.statistics import check_statistics
+from heron_server.rounds.reported import check_reported, check_variances
 from heron_server.storage.spool import Spool, SpoolEntry, SpoolWriter
 
 
@@ -94,15 +96,21 @@ class Receiver:
 
         Raises:
             RefusedError: CONFLICTING_UPLOAD if another one came before; LOG_MISMATCH if a log does not arrive at the weights that it names;
-                NON_FINITE for statistics that cannot be.
+                NON_FINITE if what the client says of its round cannot be.
 
         """
-        check_statistics(statistics)
+        check_reported(statistics)
         admitted = incoming.admitted
         attempt = self._owner.attempt_of_update(admitted, sha256)
         if attempt is None:
             return
         entry, log_bytes = incoming.commit(), None
+        try:
+            check_variances(entry, attempt.model)
+        except RefusedError:
+            if entry is not None:
+                self._spool.release(entry)
+            raise
         if entry is not None and admitted.header.encoding is UpdateEncoding.LOG:
             payload, end = bytes(entry.read()), admitted.specs[0].size_bytes
             self._spool.release(entry)
@@ -113,9 +121,10 @@ class Receiver:
                 self._owner.log_mismatched(admitted.client)
                 raise
             # The entry that a dense update would have: the weights that the log arrives at, and the statistics that came with it.
-            with open_spool(self._spool, weights.nbytes + len(payload) - end, always=True) as writer:
-                writer.write(weights.tobytes() + payload[end:])
-                entry = commit(writer)
+            payload = weights.tobytes() + payload[end:]
+            with open_spool(self._spool, len(payload), always=True) as writer:
+                writer.write(payload)
+                entry = replace(commit(writer), sha256=hashlib.sha256(payload).hexdigest())
         self._owner.accept_update(admitted, sha256, entry=entry, statistics=statistics, log_bytes=log_bytes)
 
 

@@ -56,7 +56,7 @@ def recover(recorded: RecordedAttempt, spool: Spool, covered: int) -> RecoveredF
     try:
         for file, owner in wanted:
             if file.name is not None:
-                entries[file.name] = spool.recover(file.name, file.size_bytes, owner)
+                entries[file.name] = spool.recover(file.name, file.size_bytes, owner, file.sha256)
     except StorageError as exc:
         for entry in entries.values():
             spool.release(entry)

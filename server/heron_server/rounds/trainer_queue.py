@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
+from dataclasses import replace
 
 from heron_common.clock import Clock
 from heron_common.crash_points import CrashPoint, crash_point
@@ -75,7 +77,7 @@ class TrainerQueue:
             try:
                 with self._spool.open(len(cut_gradient), always=True) as writer:
                     writer.write(cut_gradient)
-                    return writer.commit()
+                    return replace(writer.commit(), sha256=hashlib.sha256(cut_gradient).hexdigest())
             except StorageError as exc:
                 if self._owner.is_over:
                     raise

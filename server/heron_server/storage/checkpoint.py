@@ -37,8 +37,10 @@ class Checkpoint:
 class CheckpointStore:
     """Keeps the newest `keep` checkpoints of a run, and the first one too where an audit has to begin there."""
 
-    def __init__(self, directory: Path, keep: int, keep_first: bool = False) -> None:
+    def __init__(self, directory: Path, keep: int, keep_first: bool = False, infinite: frozenset[str] = frozenset()) -> None:
+        """`infinite` names the tensors that may hold what is not finite: a model's own masks, which do from the start."""
         self._directory = directory
+        self._infinite = infinite
         self._keep = keep
         self._keep_first = keep_first
 
@@ -46,14 +48,15 @@ class CheckpointStore:
         """Return where the checkpoint after so many rounds is."""
         return self._directory / f"round-{completed_rounds:06d}.safetensors"
 
-    def write(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint; returns when it is durable and listed. The one before stands until then, and after a failure.
+    def write(self, checkpoint: Checkpoint, best: int | None = None) -> Path:
+        """Write a checkpoint, and keep the one after `best` rounds beside it; returns when it is durable and listed. The one before stands until then, and after a failure.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the disk refuses, or a number is not finite.
 
         """
         path = self.path_of(checkpoint.completed_rounds)
+        self._refuse_infinite(checkpoint)
         data = _document(checkpoint)
         crash_point(CrashPoint.CHECKPOINT_BEGUN)
         try:
@@ -62,10 +65,12 @@ class CheckpointStore:
             kept = [e for e in self._entries() if e["completed_rounds"] != checkpoint.completed_rounds]
             kept.append(_entry(checkpoint, path, data))
             kept.sort(key=lambda entry: int(entry["completed_rounds"]))
-            first = [entry for entry in kept[: -self._keep] if self._keep_first and entry["completed_rounds"] == 0]
-            write_json_atomically(self._directory / _MANIFEST, first + kept[-self._keep :])
+            older = {best} | ({0} if self._keep_first else set())
+            kept = [entry for entry in kept[: -self._keep] if entry["completed_rounds"] in older] + kept[-self._keep :]
+            kept = [{**entry, "best": entry["completed_rounds"] == best} for entry in kept]
+            write_json_atomically(self._directory / _MANIFEST, kept)
             crash_point(CrashPoint.CHECKPOINT_LISTED)
-            self._remove_unlisted({entry["file"] for entry in first + kept[-self._keep :]})
+            self._remove_unlisted({entry["file"] for entry in kept})
             self.drop_open()
         except OSError as exc:
             raise CheckpointError(
@@ -73,6 +78,15 @@ class CheckpointStore:
                 "free some space; the last good checkpoint stands"
             ) from exc
         return path
+
+    def _refuse_infinite(self, checkpoint: Checkpoint) -> None:
+        """Weights and moments are finite whatever clients send (`server_step.py`); a run goes back to nothing that is not."""
+        for name, tensor in checkpoint.tensors.items():
+            if name not in self._infinite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(
+                    f"the checkpoint after {checkpoint.completed_rounds} rounds is not written, for its tensor {name!r} was expected to be finite and "
+                    "is not: the last good checkpoint stands; stop the run and go on from that one with --resume and a lower learning rate"
+                )
 
     def _remove_unlisted(self, listed: set[str]) -> None:
         """Remove what is listed no more, and what processes that were killed left half-written; raises OSError."""
@@ -90,9 +104,10 @@ class CheckpointStore:
         """Write a checkpoint inside the open round, in place of the one before; the next one at a boundary replaces it.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the disk refuses, or a number is not finite.
 
         """
+        self._refuse_infinite(checkpoint)
         path = self._directory / f"open-{checkpoint.completed_rounds:06d}-{positions:09d}.safetensors"
         data = _document(checkpoint)
         try:
@@ -136,6 +151,25 @@ class CheckpointStore:
                 return checkpoint
         raise CheckpointError(f"no usable checkpoint in {self._directory}: start a new run with another --run-dir")
 
+    def has(self, completed_rounds: int) -> bool:
+        """Whether the checkpoint after so many rounds is listed; raises CheckpointError if nobody can say."""
+        return any(entry["completed_rounds"] == completed_rounds for entry in self._entries())
+
+    def best(self) -> int:
+        """Return after how many rounds the run was at its best, as its newest checkpoint knows it.
+
+        Raises:
+            CheckpointError: no list can be read.
+            ConfigurationError: it knows of none.
+
+        """
+        for entry in self._entries():
+            if entry["best"]:
+                return int(entry["completed_rounds"])
+        raise ConfigurationError(
+            f"no best checkpoint is known in {self._directory}, for the run is too young or of an earlier version: leave --checkpoint out"
+        )
+
     def read(self, completed_rounds: int | None = None) -> Checkpoint:
         """Return the checkpoint after so many rounds, or the newest; no other one is taken in its place.
 
@@ -174,6 +208,8 @@ class CheckpointStore:
             return None
 
     def _load(self, entry: dict[str, Any]) -> Checkpoint:
+        if f"-{entry['completed_rounds']:06d}" not in entry["file"]:
+            raise ValueError("the manifest says that it is of another round")
         # What does not fit this machine's memory was not written by it, or cannot be gone on with here.
         data = read_plain(plain_folder(self._directory) / plain_name(entry["file"]), available_memory() or 1 << 40)
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -183,10 +219,18 @@ class CheckpointStore:
     def _entries(self, manifest: str = _MANIFEST) -> list[dict[str, Any]]:
         try:
             entries = json.loads(read_plain(plain_folder(self._directory) / manifest, MOST_DOCUMENT_BYTES))
-            return [{"completed_rounds": int(e["completed_rounds"]), "file": str(e["file"]), "sha256": str(e["sha256"])} for e in entries]
+            return [
+                {
+                    "completed_rounds": int(e["completed_rounds"]),
+                    "file": str(e["file"]),
+                    "sha256": str(e["sha256"]),
+                    "best": e.get("best") is True,
+                }
+                for e in entries
+            ]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CheckpointError(
                 f"{self._directory / manifest} is damaged ({exc!r}): restore it from a backup or start a new run"
             ) from exc

@@ -95,9 +95,14 @@ class Ledger:
             self._connection.execute("INSERT INTO run VALUES (?, ?)", (run_id, sql.SCHEMA_VERSION))
             self._connection.execute("COMMIT")
         self._check(run_id)
+        self._connection.execute(sql.DIGESTS)
         self._sequence = self._first("SELECT coalesce(max(sequence), -1) + 1 FROM uploads")
 
     def _check(self, run_id: str) -> None:
+        # Pages that rotted would be met one by one, some only when they are written.
+        found = self._first("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise StorageError(f"the ledger {self._path} is damaged ({found}): restore it from a backup or start a new run")
         known, version = self._connection.execute("SELECT run_id, schema_version FROM run").fetchone() or ("", 0)
         if (known, version) != (run_id, sql.SCHEMA_VERSION):
             raise StorageError(
@@ -182,6 +187,7 @@ class Ledger:
         """An upload was the `position`-th that the attempt's training took."""
         gradient = (cut_gradient.name, cut_gradient.size_bytes) if cut_gradient is not None else (None, None)
         self._write(sql.TRAIN_UPLOAD, position, answer_to_json(answer), *gradient, *_values(key))
+        self._note_digest(key.round, cut_gradient)
 
     def upload_scored(self, key: UploadKey, position: int) -> None:
         """An upload of held-out samples was scored."""
@@ -206,6 +212,11 @@ class Ledger:
         """A client's update of the attempt came whole."""
         name, size = (payload.name, payload.size_bytes) if payload is not None else (None, 0)
         self._write(sql.ACCEPT_UPDATE, *reference, client_id, sha256, name, size, json.dumps(asdict(statistics)), log_bytes)
+        self._note_digest(reference, payload)
+
+    def _note_digest(self, reference: RoundReference, file: StoredFile | None) -> None:
+        if file is not None and file.sha256:
+            self._write(sql.NOTE_DIGEST, *reference, file.name, file.sha256)
 
     def gone_on_with(self, reference: RoundReference, covered: int) -> None:
         """An attempt goes on after a restart: payloads that a checkpoint covers are not needed any more, the others wait, perhaps for another order."""
@@ -292,9 +303,8 @@ class Ledger:
             except (sqlite3.Error, ValueError, TypeError) as exc:
                 raise self._unusable(exc) from exc
 
-    def _first(self, statement: str) -> int:
-        value: int = self._connection.execute(statement).fetchone()[0]
-        return value
+    def _first(self, statement: str) -> Any:
+        return self._connection.execute(statement).fetchone()[0]
 
 
 def _values(key: UploadKey) -> tuple[Any, ...]:

@@ -44,6 +44,13 @@ CREATE TABLE clients (client_id TEXT PRIMARY KEY, identity_sha256 TEXT NOT NULL,
 CREATE TABLE quarantines (client_id TEXT PRIMARY KEY, round_index INTEGER NOT NULL, reason TEXT NOT NULL);
 """
 
+DIGESTS = """
+CREATE TABLE IF NOT EXISTS digests (  -- of files in the spool that are not what a client sent: gradients, and weights that a log arrived at
+    round_index INTEGER NOT NULL, attempt INTEGER NOT NULL, file TEXT PRIMARY KEY, sha256 TEXT NOT NULL
+);
+"""
+"""Ledgers of version 0.1 have no such table, and get one."""
+
 _KEY = "round_index = ? AND attempt = ?"
 _UPLOAD = f"{_KEY} AND client_id = ? AND purpose = ? AND local_step = ?"
 
@@ -70,6 +77,7 @@ FORGET_COVERED = f"UPDATE uploads SET file = NULL WHERE {_KEY} AND position < ?"
 FORGET_PAYLOAD = f"UPDATE uploads SET file = NULL WHERE {_UPLOAD}"
 FORGET_GRADIENT = f"UPDATE uploads SET gradient_file = NULL WHERE {_UPLOAD}"
 ACCEPT_UPDATE = "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+NOTE_DIGEST = "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)"
 JOIN = "INSERT OR REPLACE INTO clients VALUES (?, ?, 1)"
 DEPART = "UPDATE clients SET present = 0 WHERE client_id = ?"
 QUARANTINE = "INSERT OR REPLACE INTO quarantines VALUES (?, ?, ?)"
@@ -80,7 +88,7 @@ SETTLE_CLOSED = (
     f"scored = {_COUNT} AND state = 'scored'), rejected = {_COUNT} AND state = 'rejected') WHERE {_KEY} AND settled = 0"
 )
 SETTLE_ABANDONED = f"UPDATE attempts SET outcome = 'abandoned', reason = ?, settled = 1, accepted = {_COUNT}), rejected = {_COUNT}) WHERE {_KEY} AND settled = 0"
-CLEAR = tuple(f"DELETE FROM {table} WHERE {_KEY}" for table in ("uploads", "updates"))
+CLEAR = tuple(f"DELETE FROM {table} WHERE {_KEY}" for table in ("uploads", "updates", "digests"))
 """Drops stay: they are few, and an operator asks for them weeks later."""
 
 ABANDONED = "SELECT reason, count(*) FROM attempts WHERE outcome = 'abandoned' GROUP BY reason ORDER BY reason"

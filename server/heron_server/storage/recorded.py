@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from heron_common.assignment import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
+from heron_common.reported_ranges import within_ranges
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A payload in the spool, by its file's name; no name once a checkpoint holds what came of it."""
+    """A payload in the spool, by its file's name; no name once a checkpoint holds what came of it.
+
+    `sha256` is that of its bytes, empty where an earlier version did not record it.
+    """
 
     name: str | None
     size_bytes: int
+    sha256: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def read_drops(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
 
 
 def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple[RecordedUpload, ...]:
+    digests = _digests(connection, reference)
     rows = connection.execute(
         "SELECT client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes, length "
         "FROM uploads WHERE round_index = ? AND attempt = ? ORDER BY sequence",
@@ -119,11 +125,11 @@ def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple
         RecordedUpload(
             UploadKey(reference, client_id, UploadPurpose(purpose), local_step),
             sha256,
-            StoredFile(file, size_bytes),
+            StoredFile(file, size_bytes, sha256),
             state,
             position,
             answer_from_json(answer) if answer is not None else None,
-            StoredFile(gradient_file, gradient_bytes) if gradient_bytes is not None else None,
+            StoredFile(gradient_file, gradient_bytes, digests.get(gradient_file, "")) if gradient_bytes is not None else None,
             length,
         )
         for client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes, length in rows
@@ -131,6 +137,7 @@ def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple
 
 
 def _updates(connection: sqlite3.Connection, reference: RoundReference) -> tuple[RecordedUpdate, ...]:
+    digests = _digests(connection, reference)
     rows = connection.execute(
         "SELECT client_id, sha256, file, size_bytes, statistics, log FROM updates WHERE round_index = ? AND attempt = ?", reference
     )
@@ -138,12 +145,17 @@ def _updates(connection: sqlite3.Connection, reference: RoundReference) -> tuple
         RecordedUpdate(
             client_id,
             sha256,
-            StoredFile(file, size_bytes) if file is not None else None,
-            LocalStatistics(**json.loads(statistics)),
+            # What a log arrived at is not what came, and has a digest of its own.
+            StoredFile(file, size_bytes, digests.get(file, "" if log is not None else sha256)) if file is not None else None,
+            within_ranges(LocalStatistics(**json.loads(statistics))),
             log,
         )
         for client_id, sha256, file, size_bytes, statistics, log in rows
     )
+
+
+def _digests(connection: sqlite3.Connection, reference: RoundReference) -> dict[str, str]:
+    return dict(connection.execute("SELECT file, sha256 FROM digests WHERE round_index = ? AND attempt = ?", reference).fetchall())
 
 
 def answer_to_json(answer: StoredAnswer) -> str:

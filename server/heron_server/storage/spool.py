@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -27,10 +28,12 @@ class SpoolEntry:
     size_bytes: int
     owner: str = ""
     """The client whose upload it is; empty for what the server itself wants."""
+    sha256: str = ""
+    """Of the payload, where the ledger cannot know it from what a client sent."""
 
     def to_stored(self) -> StoredFile:
         """Return how the ledger names it."""
-        return StoredFile(self.path.name, self.size_bytes)
+        return StoredFile(self.path.name, self.size_bytes, self.sha256)
 
     def read(self) -> bytearray:
         """Return the payload.
@@ -125,23 +128,31 @@ class Spool:
         """Bytes reserved for payloads that have not come whole yet."""
         return self._arriving
 
-    def recover(self, name: str, size_bytes: int, owner: str = "") -> SpoolEntry:
-        """Take up a payload that an earlier process committed.
+    def recover(self, name: str, size_bytes: int, owner: str = "", sha256: str = "") -> SpoolEntry:
+        """Take up a payload that an earlier process committed; read once, a piece at a time, where its digest is known.
 
         Raises:
-            StorageError: it is gone or has another size.
+            StorageError: it is gone, has another size or other bytes.
 
         """
         path = self._directory / _checked(name)
         if not is_plain(path):
             raise StorageError(f"the spooled upload {path} is gone, or no plain file any more")
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+            found = _digest(path) if sha256 and size == size_bytes else sha256
+        except OSError as exc:
+            raise StorageError(f"the spooled upload {path} is gone ({exc.strerror or exc})") from exc
         if size != size_bytes:
             raise StorageError(f"the spooled upload {path} has {size} bytes instead of {size_bytes}")
+        if found != sha256:
+            raise StorageError(
+                f"the spooled upload {path} is not what was acknowledged: its digest is {found[:12]} instead of {sha256[:12]}"
+            )
         with self._lock:
             self._used += size_bytes
             self._by_owner[owner] += size_bytes
-        return SpoolEntry(path, size_bytes, owner)
+        return SpoolEntry(path, size_bytes, owner, sha256)
 
     def make_durable(self, descriptor: int) -> None:
         """Return when a file and its name are on disk, if that was asked for; raises OSError."""
@@ -277,3 +288,8 @@ class SpoolWriter:
                 self._file.close()
             self._spool.arrived(self._entry)
             self._spool.release(self._entry)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,10 +67,11 @@ class Score:
         return [self._correct, self._loss, self._units, self._examples]
 
     @classmethod
-    def of(cls, model: SplitModel, sums: list[float]) -> Score:
-        """Return a score with the sums that another one had."""
+    def of(cls, model: SplitModel, sums: list[Any]) -> Score:
+        """Return a score with the sums that another one had; a loss that was not finite, which no checkpoint holds, is null in them."""
         score = cls(model)
-        correct, score._loss, units, examples = sums
+        correct, loss, units, examples = sums
+        score._loss = math.nan if loss is None else float(loss)
         score._correct, score._units, score._examples = int(correct), int(units), int(examples)
         return score
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from heron_common.errors import StorageError
 from heron_common.plan import Plan
 from heron_common.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.update_log import weights_digest
-from heron_server.rounds.aggregation import aggregate, weighted_mean
+from heron_server.rounds.aggregation import aggregate, in_proportion
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.audit import AuditFacts, AuditRound
 from heron_server.training.run_parts import RunParts
@@ -20,10 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
-    """Set what clients trained to the aggregate of the round's updates, and running statistics to their mean.
-
-    Statistics are averaged whatever the rule for weights: a median of variances would be the variance of nothing.
-    """
+    """Set what clients trained, and running statistics, to the aggregates of the round's updates by the run's rule."""
     if not job.plan.trains_front and not parts.model.statistics:
         return
     flats: list[Float32Array] = []
@@ -33,7 +31,9 @@ def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> 
         flats.append(np.frombuffer(update.entry.read(), "<f4"))
     if parts.model.statistics:
         size = num_parameters(parts.model.statistics)
-        parts.trainer.set_statistics(weighted_mean([flat[-size:] for flat in flats], weights))
+        # By the same rule as weights: a liar's variance would be in every mean. No rule takes one below 0 that was not there before.
+        theirs = [flat[-size:] for flat in flats]
+        parts.trainer.set_statistics(aggregate(parts.algorithm.aggregation, theirs, weights, parts.trainer.statistics()))
         flats = [flat[:-size] for flat in flats]
     if job.plan.trains_front:
         _average_fronts(parts, job, flats, weights)
@@ -41,11 +41,26 @@ def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> 
 
 def _average_fronts(parts: RunParts, job: CloseJob, flats: list[Float32Array], weights: Float64Array) -> None:
     """Set the front (and a head that clients train) to the aggregate; where updates came as logs, keep what proves it."""
+    job, flats, weights = _in_proportion(job, flats, weights)
+    if not flats:
+        return
     num_front = num_parameters(parts.model.client_model)
     mean = aggregate(parts.algorithm.aggregation, flats, weights, job.start)
     parts.trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
     if job.plan.logs:
         _record_for_audit(parts, job, flats, mean, weights)
+
+
+def _in_proportion(job: CloseJob, flats: list[Float32Array], weights: Float64Array) -> tuple[CloseJob, list[Float32Array], Float64Array]:
+    """Leave out clients whose weights are out of all proportion: in a mean one of them would be all that is left."""
+    kept = in_proportion(flats, job.start)
+    if len(kept) == len(flats):
+        return job, flats, weights
+    gone = [update.client_id for place, update in enumerate(job.updates) if place not in kept]
+    log.warning("weights out of all proportion do not count", extra={"round_index": job.round.round_index, "clients": gone})
+    share = weights[kept] if weights[kept].sum() > 0 else np.ones(len(kept))
+    updates = tuple(job.updates[place] for place in kept)
+    return replace(job, updates=updates), [flats[place] for place in kept], share / share.sum() if kept else share
 
 
 def _record_for_audit(parts: RunParts, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:

@@ -60,11 +60,15 @@ class GateSettings:
     quarantine_rounds: int
 
 
+NO_GATES = GateSettings(norm_factor=0, loss_factor=0, gradient_factor=0, warmup_uploads=0, quarantine_after=0, quarantine_rounds=0)
+"""Nothing is an outlier."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether an upload may be trained on; the reason if not, with what was measured and what the limit was; whether its client is set apart now."""
 
-    reason: GateReason | None = None
+    reason: StrEnum | None = None
     measured: float = 0.0
     limit: float = 0.0
     quarantines: bool = False
@@ -121,9 +125,9 @@ class Gate:
         if not factor or reference is None:
             return ACCEPTED
         if activation_norm > factor * reference:
-            return self._refuse(client_id, round_index, GateReason.ACTIVATION_NORM, activation_norm, factor * reference)
+            return self.refuse(client_id, round_index, GateReason.ACTIVATION_NORM, activation_norm, factor * reference)
         if activation_norm * factor < reference:
-            return self._refuse(client_id, round_index, GateReason.ACTIVATION_NORM, activation_norm, reference / factor)
+            return self.refuse(client_id, round_index, GateReason.ACTIVATION_NORM, activation_norm, reference / factor)
         return ACCEPTED
 
     def judge_loss(self, client_id: str, round_index: int, server_loss: float) -> Verdict:
@@ -137,7 +141,7 @@ class Gate:
             return ACCEPTED
         limit = factor * max(reference, self._start_loss / 2)
         if server_loss > limit:
-            return self._refuse(client_id, round_index, GateReason.SERVER_LOSS, server_loss, limit)
+            return self.refuse(client_id, round_index, GateReason.SERVER_LOSS, server_loss, limit)
         return ACCEPTED
 
     def limit_gradient(self) -> float:
@@ -174,6 +178,11 @@ class Gate:
     def refused_in_round(self, client_id: str) -> int:
         """Return how many of a client's uploads were refused since `round_closed`: they do not count where its weights are averaged."""
         return self._refused_in_round[client_id]
+
+    @property
+    def num_refused_in_round(self) -> int:
+        """How many clients that is true of."""
+        return len(self._refused_in_round)
 
     def round_closed(self) -> None:
         """A round was averaged."""
@@ -212,7 +221,8 @@ class Gate:
         quantile = 0.5 if figures == "norms" else _UPPER_QUANTILE
         return median(_quantile(getattr(client, figures), quantile) for client in self._clients.values() if client.is_established)
 
-    def _refuse(self, client_id: str, round_index: int, reason: GateReason, measured: float, limit: float) -> Verdict:
+    def refuse(self, client_id: str, round_index: int, reason: StrEnum, measured: float, limit: float) -> Verdict:
+        """Refuse an upload, by a gate or because its step was not taken: a strike more."""
         client, settings = self._of(client_id), self._settings
         client.refused[reason] += 1
         self._refused_in_round[client_id] += 1

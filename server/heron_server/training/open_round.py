@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from heron_common.ids import RoundReference
+from heron_common.reported_ranges import known_figure
 from heron_server.rounds.jobs import RoundInputs, SaveJob
 from heron_server.training.run_parts import RunParts
 from heron_server.training.uploads import DecodedUpload
@@ -50,6 +51,7 @@ def open_round_state(job: SaveJob) -> dict[str, Any]:
         "second_moment": inputs.second_moment,
         "derivative_quantile": inputs.derivative_quantile,
         "rests": inputs.rests,
+        "step_factor": inputs.step_factor,
     }
 
 
@@ -69,11 +71,12 @@ def restore_open_round(parts: RunParts, tensors: dict[str, torch.Tensor], state:
         tensors[_FRONT].numpy().tobytes(),
         tensors[_HEAD].numpy().tobytes(),
         tuple(float(s) for s in state["scales"]),
-        float(state["second_moment"]),
-        float(state["derivative_quantile"]),
+        known_figure("second_moment", state["second_moment"]),
+        known_figure("derivative_quantile", state["derivative_quantile"]),
         heads,
         bool(state["rests"]),
         tensors[_STATISTICS].numpy().tobytes(),
+        step_factor=float(state.get("step_factor", 1.0)),
     )
     return OpenRound(RoundReference(*state["round"]), inputs, int(state["positions"]))
 

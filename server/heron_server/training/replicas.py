@@ -32,6 +32,10 @@ class BackReplicas:
             self._members[client_id] = (replica, self._make_optimiser(replica))
         return self._members[client_id]
 
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        """Return the optimisers of all that were made."""
+        return [optimiser for _, optimiser in self._members.values()]
+
     def average(self, members: Sequence[str], weights: Float64Array) -> None:
         """Set the model's back to sum_i w_i theta_s,i, accumulated in float64, and every replica to that; clients that do not count lose their steps."""
         present = [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.jobs import CloseJob
 from heron_server.summary import RoundRecord
+from heron_server.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,28 @@ def warn_at_chance(rounds: Sequence[RoundRecord], num_classes: int) -> None:
         )
 
 
+def round_record(
+    job: CloseJob, score: Evaluation | None, server_losses: Sequence[float], seconds: float, measured: dict[str, Any]
+) -> RoundRecord:
+    """Return the record of a round that was closed; `measured` are fields that others summed up."""
+    statistics = [update.statistics for update in job.updates]
+    return RoundRecord(
+        round_index=job.round.round_index,
+        attempt=job.round.attempt,
+        cohort=len(job.cohort),
+        updates=len(job.updates),
+        test_accuracy=score.accuracy if score else None,
+        test_loss=score.loss if score else None,
+        test_perplexity=score.perplexity if score else None,
+        local_loss=float(np.median([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
+        server_loss=float(np.mean(server_losses)) if server_losses else None,
+        client_forward_passes=sum(s.forward_passes for s in statistics),
+        client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
+        seconds=seconds,
+        **measured,
+    )
+
+
 def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> None:
     """Set the metrics of a round that was closed, and log its line."""
     statistics = [update.statistics for update in job.updates]
@@ -68,8 +92,8 @@ def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> 
         metrics.federated_perplexity.set(record.federated_perplexity)
     if record.local_loss is not None:
         metrics.local_loss.set(record.local_loss)
-        metrics.difference_mean.set(float(np.mean([s.difference_mean for s in statistics])))
-        metrics.difference_variance.set(float(np.mean([s.difference_variance for s in statistics])))
+        metrics.difference_mean.set(float(np.median([s.difference_mean for s in statistics])))
+        metrics.difference_variance.set(float(np.median([s.difference_variance for s in statistics])))
     metrics.differences_clipped.inc(sum(s.differences_clipped for s in statistics))
     metrics.differences_non_finite.inc(sum(s.differences_non_finite for s in statistics))
     figures = {name: getattr(record, name) for name in _FIGURES}

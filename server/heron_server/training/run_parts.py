@@ -40,3 +40,5 @@ class RunParts:
     gatekeeper: Gatekeeper
     alignment: HeadAlignment | None
     event_files: EventFiles | None
+    validation_source: SampleReader | None = None
+    """What the best checkpoint is chosen by; None for the loss of server steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -12,10 +12,12 @@ from heron_common.assignment import UploadKey
 from heron_common.directions import derive_seed
 from heron_common.plan import Plan
 from heron_common.wire_dtypes import encode_rows
+from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.jobs import TrainJob
 from heron_server.rounds.trainer_queue import TrainerQueue
+from heron_server.training.proportion import StepRefusal
 from heron_server.training.run_parts import RunParts
-from heron_server.training.trainer import StepOutcome
+from heron_server.training.server_step import StepOutcome
 from heron_server.training.uploads import DecodedUpload, decode_upload, mixed_batches
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,13 @@ class Stepper:
         if plan.uploads_at(upload.key.local_step):
             if not keeper.admits(upload, decoded, lambda: self._base_loss(decoded, client_id), queue):
                 return
-            limit = keeper.gradient_limit
-            outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient, limit)
+            outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient, keeper.gradient_limit)
+            if outcome.refusal is not None:
+                self._refuse(upload, outcome.refusal, queue)
+                return
             loss = outcome.server
-            keeper.trained(client_id, outcome.gradient_norm, limit)
-            self._note(outcome, client_id)
+            keeper.trained(client_id, outcome.gradient_norm)
+            self._note(outcome)
             cut_gradient = self._encoded(outcome, upload.key, plan)
             if self._parts.alignment is not None:
                 self._parts.alignment.keep(client_id, decoded)
@@ -65,6 +69,7 @@ class Stepper:
         read = [(upload, decode_upload(upload, job.plan, self._parts.model)) for upload in job.uploads]
         # All are judged by the back that stands before any of them is trained on.
         admitted = [(u, d) for u, d in read if keeper.admits(u, d, partial(self._base_loss, d, u.key.client_id), queue)]
+        admitted = [(u, d) for u, d in admitted if self._may_be_mixed(u, d, queue)]
         if not admitted:
             return
         decoded, lengths, limit = [d for _, d in admitted], list[float](), keeper.gradient_limit
@@ -74,11 +79,17 @@ class Stepper:
         for batch in mixed_batches(decoded, seed):
             outcome = self._parts.trainer.train(batch.rows, gradient_limit=limit)
             lengths += [outcome.gradient_norm] if outcome.gradient_norm is not None else []
-            self._note(outcome, "several")
+            if outcome.refusal is not None:
+                # Each upload was fit to be trained on by itself: nobody is to blame.
+                self._parts.metrics.steps_skipped.inc()
+                log.warning("a step on mixed uploads was not taken", extra=asdict(outcome.refusal))
+                sums[np.unique(batch.sources)] = np.nan
+                continue
+            self._note(outcome)
             np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
         self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
         for (upload, part), total in zip(admitted, sums, strict=True):
-            keeper.trained(upload.key.client_id, max(lengths, default=None), limit)
+            keeper.trained(upload.key.client_id, max(lengths, default=None))
             if self._parts.alignment is not None:
                 self._parts.alignment.keep(upload.key.client_id, part)
             queue.upload_trained(upload, float(total) / len(part.labels), None, server_version=version)
@@ -87,14 +98,22 @@ class Stepper:
         base = replace(decoded, activations=decoded.activations[: len(decoded.labels)])
         return float(np.mean(self._parts.trainer.judge(base, client_id), dtype=np.float64))
 
-    def _note(self, outcome: StepOutcome, client_id: str) -> None:
+    def _may_be_mixed(self, upload: AcceptedUpload, decoded: DecodedUpload, queue: TrainerQueue) -> bool:
+        """Whether an upload could be trained on by itself; in a batch with rows of others nobody could say whose the fault is."""
+        refusal = self._parts.trainer.examine(decoded, upload.key.client_id)
+        if refusal is not None:
+            self._refuse(upload, refusal, queue)
+        return refusal is None
+
+    def _refuse(self, upload: AcceptedUpload, refusal: StepRefusal, queue: TrainerQueue) -> None:
+        self._parts.metrics.steps_skipped.inc()
+        self._parts.gatekeeper.refuse(upload, refusal, queue)
+
+    def _note(self, outcome: StepOutcome) -> None:
         metrics = self._parts.metrics
-        if outcome.skipped:
-            metrics.steps_skipped.inc()
-            log.warning("a server step was skipped: its loss is not finite", extra={"client": client_id})
-        else:
-            self.server_losses.append(outcome.server)
+        self.server_losses.append(outcome.server)
         metrics.train_loss.set(outcome.server)
+        metrics.gradients_shortened.inc(outcome.shortened)
         if outcome.head is not None:
             metrics.head_loss.set(outcome.head)
 

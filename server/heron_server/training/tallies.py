@@ -55,7 +55,8 @@ class RunTallies:
 
     def restore(self, state: dict[str, dict[str, float]] | None) -> None:
         """Go back to it; checkpoints of earlier versions have none."""
-        self._seconds = {name: dict(own) for name, own in (state or {}).items()}
+        # A sum that was infinite in an earlier version is null there.
+        self._seconds = {name: {what: float(own.get(what) or 0.0) for what in _SECONDS} for name, own in (state or {}).items()}
 
     def summary(self) -> dict[str, Any]:
         """Return the summary's part; what the ledger knows is null while the disk refuses."""

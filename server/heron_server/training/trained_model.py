@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
@@ -49,8 +49,8 @@ class TrainedModel:
     configuration: dict[str, Any]
 
 
-def load_trained(run_dir: Path, completed_rounds: int | None = None, vouched: Vouched = NOBODY) -> TrainedModel:
-    """Rebuild the model of a run and load the checkpoint after so many rounds, the newest by default; warn if a user's code computes something else by now.
+def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None = None, vouched: Vouched = NOBODY) -> TrainedModel:
+    """Rebuild a run's model and load the checkpoint after so many rounds, the best or the newest; warn if a user's code computes something else by now.
 
     Raises:
         ConfigurationError: there is no run, it names code that nobody vouched for, or its model cannot be built here: its code or its folder is missing or
@@ -61,7 +61,8 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None, vouched: Vo
     """
     identity = recorded_identity(run_dir)
     # Before the model is built, which can take minutes.
-    checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
+    store = CheckpointStore(run_dir / "checkpoints", 1)
+    checkpoint = store.read(store.best() if completed_rounds == "best" else completed_rounds)
     with reading(run_dir / "run.json"):
         options = _options(identity.configuration, run_dir)
     vouched.check(run_dir, options.model, options.model_options)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 
 from heron_common.errors import ConfigurationError
 from heron_common.tensors import Float32Array, Float64Array
@@ -27,7 +26,10 @@ from heron_server.models.split_model import (
 )
 from heron_server.training.aligned import aligned_tensor
 from heron_server.training.evaluation import Score
+from heron_server.training.proportion import Proportion, StepRefusal
+from heron_server.training.random_state import load_random_state, random_state
 from heron_server.training.replicas import BackReplicas, load_moments
+from heron_server.training.server_step import KeptBuffers, StepOutcome, SteppedPart, backward, judge_step, take_step
 from heron_server.training.uploads import DecodedUpload
 
 
@@ -50,31 +52,6 @@ class TrainerSettings:
     momentum: float
     device: str
     precision: str
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """What one step found before it stepped.
-
-    Attributes:
-        losses: [B], the back's loss of each sample.
-        head: mean loss of the head, None if the server does not train it on labels.
-        skipped: a loss was not finite, so nothing moved.
-        cut_gradient: [B, *cut], the gradient of each sample's own loss at the cut, if it was asked for.
-        gradient_norm: length of the back's gradient before it was shortened, if a limit was given and the step taken.
-
-    """
-
-    losses: Float32Array
-    head: float | None
-    skipped: bool
-    cut_gradient: Float32Array | None = None
-    gradient_norm: float | None = None
-
-    @property
-    def server(self) -> float:
-        """Mean loss of the back."""
-        return float(np.mean(self.losses, dtype=np.float64))
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
@@ -119,6 +96,7 @@ class Trainer:
         if trains_head:
             self._optimisers["head"] = _OPTIMISERS[settings.optimiser](_head_parameters(model.auxiliary_head, settings), settings)
         self.server_version = 0
+        self._proportion = Proportion()
         self.replicas = (
             BackReplicas(model.back, lambda back: _OPTIMISERS[settings.optimiser](_trained(back), settings)) if replicates_back else None
         )
@@ -146,34 +124,56 @@ class Trainer:
     def train(
         self, upload: DecodedUpload, client_id: str = "", wants_cut_gradient: bool = False, gradient_limit: float | None = None
     ) -> StepOutcome:
-        """Take one first-order step of the back, and of the head if the server trains it, on one batch; a non-finite loss moves nothing.
+        """Take one first-order step of the back, and of the head if the server trains it, on one batch; a step that would do harm moves nothing.
 
         A gradient of the back that is longer than `gradient_limit` is shortened to it. The gradients at the cut are those of the back before its step: lambda_i = d loss_i / d z_i.
         """
+        return self._step(upload, client_id, wants_cut_gradient, math.inf if gradient_limit is None else gradient_limit)
+
+    def examine(self, upload: DecodedUpload, client_id: str = "") -> StepRefusal | None:
+        """Return why no step may be taken on one batch, and take none; at once where its activations are like all others."""
+        if self._proportion.is_ordinary("activations", upload.level()):
+            return None
+        return self._step(upload, client_id, wants_cut_gradient=False, gradient_limit=None).refusal
+
+    def _step(self, upload: DecodedUpload, client_id: str, wants_cut_gradient: bool, gradient_limit: float | None) -> StepOutcome:
+        """Take a step, or without a limit say only whether it may be taken."""
+        figures = {"activations": upload.level()}
+        refusal = self._proportion.judge("activations", figures["activations"])
+        if refusal is not None:
+            return StepOutcome(np.zeros(0, np.float32), None, refusal)
         z, y, mask = self._tensor(upload.activations[: len(upload.labels)]), self._tensor(upload.labels), self._mask(upload)
-        back, optimiser = self._back_of(client_id)
         z.requires_grad_(wants_cut_gradient)
+        back, optimiser = self._back_of(client_id)
+        buffers = KeptBuffers([back, self.model.auxiliary_head] if "head" in self._optimisers else [back])
         losses = self._losses(back, z, mask, y)
-        head = self._losses(self.model.auxiliary_head, z.detach(), mask, y).mean() if "head" in self._optimisers else None
-        skipped = not (math.isfinite(float(losses.detach().mean())) and (head is None or math.isfinite(float(head.detach()))))
-        gradient_norm = None
-        steps = [(optimiser, losses.mean())] + ([(self._optimisers["head"], head)] if head is not None else [])
-        for chosen, loss in steps:
-            chosen.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if chosen is optimiser and gradient_limit is not None and not skipped:
-                gradient_norm = float(clip_grad_norm_(_trained(back), gradient_limit))
-            if not skipped:
-                chosen.step()
-        self.server_version += not skipped
+        parts = [SteppedPart("back", back, optimiser, losses.mean())]
+        if "head" in self._optimisers:
+            head_loss = self._losses(self.model.auxiliary_head, z.detach(), mask, y).mean()
+            parts.append(SteppedPart("head", self.model.auxiliary_head, self._optimisers["head"], head_loss))
+        lengths = backward(parts)
+        refusal, shortened = judge_step(parts, lengths, buffers, self._proportion), False
+        if refusal is None and gradient_limit is not None:
+            limits = {name: self._proportion.longest(name) for name in lengths}
+            shortened = take_step(parts, lengths, limits | {"back": min(limits["back"], gradient_limit)})
+            self._note(figures | lengths)
+        else:
+            buffers.put_back()
         return StepOutcome(
             losses.detach().cpu().numpy(),
-            None if head is None else float(head.detach()),
-            skipped,
+            float(parts[1].loss.detach()) if len(parts) > 1 else None,
+            refusal,
             # The mean's gradient times B is that of each sample's own loss, whatever the batch.
             (z.grad * len(upload.labels)).float().cpu().numpy() if z.grad is not None else None,
-            gradient_norm,
+            lengths["back"] if refusal is None else None,
+            shortened,
         )
+
+    def _note(self, figures: dict[str, float]) -> None:
+        self.server_version += 1
+        if self._proportion.note(figures):
+            for optimiser in [*self._optimisers.values(), *(self.replicas.optimisers() if self.replicas is not None else ())]:
+                optimiser.state.clear()
 
     def close_round(self, members: Sequence[str], weights: Float64Array) -> None:
         """Average the backs of the clients whose updates count, where every client has one."""
@@ -215,6 +215,7 @@ class Trainer:
                 state |= {
                     f"optimiser.{key}.{index}.{n}": v.detach().cpu().clone() for n, v in values.items() if isinstance(v, torch.Tensor)
                 }
+        state |= {f"{_PROPORTION}{name}": torch.from_numpy(array) for name, array in self._proportion.arrays().items()}
         return state | (self.replicas.tensors() if self.replicas is not None else {}) | random_state(self.device)
 
     def load_tensors(self, tensors: dict[str, torch.Tensor], server_version: int) -> None:
@@ -225,6 +226,8 @@ class Trainer:
             load_moments(optimiser, tensors, f"optimiser.{key}.")
         if self.replicas is not None:
             self.replicas.load(tensors)
+        known = {name[len(_PROPORTION) :]: value.numpy() for name, value in tensors.items() if name.startswith(_PROPORTION)}
+        self._proportion.restore(known)
         load_random_state(tensors, self.device)
         self.server_version = server_version
 
@@ -246,21 +249,8 @@ class Trainer:
         return aligned_tensor(array, self.device)
 
 
-_RANDOM_CPU, _RANDOM_CUDA = "random.cpu", "random.cuda"
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the state of torch's generators, from which dropout in back and head is drawn, as byte tensors by name."""
-    states = {_RANDOM_CPU: torch.get_rng_state()}
-    return states | ({_RANDOM_CUDA: torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def load_random_state(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Set torch's generators to a state that `random_state` returned; a device without a state of its own keeps what it has."""
-    if _RANDOM_CPU in tensors:
-        torch.set_rng_state(tensors[_RANDOM_CPU].clone())
-    if _RANDOM_CUDA in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors[_RANDOM_CUDA].clone(), device)
+_PROPORTION = "proportion."
+"""How the names of what is known of ordinary steps begin; checkpoints of earlier versions have none, and it is learnt anew."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from heron_common.text_lengths import of_length
 from heron_common.wire_dtypes import WireDtype, decode_rows
 from heron_server.rounds.accepted import AcceptedUpload
 
+_PIECE_VALUES = 1 << 18
+"""Values that are squared at a time: 2 MiB in float64, within a core's cache."""
+
 
 @dataclass(frozen=True)
 class DecodedUpload:
@@ -30,6 +34,13 @@ class DecodedUpload:
     def copy(self) -> DecodedUpload:
         """Return one that does not share memory with the spool's buffer."""
         return DecodedUpload(self.activations.copy(), self.labels.copy(), None if self.mask is None else self.mask.copy())
+
+    def level(self) -> float:
+        """Return the root mean square of the base activations."""
+        flat = self.activations[: len(self.labels)].reshape(-1)
+        # Piece by piece: a copy of all in float64 would be twice the upload again.
+        pieces = (flat[start : start + _PIECE_VALUES] for start in range(0, flat.size, _PIECE_VALUES))
+        return math.sqrt(sum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces) / flat.size)
 
     def padded(self, length: int) -> DecodedUpload:
         """Return the same with texts of a greater length: no part of a model reads activations where the mask says that there is no token."""

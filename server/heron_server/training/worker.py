@@ -16,19 +16,21 @@ from heron_common.assignment import LocalStatistics, Task
 from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
-from heron_common.tensors import Float64Array
-from heron_common.zeroth_order import merge_running
+from heron_common.reported_ranges import known_figure
 from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
+from heron_server.rounds.reported import combined
 from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.storage.checkpoint import Checkpoint
 from heron_server.summary import RoundRecord, round_rows, skipped_round
+from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.evaluation import evaluate
 from heron_server.training.fronts import take_over_updates
 from heron_server.training.held_out import HeldOutScore
 from heron_server.training.open_round import OpenRound, open_round_state, open_round_tensors, restore_open_round
-from heron_server.training.round_report import report_round, warn_at_chance
+from heron_server.training.recovery import Recovery
+from heron_server.training.round_report import report_round, round_record, warn_at_chance
 from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 from heron_server.training.tallies import RunTallies
@@ -55,6 +57,7 @@ class TrainWorker:
         self._stepper = Stepper(parts)
         self._held_out = HeldOutScore(parts)
         self._tallies = RunTallies(parts)
+        self._best = BestCheckpoint(parts)
         self._thread: threading.Thread | None = None
         self._unwritten: Checkpoint | None = None
         """The present boundary, where the disk refused its checkpoint: a copy to go back to."""
@@ -62,9 +65,8 @@ class TrainWorker:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a round boundary."""
         state = checkpoint.state
-        self._load_tensors(checkpoint)
-        self.second_moment = float(state["second_moment"])
-        self.derivative_quantile = float(state["derivative_quantile"])
+        self._load_tensors(checkpoint, int(state["server_version"]))
+        self._take_up_figures(state)
         if "first_scales" in state:
             self._scales = np.array(state["first_scales"], np.float64)
         else:
@@ -79,6 +81,7 @@ class TrainWorker:
         # Checkpoints of versions without gates have none.
         self._parts.gatekeeper.restore(state.get("gates"))
         self._tallies.restore(state.get("tallies"))
+        self._best.known = Recovery.of(state.get("recovery"))
 
     def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
@@ -102,6 +105,7 @@ class TrainWorker:
             rests=self.diverged_round is not None,
             statistics=self._parts.trainer.statistics().tobytes(),
             set_apart=self._parts.gatekeeper.set_apart(len(self.rounds)),
+            step_factor=self._best.known.step_factor,
         )
 
     def start(self, queue: TrainerQueue, on_end: Callable[[], None]) -> None:
@@ -133,7 +137,7 @@ class TrainWorker:
     def save(self) -> bool:
         """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
         checkpoint = Checkpoint(len(self.rounds), self._tensors(), self._state())
-        written = self._try_to_save(lambda: self._parts.checkpoints.write(checkpoint))
+        written = self._try_to_save(lambda: self._parts.checkpoints.write(checkpoint, self._best.known.best_round))
         self._unwritten = None if written else copy.deepcopy(checkpoint)
         self.write_summary()
         return written
@@ -164,6 +168,7 @@ class TrainWorker:
             "seconds": self._seconds(),
             "gates": self._parts.gatekeeper.state(),
             "tallies": self._tallies.state(),
+            "recovery": self._best.known.state(),
         }
 
     def _try_to_save(self, write: Callable[[], object]) -> bool:
@@ -183,6 +188,7 @@ class TrainWorker:
         summary = {
             **self._summary_facts,
             **self._tallies.summary(),
+            **self._best.summary(),
             "rounds_completed": len(self.rounds),
             "rounds": round_rows(self.rounds),
             "seconds": round(self._seconds(), 3),
@@ -200,8 +206,8 @@ class TrainWorker:
         heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
         return self._parts.trainer.tensors() | {f"aligned_head.{client}": torch.from_numpy(own) for client, own in heads.items()}
 
-    def _load_tensors(self, checkpoint: Checkpoint) -> None:
-        self._parts.trainer.load_tensors(checkpoint.tensors, int(checkpoint.state["server_version"]))
+    def _load_tensors(self, checkpoint: Checkpoint, server_version: int) -> None:
+        self._parts.trainer.load_tensors(checkpoint.tensors, server_version)
         if self._parts.alignment is not None:
             prefix = "aligned_head."
             own = {name[len(prefix) :]: value.numpy() for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
@@ -224,9 +230,16 @@ class TrainWorker:
                 queue.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
+                is_refused = 2 * self._parts.gatekeeper.num_refused_clients >= max(1, job.num_members)
+                hopeless = is_refused and not self._stepper.server_losses
                 self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
-                covered = job.skips and self.skip_round(job.round, job.num_members)
+                went_back = self._best.after_attempt(len(self.rounds), hopeless, self._return_to)
+                if went_back is False:
+                    self._let_fronts_rest(
+                        job.round.round_index, "no upload of the latest attempts could be trained on: fronts rest from now on"
+                    )
+                covered = self.skip_round(job.round, job.num_members) if job.skips else went_back is not None and self.save()
                 queue.round_done(self.inputs(), covered)
             self._parts.metrics.trainer_processor_seconds.set(time.thread_time())
 
@@ -241,59 +254,57 @@ class TrainWorker:
                 parts.alignment.align()
             parts.alignment.forget()
         statistics = [update.statistics for update in job.updates]
-        self._merge(statistics, weights)
+        if job.plan.trains_front:
+            self._merge(statistics)
         self._watch_divergence(job, statistics)
         score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
         seconds = round(self._parts.clock.now() - job.opened_at, 3)
-        record = RoundRecord(
-            round_index=job.round.round_index,
-            attempt=job.round.attempt,
-            cohort=len(job.cohort),
-            updates=len(job.updates),
-            test_accuracy=score.accuracy if score else None,
-            test_loss=score.loss if score else None,
-            test_perplexity=score.perplexity if score else None,
-            local_loss=float(np.mean([s.mean_local_loss for s in statistics])) if job.plan.trains_front else None,
-            server_loss=float(np.mean(self._stepper.server_losses)) if self._stepper.server_losses else None,
-            client_forward_passes=sum(s.forward_passes for s in statistics),
-            client_forward_equivalents=sum(s.forward_equivalents for s in statistics),
-            seconds=seconds,
-            **self._tallies.close_round(job, seconds),
-            **self._held_out.figures(job.round.round_index),
-        )
+        measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
+        record = round_record(job, score, self._stepper.server_losses, seconds, measured)
         self.rounds.append(record)
+        report_round(parts.metrics, job, record)
+        went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
         parts.gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()
         self._held_out.forget()
-        report_round(parts.metrics, job, record)
-        if parts.trainer.model.task is Task.CLASSIFICATION:
+        if parts.trainer.model.task is Task.CLASSIFICATION and not went_back:
             warn_at_chance(self.rounds, parts.trainer.model.num_classes)
         if parts.event_files is not None:
             parts.event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
 
+    def _return_to(self, checkpoint: Checkpoint) -> None:
+        """Take over front, head, back, moments and running figures of a checkpoint; rounds, steps and what is known of clients go on from here."""
+        self._load_tensors(checkpoint, self._parts.trainer.server_version)
+        self._take_up_figures(checkpoint.state)
+
+    def _take_up_figures(self, state: dict[str, Any]) -> None:
+        self.second_moment = known_figure("second_moment", state["second_moment"])
+        self.derivative_quantile = known_figure("derivative_quantile", state["derivative_quantile"])
+
     def _counted_rows(self, job: CloseJob) -> list[int]:
         counted = self._parts.gatekeeper.counted_rows
         return [counted(u.client_id, rows, job.plan.batch_size) for u, rows in zip(job.updates, job.rows, strict=True)]
 
-    def _merge(self, statistics: list[LocalStatistics], weights: Float64Array) -> None:
-        moments = np.array([s.second_moment for s in statistics], np.float64)
-        quantiles = np.array([s.derivative_quantile for s in statistics], np.float64)
-        self.second_moment = merge_running(moments, weights) or self.second_moment
-        self.derivative_quantile = merge_running(quantiles, weights) or self.derivative_quantile
+    def _merge(self, statistics: list[LocalStatistics]) -> None:
+        self.second_moment = combined("second_moment", [s.second_moment for s in statistics], self.second_moment)
+        quantiles = [s.derivative_quantile for s in statistics]
+        self.derivative_quantile = combined("derivative_quantile", quantiles, self.derivative_quantile)
 
     def _watch_divergence(self, job: CloseJob, statistics: list[LocalStatistics]) -> None:
         """Let fronts rest from the next round on once most clients of a round met losses or gradients that are not finite."""
         count = sum(s.diverged for s in statistics)
         self._parts.metrics.diverged_clients.inc(count)
-        if 2 * count > len(statistics) and self.diverged_round is None:
-            self.diverged_round = job.round.round_index
+        if 2 * count > len(statistics):
+            said = "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate"
+            self._let_fronts_rest(job.round.round_index, said)
+
+    def _let_fronts_rest(self, round_index: int, said: str) -> None:
+        if self.diverged_round is None:
+            self.diverged_round = round_index
             self._parts.metrics.diverged.set(1)
-            log.error(
-                "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate",
-                extra={"round_index": job.round.round_index, "clients": count},
-            )
+            log.error(said, extra={"round_index": round_index})
 
     def skip_round(self, reference: RoundReference, num_members: int) -> bool:
         """Count a round as done that brought no update; returns whether a checkpoint says so."""
@@ -314,7 +325,7 @@ class TrainWorker:
                 "the abandoned attempt's server steps stand: the last checkpoint is older", extra={"of_round": checkpoint.completed_rounds}
             )
             return
-        self._load_tensors(checkpoint)
+        self._load_tensors(checkpoint, int(checkpoint.state["server_version"]))
         self._parts.gatekeeper.restore(checkpoint.state.get("gates"))
         if self._unwritten is not None:
             # None was taken inside this attempt; one inside the round before may be there, which that round still needs.
