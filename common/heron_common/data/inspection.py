@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from heron_common.assignment import IGNORED, DataSpecification, Task
+from heron_common.data.columns import order_in_words, shortened
 from heron_common.data.labels import LabelReader
 from heron_common.data.reading import SampleReader, Samples
 from heron_common.data.sources import DataSource
@@ -31,6 +32,7 @@ class Inspection:
         name: of the source.
         num_examples: samples of the shard; 0 if they cannot be counted.
         sample: shape and type of one sample, as the run gets it; empty if there is none.
+        columns: those that a sample is read from, in their order; empty if they have no names.
         left_out: files of a folder that are not read, by kind; empty if there are none.
         labels: what the labels are, in words.
         absent: classes of the run that no sample of the shard belongs to.
@@ -45,6 +47,7 @@ class Inspection:
     name: str
     num_examples: int
     sample: str = ""
+    columns: str = ""
     left_out: str = ""
     labels: str = ""
     absent: list[str] = field(default_factory=list)
@@ -75,6 +78,7 @@ def inspect_source(source: DataSource, specification: DataSpecification, tokeniz
 
     """
     found = Inspection(source.name, source.num_examples, by_length=dict.fromkeys(specification.lengths, 0))
+    found.columns = order_in_words(source.inputs, specification)
     found.left_out = source.left_out.sentence if source.left_out is not None else ""
     try:
         reader = SampleReader(source, specification, tokenizer)
@@ -166,17 +170,17 @@ class _LabelTally:
         else:
             names = specification.class_names or tuple(map(str, range(specification.num_classes)))
             present = [f"{name} {count}" for name, count in zip(names, self._counts, strict=True) if count]
-            found.labels = _shortened(present)
+            found.labels = shortened(present)
             found.absent = [name for name, count in zip(names, self._counts, strict=True) if not count]
 
 
 def page(found: Inspection, length: int) -> str:
     """Return the inspection as a page of text; `length` is how many tokens the run takes, 0 if samples are no text."""
     rows = [("data", found.name), ("samples", str(found.num_examples or "not known"))]
-    described = (("left out", found.left_out), ("a sample", found.sample), ("labels", found.labels))
+    described = (("left out", found.left_out), ("columns", found.columns), ("a sample", found.sample), ("labels", found.labels))
     rows += [(title, text) for title, text in described if text]
     if found.absent:
-        rows.append(("no sample of", _shortened(found.absent)))
+        rows.append(("no sample of", shortened(found.absent)))
     if found.longest and length:
         rows.append(
             (
@@ -192,7 +196,3 @@ def page(found: Inspection, length: int) -> str:
     if found.further:
         lines.append(f"and {found.further} more that do not fit")
     return "\n".join([*lines, *([] if found.differences else ["fits the run"])])
-
-
-def _shortened(texts: list[str]) -> str:
-    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")

@@ -11,6 +11,7 @@ import numpy as np
 
 from heron_common.assignment import DataSpecification
 from heron_common.data.cifar import open_cifar_10
+from heron_common.data.columns import in_order_of, order_in_words
 from heron_common.data.csv_rows import CSV_USAGE, open_csv
 from heron_common.data.digits import open_digits
 from heron_common.data.fashion_mnist import open_fashion_mnist
@@ -22,7 +23,7 @@ from heron_common.data.left_out import LeftOut
 from heron_common.data.npz import open_npz
 from heron_common.data.partition import Partition, Shard, partition_rows
 from heron_common.data.python_source import PYTHON_USAGE, open_python
-from heron_common.data.rows import RowReader
+from heron_common.data.rows import RowReader, StringRows
 
 # Where they are is no concern of those who open sources.
 from heron_common.data.specification import SPECIFICATIONS as SPECIFICATIONS
@@ -112,9 +113,11 @@ class DataSource:
         """Return the source with samples in the form of a run, where they have none before.
 
         Raises:
-            DataError: they cannot have that form, or are too few for the parts that were asked for.
+            DataError: they cannot have that form, are too few for the parts that were asked for, or * stands for other columns than the run's.
 
         """
+        if isinstance(self.inputs, StringRows):
+            return dataclasses.replace(self, inputs=in_order_of(specification, self.inputs, self.name))
         if not isinstance(self.inputs, TextFiles | ImageFiles):
             return self
         inputs = self.inputs.fitted(specification, tokeniser)
@@ -170,7 +173,9 @@ def open_source(name: str) -> DataSource:
 
 
 def _say_what_is_read(source: DataSource) -> None:
-    """Log what nobody wrote down: files of a folder that are left out."""
+    """Log what nobody wrote down: the columns that * stands for, and files of a folder that are left out."""
+    if isinstance(source.inputs, StringRows) and source.inputs.is_rest:
+        log.info("* stands for these columns, in this order", extra={"source": source.name, "columns": order_in_words(source.inputs)})
     if source.left_out is not None and source.left_out.sentence:
         level = logging.INFO if source.left_out.is_expected else logging.WARNING
         # In the sentence, not beside it: `heron evaluate` has no log that would show what stands beside.

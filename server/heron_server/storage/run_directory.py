@@ -17,11 +17,12 @@ _IDENTITY = "run.json"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """A run's id, its session-independent configuration, and the digest of its model's code, empty where the model is not a user's own."""
+    """A run's id, its session-independent configuration, the digest of its model's code, empty where the model is not a user's own, and its columns."""
 
     run_id: str
     configuration: dict[str, Any]
     model_code: str = ""
+    columns: tuple[str, ...] = ()
 
     def code_difference(self, model_code: str) -> str:
         """Return a sentence that says that the model computes something else than when the run began, empty if it does not or nobody knows."""
@@ -104,12 +105,13 @@ class RunDirectory:
                 f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed
             )
             raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
-        return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")))
+        return _identity(known, configuration)
 
     def record(self, identity: RunIdentity) -> None:
         """Write down the run once it has really started; from then on it is continued with --resume only."""
-        code = {"model_code": identity.model_code} if identity.model_code else {}
-        self._write(_IDENTITY, {"run_id": identity.run_id, "configuration": identity.configuration, **code})
+        further = {"model_code": identity.model_code, "columns": list(identity.columns)}
+        known = {"run_id": identity.run_id, "configuration": identity.configuration}
+        self._write(_IDENTITY, known | {name: value for name, value in further.items() if value})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""
@@ -147,7 +149,13 @@ def recorded_identity(run_dir: Path) -> RunIdentity:
         raise ConfigurationError(f"{run_dir} holds no run: give the --run-dir of heron-server or heron simulate")
     if not isinstance(known.get("configuration"), dict) or "run_id" not in known:
         raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
-    return RunIdentity(str(known["run_id"]), known["configuration"], str(known.get("model_code", "")))
+    return _identity(known, known["configuration"])
+
+
+def _identity(known: dict[str, Any], configuration: dict[str, Any]) -> RunIdentity:
+    columns = known.get("columns")
+    names = tuple(map(str, columns)) if isinstance(columns, list) else ()
+    return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")), names)
 
 
 def _document(path: Path) -> dict[str, Any] | None:

@@ -54,7 +54,8 @@ def load_trained(run_dir: Path, completed_rounds: int | None = None) -> TrainedM
     checkpoint = CheckpointStore(run_dir / "checkpoints", 1).read(completed_rounds)
     options = identity.configuration
     try:
-        data = dataclasses.replace(parse_specification(options["data_spec"]), refuses_overlong=options["overlong"] == "refuse")
+        data = parse_specification(options["data_spec"])
+        data = dataclasses.replace(data, refuses_overlong=options["overlong"] == "refuse", columns=data.columns or identity.columns)
         model = build_model(options["model"], options["model_options"], data, options["seed"], options["cut"])
     except KeyError as exc:
         raise StorageError(
