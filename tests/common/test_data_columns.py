@@ -10,6 +10,7 @@ import pytest
 
 from heron_common.assignment import DataSpecification
 from heron_common.data import SampleReader, open_source
+from heron_common.data.check import check_source
 from heron_common.data.columns import with_columns
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.specification import parse_specification
@@ -101,6 +102,15 @@ def test_the_order_is_logged_and_printed(sites: Path, caplog: pytest.LogCaptureF
     unnamed = page(inspect_source(source, parse_specification("2:2"), None), 0)
     assert "columns       pressure, temperature (as they stand in this file: the run names none)\n" in unnamed
     assert "columns       temperature, pressure (the run's order)\n" in page(inspect_source(source, NAMED, None), 0)
+
+
+def test_a_run_that_names_no_columns_is_warned_of_once(sites: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = open_source(f"csv:{sites}/a.csv:*:label")
+    for specification in (NAMED, parse_specification("2:2"), parse_specification("2:2")):
+        check_source(source, specification)
+    assert [record.getMessage()[:38] for record in caplog.records if record.levelname == "WARNING"] == [
+        "the run has no names for its columns, "
+    ]
 
 
 def test_names_stand_in_place_of_a_shape() -> None:

@@ -199,6 +199,15 @@ def test_a_file_that_changed_is_noticed(path: Path) -> None:
         source.inputs.read(np.array([0, 1]))
 
 
+@pytest.mark.parametrize("line", [b"\xff\xff\xff\xff\xff,1\n", b'"h"llo,1\n'])
+def test_a_line_that_changed_is_no_traceback(path: Path, line: bytes) -> None:
+    write(path, "text,label\nhello,1\n")
+    source = open_source(f"csv:{path}:text:label")
+    path.write_bytes(b"text,label\n" + line)
+    with pytest.raises(DataError, match="changed while it was in use"):
+        source.inputs.read(np.array([0]))
+
+
 def test_a_partition_by_label_goes_by_class_names_and_iid_reads_none(path: Path) -> None:
     write(path, "text,label\n" + "".join(f"t,{'cat' if row % 2 else 'dog'}\n" for row in range(40)))
     source = open_source(f"csv:{path}:text:label")

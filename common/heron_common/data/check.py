@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +14,8 @@ from heron_common.data.reading import SampleReader
 from heron_common.data.rows import StringRows
 from heron_common.data.sources import DataSource
 from heron_common.tensors import Int64Array
+
+log = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1024
 _SAMPLES_AT_ONCE = 256
@@ -29,6 +33,13 @@ def check_source(source: DataSource, specification: DataSpecification, tokenizer
     rows, inputs = reader.source.rows, reader.source.inputs
     if isinstance(inputs, ImageRows):
         inputs.check(rows)
+    if (
+        isinstance(inputs, StringRows)
+        and inputs.is_rest
+        and len(inputs.columns) > 1
+        and not (specification.columns or specification.tokens)
+    ):
+        _warn_of_nameless_columns(source.name)
     if isinstance(inputs, StringRows) and not inputs.is_checked:
         for indices in _pieces(reader.num_examples, _ROWS_AT_ONCE):
             inputs.read(rows[indices])
@@ -52,6 +63,16 @@ def check_samples(source: DataSource, specification: DataSpecification, tokenize
     for indices in _pieces(reader.num_examples, _SAMPLES_AT_ONCE):
         reader.batch(indices)
     return reader
+
+
+@functools.cache
+def _warn_of_nameless_columns(source_name: str) -> None:
+    """Say once in a process, however often it joins and with however many clients, that nobody compares the order of columns."""
+    log.warning(
+        "the run has no names for its columns, so * takes them as they stand: compare their order on every device, "
+        "or name them in the server's --data-spec, like a+b:2",
+        extra={"source": source_name},
+    )
 
 
 def _pieces(count: int, size: int) -> Iterator[Int64Array]:

@@ -44,7 +44,10 @@ def open_csv(argument: str) -> tuple[RowReader, RowReader]:
 
     def rows(places: Sequence[int], is_rest: bool = False) -> StringRows:
         def row(index: int) -> list[str]:
-            fields = next(csv.reader([file.read(index).decode(encoding)], strict=True), [])
+            try:
+                fields = next(csv.reader([file.read(index).decode(encoding)], strict=True), [])
+            except (UnicodeDecodeError, csv.Error):
+                raise changed(path) from None
             if len(fields) != len(header):
                 raise changed(path)
             return [fields[place] for place in places]
