@@ -199,6 +199,21 @@ def test_a_picture_is_turned_as_its_camera_says_before_its_size_is_compared(tmp_
     np.testing.assert_allclose(x[0, 0], upright, atol=3)
 
 
+def test_other_tags_may_be_wrong_and_damaged_ones_say_nothing(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "words"
+    good = exif.tobytes()
+    (tmp_path / "0").mkdir()
+    for place, tags in enumerate((good, good.replace(b"\x0e\x01\x02\x00", b"\x0e\x01\xff\x00"), b"Exif\0\0", b"Exif\0\0junkjunk")):
+        Image.new("L", (4, 8) if place < 2 else (8, 4)).save(tmp_path / "0" / f"{place}.jpg", exif=tags)
+    assert check_source(open_source(f"image-folder:{tmp_path}"), parse_specification("1x4x8:2")).batch(np.arange(4))[0].shape == (
+        4,
+        1,
+        4,
+        8,
+    )
+
+
 def test_a_picture_that_has_the_size_only_lying_on_its_side_is_refused_before_training(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

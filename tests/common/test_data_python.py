@@ -77,6 +77,10 @@ def test_text_and_names_may_be_returned_too(write: Write) -> None:
         ("def load(): return np.ma.masked_array(np.ones((2, 2)), mask=[[0, 1], [0, 0]]), [0, 1]", "returned x with masked values"),
         ("def load(): return [np.ma.masked_array([1, 2], mask=[0, 1]), [1, 2]], [0, 1]", "returned x with masked values"),
         ("def load(): return np.ones((2, 2)), np.ma.masked_equal([0, 1], 1)", "returned y with masked values"),
+        (
+            "class T:\n    def __array__(self, *a, **k): raise RuntimeError('grad')\ndef load(): return T(), [0, 1]",
+            "made one (RuntimeError: grad)",
+        ),
         ("def load(): return np.ones((2, 2)), ['0', None]", "should return y of numbers or strings, but returned object"),
         ("def load(): return np.ones((2, 2)), ['0', float('nan')]", "should return y of numbers or of strings, but mixes them"),
         (

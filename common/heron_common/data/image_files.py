@@ -22,6 +22,22 @@ _GREY_STEPS = 257
 """Of 16-bit grey to one of 8 bits: 65535 becomes 255."""
 
 
+_ORIENTATION = 0x0112
+
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""What each orientation asks for. pillow's own `exif_transpose` also writes the other tags anew, and fails on those that cameras write wrongly."""
+
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
+
 class ImageFiles:
     """Image files; they have a form once the run says how many channels and pixels it expects."""
 
@@ -95,19 +111,21 @@ class ImageRows:
             path = self._files[int(row)]
             try:
                 with Image.open(path) as image:
-                    size, turned = image.size, _is_turned(image)
+                    # A PNG that does not say so in its head would have to be decoded to know how it is to be turned.
+                    known = image.format != "PNG" or "exif" in image.info
+                    size, on_its_side = image.size, known and _orientation(image) in _ON_ITS_SIDE
             except Exception as exc:
                 raise _unreadable(path, exc) from exc
-            self._check_size(path, size[::-1] if turned else size)
+            self._check_size(path, size[::-1] if on_its_side else size)
 
     def _decode(self, path: Path) -> npt.NDArray[Any]:
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         channels, height, width = self._image_shape
         try:
             with Image.open(path) as image:
-                # Cameras store pictures as the sensor lies, and beside them how they are to be turned.
-                upright = ImageOps.exif_transpose(image)
+                image.load()
+                upright = _upright(image)
             self._check_size(path, upright.size)
             grey_or_colour = _grey(upright, path) if upright.mode[0] in "IF" else upright.convert(_MODES[channels])
             resized = grey_or_colour if upright.size == (width, height) else grey_or_colour.resize((width, height))
@@ -150,11 +168,20 @@ def _grey(image: Any, path: Path) -> Any:
     return Image.fromarray(values.astype(np.float32) / _GREY_STEPS)
 
 
-def _is_turned(image: Any) -> bool:
-    """Return whether an image is to be turned by a quarter; a PNG that does not say so in its head would have to be decoded to know."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return False
-    return image.getexif().get(0x0112) in (5, 6, 7, 8)
+def _upright(image: Any) -> Any:
+    """Return the picture as viewers show it: cameras store it as the sensor lies, and beside it how it is to be turned."""
+    from PIL import Image
+
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
+def _orientation(image: Any) -> int:
+    """Return what the tags say; 1, upright, where they are damaged, as viewers have it."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _unreadable(path: Path, exc: Exception) -> DataError:

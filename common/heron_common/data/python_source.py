@@ -68,6 +68,8 @@ def _array(value: Any, name: str, argument: str) -> npt.NDArray[Any]:
         array = np.asarray(value)
     except ValueError as exc:
         raise _failed(argument, f"should return {name} as an array, but its rows differ in shape ({exc})") from exc
+    except Exception as exc:
+        raise _failed(argument, f"should return {name} as an array, but it cannot be made one ({type(exc).__name__}: {exc})") from exc
     if array.dtype.kind == "O" and all(isinstance(element, str) for element in array.flat):
         return array
     if array.dtype.kind not in "fiubU":
