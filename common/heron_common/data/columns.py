@@ -52,12 +52,14 @@ def in_order_of(specification: DataSpecification, rows: StringRows, source_name:
 
 
 def order_in_words(rows: RowReader, specification: DataSpecification | None = None) -> str:
-    """Return the columns that a sample is read from, in order, and who says so; empty where a source has no names for them."""
+    """Return the columns that a sample is read from, in order, and for a run who says so; empty where a source has no names for them."""
     if not isinstance(rows, StringRows) or not rows.is_named or (specification is not None and specification.tokens):
         return ""
-    if specification is not None and set(specification.columns) == set(rows.columns):
+    if specification is None or not (rows.is_rest or specification.columns):
+        return shortened(rows.columns)
+    if set(specification.columns) == set(rows.columns):
         return f"{shortened(specification.columns)} (the run's order)"
-    return f"{shortened(rows.columns)} (as they stand in this file: the run names none)" if rows.is_rest else shortened(rows.columns)
+    return f"{shortened(rows.columns)} (as they stand in this file: the run names {'others' if specification.columns else 'none'})"
 
 
 def shortened(names: Sequence[str]) -> str:
