@@ -15,6 +15,9 @@ from heron_common.tensors import DType, TensorSpec
 MAX_LENGTHS = 32
 """Lengths of text in one run: each has programs of its own."""
 
+MAX_COLUMNS = 1 << 16
+"""Names of a sample's numbers."""
+
 
 @dataclass(frozen=True)
 class BlobReference:
@@ -127,6 +130,7 @@ class DataSpecification:
         refuses_overlong: whether text longer than `input_shape` is refused; else it is cut off and counted.
         lengths: those that texts are padded to, each text to the smallest that holds it, ascending, the last that of `input_shape`; empty where
             there is only that.
+        columns: names of a sample's numbers, in their order; empty if they have none.
 
     """
 
@@ -143,6 +147,7 @@ class DataSpecification:
     tokenizer: BlobReference | None = None
     refuses_overlong: bool = False
     lengths: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def labels(self) -> TensorSpec:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from heron_common.assignment import (
+    MAX_COLUMNS,
     MAX_LENGTHS,
     Assignment,
     BlobReference,
@@ -176,6 +177,7 @@ def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecific
         tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
         refuses_overlong=message.refuses_overlong,
         lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
+        columns=tuple(_few(message.columns, MAX_COLUMNS, "columns")),
     )
 
 

@@ -90,6 +90,8 @@ def _data_mistakes(data: DataSpecification) -> Iterator[str]:
         yield f"there are 1 to {MAX_NUM_CLASSES} classes, not {data.num_classes}"
     if len(data.class_names) > data.num_classes:
         yield f"{data.num_classes} classes have no more names than that, not {len(data.class_names)}"
+    if data.columns and (len(set(data.columns)) != len(data.columns) or len(data.columns) != math.prod(shape)):
+        yield f"{math.prod(shape)} numbers have a name each or none, not {len(set(data.columns))} names"
     if not math.isfinite(data.mean) or not all(map(math.isfinite, data.channel_means)):
         yield "means are finite"
     if not all(0 < deviation < math.inf for deviation in (data.standard_deviation, *data.channel_deviations)):

@@ -23,7 +23,7 @@ from heron_common.clock import Clock
 from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
-from heron_common.errors import DataError, ProgramError, StorageError
+from heron_common.errors import ProgramError, StorageError
 from heron_common.tensors import Int64Array, raw_bytes
 
 log = logging.getLogger(__name__)
@@ -208,9 +208,6 @@ def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:
     """Return what reads some of these rows of the shard, by their place among them."""
 
     def read_batch(indices: Int64Array, length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = reader.batch(rows[indices], length)
-        if not bool(np.isfinite(x).all()):
-            raise DataError(f"samples must be finite, but {reader.source.name!r} holds NaN or infinity: clean the data")
-        return x, y
+        return reader.batch(rows[indices], length)
 
     return read_batch

@@ -18,11 +18,15 @@ from heron_cli.simulation_config import SimulationConfig
 from heron_client.runtime import self_test
 from heron_common.atomic import write_json_atomically
 from heron_common.clock import MonotonicClock
-from heron_common.data.sources import open_source
+from heron_common.data.check import check_samples, check_source
+from heron_common.data.image_files import ImageFiles
+from heron_common.data.sources import DataSource, open_source
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import CheckpointError, ConfigurationError, DataError, HeronError, ProgramError, StorageError
 from heron_common.process_memory import resident_memory
 from heron_server.assembly import Assembly, assemble_run
+from heron_server.config import RunSection
+from heron_server.publication import specification_of
 from heron_server.rounds.pacing import Pace
 from heron_server.storage.run_directory import RunDirectory
 from heron_server.summary import RoundRecord
@@ -107,7 +111,9 @@ class _Simulation:
         self_test()
         for path in (config.simulation.summary, config.plot_path):
             _check_writable(path)
-        sources = shares(open_source(config.training_source), config.partition, config.run.clients)
+        source = open_source(config.training_source)
+        _check_training_data(source, config.run)
+        sources = shares(source, config.partition, config.run.clients)
         clock = MonotonicClock()
         with ExitStack() as stack:
             directory = SimulationDirectory(self._run_directory(stack), config)
@@ -192,6 +198,18 @@ class _Simulation:
             raise kind(f"{name} ended the simulation: {reason}") from error
         if parts.worker.checkpoint_failed:
             raise CheckpointError("the last checkpoint could not be written: free some space, or choose another --run-dir")
+
+
+def _check_training_data(source: DataSource, run: RunSection) -> None:
+    """Read what clients would meet in the middle of a round, while nothing has begun: numbers take seconds; texts and pixels hold no NaN.
+
+    Raises:
+        DataError: it is not what the run expects.
+
+    """
+    data = specification_of(run, None)
+    if not data.tokens:
+        (check_source if isinstance(source.inputs, ImageFiles) else check_samples)(source, data)
 
 
 def _check_writable(path: Path | None) -> None:

@@ -140,8 +140,9 @@ def assemble_run(
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
     event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
-    published = publish_run(config)
+    published = publish_run(config, identity.columns)
     identity = _with_code(identity, published.model, config.run.resume)
+    identity = dataclasses.replace(identity, columns=published.data.columns)
     algorithm, data = published.algorithm, published.data
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)

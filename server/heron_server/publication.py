@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heron_common.assignment import BlobReference, DataSpecification
-from heron_common.data.check import check_source
+from heron_common.data.check import check_samples
+from heron_common.data.columns import with_columns
 from heron_common.data.reading import SampleReader
-from heron_common.data.sources import open_source
+from heron_common.data.sources import DataSource, open_source
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.plan import Algorithm
 from heron_common.presets import preset
 from heron_common.user_directories import cache_home
-from heron_server.config import TrainingConfig
+from heron_server.config import RunSection, TrainingConfig
 from heron_server.models.base import write_base
 from heron_server.models.moving_state import refuse_moving_state
 from heron_server.models.probes import Probes, probes_of
@@ -45,31 +46,46 @@ class Published:
     parity: ParityReport
 
 
-def publish_run(config: TrainingConfig) -> Published:
-    """Build the model, complete the algorithm, compile and prove the programs.
+def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Published:
+    """Build the model, complete the algorithm, compile and prove the programs; `columns` are those that a resumed run wrote down.
 
     Raises:
         ConfigurationError, DataError, ProgramError, ParityError: something does not fit or is not equal; nothing was written but the program cache.
 
     """
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    data = dataclasses.replace(parse_specification(config.run.data_spec), refuses_overlong=config.run.overlong == "refuse")
-    eval_source = None if data.tokens else _scored(config.run.eval_data, data)
-    validation_source = None if data.tokens else _scored(config.run.validation_data, data)
+    held_out = open_source(config.run.eval_data) if config.run.eval_data is not None else None
+    data = specification_of(config.run, held_out, columns)
+    eval_source = check_samples(held_out, data) if held_out is not None and not data.tokens else None
+    validation_source = None if data.tokens else _checked(config.run.validation_data, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
     probes = _probes(config, data, eval_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
     refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.
-    eval_source = _scored(config.run.eval_data, data, model.tokenizer) if data.tokens else eval_source
-    validation_source = _scored(config.run.validation_data, data, model.tokenizer) if data.tokens else validation_source
+    eval_source = check_samples(held_out, data, model.tokenizer) if held_out is not None and data.tokens else eval_source
+    validation_source = _checked(config.run.validation_data, data, model.tokenizer) if data.tokens else validation_source
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
     return Published(eval_source, validation_source, data, model, algorithm, cost, programs, parity)
+
+
+def specification_of(run: RunSection, held_out: DataSource | None, columns: tuple[str, ...] = ()) -> DataSpecification:
+    """Return what a run expects of data, as far as that is known without its model.
+
+    Names of columns are those of --data-spec, else those that a resumed run wrote down, else those of the held-out data.
+
+    Raises:
+        ConfigurationError: --data-spec is none.
+
+    """
+    data = dataclasses.replace(parse_specification(run.data_spec), refuses_overlong=run.overlong == "refuse")
+    data = dataclasses.replace(data, columns=data.columns or columns)
+    return data if held_out is None else with_columns(data, held_out.inputs)
 
 
 def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:
@@ -141,5 +157,5 @@ def _probes(config: TrainingConfig, data: DataSpecification, eval_source: Sample
     return probes_of(eval_source) if eval_source is not None else None
 
 
-def _scored(source: str | None, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
-    return None if source is None else check_source(open_source(source), data, tokenizer)
+def _checked(source: str | None, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
+    return None if source is None else check_samples(open_source(source), data, tokenizer)

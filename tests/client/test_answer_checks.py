@@ -81,6 +81,8 @@ def test_what_real_servers_say_passes() -> None:
         ({"data_specification__num_classes": 0}, "classes"),
         ({"data_specification__num_classes": 1 << 31}, "classes"),
         ({"data_specification__class_names": ("a",) * 11}, "names"),
+        ({"data_specification__columns": ("a", "b")}, "a name each"),
+        ({"data_specification__columns": ("a",) * 64}, "a name each"),
         ({"data_specification__mean": math.inf}, "means"),
         ({"data_specification__standard_deviation": 0.0}, "deviations"),
         ({"data_specification__standard_deviation": math.nan}, "deviations"),

@@ -110,6 +110,21 @@ def test_a_large_file_is_not_held(path: Path) -> None:
         ("a,b,label\n1,2,cat\n1,2,cow\n", "a+b:label", "line 3 of {path} has label 'cow', but the run's classes are cat, dog"),
         ("a,b,label\n1,2,5\n", "a+b:label", "the run expects labels from 0 to 1, but '{name}' has 5 (line 2 of {path})"),
         ("a,b,label\n1,two,cat\n", "a+b:label", "line 2 of {path} should have a number in b, but has 'two'"),
+        ("a,b,label\n1_000,2,cat\n", "a+b:label", "line 2 of {path} should have a number in a, but has '1_000'"),
+        ("a,b,label\n1,nan,cat\n", "a+b:label", "samples must be finite, but line 2 of {path} holds NaN or infinity in b"),
+        ("a,b,label\n1,2,cat\n-Infinity,0,cat\n", "a+b:label", "samples must be finite, but line 3 of {path} holds NaN or infinity in a"),
+        ("a,b,label\n1,1e300,cat\n", "a+b:label", "but line 2 of {path} holds 1e+300, which is beyond float32 once it is normalised in b"),
+        ("a,b,label\n1,2,1_0\n", "a+b:label", "line 2 of {path} has label '1_0', but the run's classes are cat, dog"),
+        ("a,label,label\n1,2,3\n", "*:label", "the header of {path} has the name 'label' 2 times (columns 2, 3)"),
+        ("a,a,label\n1,2,3\n", "a:label", "the header of {path} has the name 'a' 2 times (columns 1, 2)"),
+        (",,label\n1,2,cat\n", "+label:label", "{path} has 2 columns without a name, so none of them can be asked for"),
+        (
+            "a;b;label\n1,5;2,5;cat\n",
+            "a+b:label",
+            "the header of {path} has one column 'a;b;label': columns are separated by commas, not semicolons",
+        ),
+        ('"a";"b";"label"\n1;2;"cat"\n', "*:label", "columns are separated by commas, not semicolons"),
+        ("a\tb\tlabel\n1\t2\tcat\n", "*:label", "columns are separated by commas, not tabs"),
         ("a,b,label\n1,2\n", "a+b:label", "line 2 of {path} has 2 fields, but the header has 3"),
         ("a,b,label\n1,2,cat,4\n", "a+b:label", "line 2 of {path} has 4 fields, but the header has 3"),
         ("a,b,label\n1,2,cat\n", "a+c:label", "{path} has no column 'c', only a, b, label"),
@@ -127,6 +142,29 @@ def test_a_bad_file_is_refused_with_file_line_and_what_was_expected(path: Path, 
     write(path, text)
     name = f"csv:{path}:{columns}"
     assert sentence.format(path=path, name=name) in refusal(name, TWO_FEATURES)
+
+
+def test_columns_without_a_name_may_repeat(path: Path) -> None:
+    write(path, ",a,,label\n7,1,8,cat\n")
+    assert SampleReader(open_source(f"csv:{path}:*:label"), parse_specification("3:cat,dog")).batch(np.array([0]))[0].tolist() == [
+        [7, 1, 8]
+    ]
+    assert SampleReader(open_source(f"csv:{path}:a:label"), parse_specification("1:cat,dog")).batch(np.array([0]))[0].tolist() == [[1]]
+
+
+def test_a_semicolon_may_be_part_of_the_only_name(path: Path) -> None:
+    write(path, "text;comment\nhello\n")
+    assert open_source(f"csv:{path}:text;comment").num_examples == 1
+
+
+@pytest.mark.parametrize("classes", ["1,2,3", "3,1,2", "0,1,other"])
+def test_where_names_of_classes_are_numbers_a_number_is_a_name(path: Path, classes: str) -> None:
+    names = classes.split(",")
+    write(path, "a,label\n" + "".join(f"0,{name}\n" for name in names))
+    specification = parse_specification(f"1:{classes}")
+    assert SampleReader(open_source(f"csv:{path}:a:label"), specification).labels(np.arange(3)).tolist() == [0, 1, 2]
+    write(path, "a,label\n0,1\n0,7\n")
+    assert f"line 3 of {path} has label '7', but the run's classes are {', '.join(names)}" in refusal(f"csv:{path}:a:label", specification)
 
 
 def test_class_names_without_a_run_that_knows_them_are_refused(path: Path) -> None:
@@ -159,6 +197,15 @@ def test_a_file_that_changed_is_noticed(path: Path) -> None:
     write(path, "text,label\nhe\n")
     with pytest.raises(DataError, match="changed while it was in use"):
         source.inputs.read(np.array([0, 1]))
+
+
+@pytest.mark.parametrize("line", [b"\xff\xff\xff\xff\xff,1\n", b'"h"llo,1\n'])
+def test_a_line_that_changed_is_no_traceback(path: Path, line: bytes) -> None:
+    write(path, "text,label\nhello,1\n")
+    source = open_source(f"csv:{path}:text:label")
+    path.write_bytes(b"text,label\n" + line)
+    with pytest.raises(DataError, match="changed while it was in use"):
+        source.inputs.read(np.array([0]))
 
 
 def test_a_partition_by_label_goes_by_class_names_and_iid_reads_none(path: Path) -> None:

@@ -74,6 +74,20 @@ def test_text_and_names_may_be_returned_too(write: Write) -> None:
         ("def load(): return np.ones(()), np.zeros(2, int)", "a row for each sample, but returned a single value"),
         ("def load(): return [[1, 2], [1]], [0, 1]", "its rows differ in shape"),
         ("def load(): return np.ones((2, 2), complex), [0, 1]", "should return x of numbers or strings, but returned complex128"),
+        ("def load(): return np.ma.masked_array(np.ones((2, 2)), mask=[[0, 1], [0, 0]]), [0, 1]", "returned x with masked values"),
+        ("def load(): return [np.ma.masked_array([1, 2], mask=[0, 1]), [1, 2]], [0, 1]", "returned x with masked values"),
+        ("def load(): return np.ones((2, 2)), np.ma.masked_equal([0, 1], 1)", "returned y with masked values"),
+        (
+            "class T:\n    def __array__(self, *a, **k): raise RuntimeError('grad')\ndef load(): return T(), [0, 1]",
+            "made one (RuntimeError: grad)",
+        ),
+        ("def load(): return np.ones((2, 2)), ['0', None]", "should return y of numbers or strings, but returned object"),
+        ("def load(): return np.ones((2, 2)), ['0', float('nan')]", "should return y of numbers or of strings, but mixes them"),
+        (
+            "def load(): return [['1_0', '2'], ['3', '4']], [0, 1]",
+            "sample 0 of 'python:{name}' should have a number in column 0, but has '1_0'",
+        ),
+        ("def load(): return np.array([[1, 2], [1, np.nan]]), [0, 1]", "samples must be finite, but sample 1 of 'python:{name}' holds NaN"),
         ("def load(): return np.ones((2, 3)), [0, 1]", "the run expects samples of shape [2]"),
         ("def load(): return np.ones((2, 2)), [0.5, 1]", "expects a whole number as label, its class, but"),
         ("def load(): return np.ones((2, 2)), [0, 2]", "expects labels from 0 to 1, but"),
@@ -81,6 +95,7 @@ def test_text_and_names_may_be_returned_too(write: Write) -> None:
         (OBJECT.format(item="return 1"), "should return x and y for sample 0, but returned int"),
         (OBJECT.format(item="return np.ones(2 + i // 2), 0"), "float64[2] as for its first sample, but returned float64[3] for sample 2"),
         (OBJECT.format(item="return np.ones(2), 0 if i < 2 else 0.5"), "should return y int64[] as for its first sample"),
+        (OBJECT.format(item="return np.ma.masked_array(np.ones(2), mask=[i == 2, False]), 0"), "returned x with masked values"),
         (OBJECT.format(item="return np.ones(2), [0, 1, 2][i]"), "expects labels from 0 to 1, but"),
         (OBJECT.format(item="return np.ones(2), 1 // (i - 2)"), "failed at sample 2 (ZeroDivisionError"),
         (OBJECT.replace("3", "0"), "is empty: at least one sample is needed"),
@@ -91,7 +106,29 @@ def test_a_broken_contract_is_refused_in_a_sentence(write: Write, body: str, sen
     with pytest.raises(DataError) as refusal:
         reader = check_source(open_source(name), parse_specification("2:2"))
         reader.batch(np.arange(reader.num_examples))
-    assert sentence in str(refusal.value)
+    assert sentence.replace("{name}", name.removeprefix("python:")) in str(refusal.value)
+
+
+def test_a_masked_array_that_masks_nothing_is_an_array(write: Write) -> None:
+    name = write("def load(): return np.ma.masked_array(np.ones((2, 2)), mask=False), [0, 1]")
+    assert check_source(open_source(name), parse_specification("2:2")).batch(np.array([0]))[0].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("specification", ["text:4:2", "text:4:next-token"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        r"def load(): return ['a', 'b \ud83d'], [0, 1]",
+        OBJECT.format(item=r"return ['a', 'b \ud83d', 'a'][i], 0"),
+        OBJECT.format(item=r"return 'a', ['0', '1\ud83d', '0'][i]"),
+    ],
+)
+def test_half_a_character_is_found_before_training(write: Write, body: str, specification: str) -> None:
+    name = write(body)
+    if specification.endswith("token") and "return 'a'" in body:
+        return
+    with pytest.raises(DataError, match=rf"sample 1 of '{name}' holds a character that is no text \(half of a pair, U\+D83D\)"):
+        check_source(open_source(name), parse_specification(specification), word_tokenizer("a b"))
 
 
 @pytest.mark.parametrize("name", ["python:", "python:module", "python::load", "python:module:1x"])

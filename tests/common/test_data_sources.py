@@ -9,7 +9,7 @@ import pytest
 
 from heron_common.assignment import DataSpecification
 from heron_common.data import open_source, source_names
-from heron_common.data.check import check_source
+from heron_common.data.check import check_samples, check_source
 from heron_common.data.digits import DIGITS_SPECIFICATION, MemoryRows
 from heron_common.data.partition import Shard, parse_partition, partition_rows
 from heron_common.data.reading import SampleReader
@@ -65,6 +65,63 @@ def test_a_batch_is_normalised_float32_with_int64_labels(tmp_path: Path, kind: s
     assert (x.dtype, y.dtype, x.flags.c_contiguous) == (np.float32, np.int64, True)
     np.testing.assert_allclose(x, (raw[[5, 0, 5]].astype(np.float64) - 2.0) / 4.0, rtol=1e-6)
     assert y.tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("classes", ["1,2,3", "3,1,2"])
+def test_whole_numbers_are_names_where_names_of_classes_are_numbers(classes: str) -> None:
+    names = [int(name) for name in classes.split(",")]
+    reader = check_source(source_of(np.array([3, 1, 2, 3], np.uint8), (1,)), parse_specification(f"1:{classes}"))
+    assert reader.labels(np.arange(4)).tolist() == [names.index(label) for label in (3, 1, 2, 3)]
+    with pytest.raises(DataError, match=f"sample 1 of 'memory' has label '0', but the run's classes are {', '.join(map(str, names))}"):
+        check_source(source_of(np.array([1, 0])), parse_specification(f"1x2:{classes}"))
+
+
+TIMES = [1700000001, 1700000003, 1699999999]
+
+
+@pytest.mark.parametrize("kind", ["i8", "u8", "f8", "i4", "u4", ">i8", "csv", "jsonl", "python"])
+def test_a_mean_is_subtracted_before_anything_is_rounded(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "csv":
+        (tmp_path / "d.csv").write_text("t,y\n" + "".join(f"{time},0\n" for time in TIMES))
+        name = f"csv:{tmp_path / 'd.csv'}:t:y"
+    elif kind == "jsonl":
+        (tmp_path / "d.jsonl").write_text("".join(f'{{"t": {time}, "y": 0}}\n' for time in TIMES))
+        name = f"jsonl:{tmp_path / 'd.jsonl'}:t:y"
+    elif kind == "python":
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "source_of_times.py").write_text(f"def load():\n    return [[time] for time in {TIMES}], [0, 0, 0]\n")
+        name = "python:source_of_times:load"
+    else:
+        np.savez(tmp_path / "d.npz", x=np.array(TIMES).astype(kind)[:, None], y=np.zeros(3, np.int64))
+        name = f"npz:{tmp_path / 'd.npz'}"
+    x, _ = SampleReader(open_source(name), parse_specification("1:2:1700000000:2")).batch(np.arange(3))
+    assert (x.dtype, x.tolist()) == (np.float32, [[0.5], [1.5], [-0.5]])
+
+
+def test_each_channel_is_normalised_in_float64_too() -> None:
+    raw = np.array([[[2**40 + 1.0], [0.1]]])
+    source = DataSource("memory", MemoryRows(raw), MemoryRows(np.array([0])), np.arange(1))
+    x, _ = SampleReader(source, parse_specification(f"2x1:2:{2**40},0.1:1,3")).batch(np.array([0]))
+    assert x.tolist() == [[[1.0], [0.0]]]
+
+
+def test_a_batch_of_any_size_is_normalised_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DataSource("memory", MemoryRows(np.random.default_rng(0).normal(size=(9, 1, 2))), MemoryRows(np.zeros(9, int)), np.arange(9))
+    whole, _ = SampleReader(source, SPECIFICATION).batch(np.arange(9))
+    monkeypatch.setattr("heron_common.data.number_samples._ELEMENTS_AT_ONCE", 4)
+    assert np.array_equal(SampleReader(source, SPECIFICATION).batch(np.arange(9))[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"), [(np.nan, "NaN or infinity"), (-np.inf, "NaN or infinity"), (1e39, "1e\\+39, which is beyond float32")]
+)
+def test_a_number_that_is_not_finite_is_refused_with_its_sample(bad: float, sentence: str) -> None:
+    raw = np.zeros((4, 1, 2))
+    raw[2, 0, 1] = bad
+    source = DataSource("memory", MemoryRows(raw), MemoryRows(np.zeros(4, int)), np.array([3, 2, 1]))
+    with pytest.raises(DataError, match=f"samples must be finite, but sample 2 of 'memory' holds {sentence}"):
+        check_samples(source, DataSpecification("small", (1, 2), 3))
+    check_source(source, DataSpecification("small", (1, 2), 3)).batch(np.array([0]))
 
 
 def test_normalising_a_batch_does_not_change_the_source() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from heron_common.data.check import check_source
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.partition import Shard, parse_partition
 from heron_common.data.specification import parse_specification
+from heron_common.data.text_files import _pieces
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
 from tests.harness.tokenizers import END, START, UNKNOWN, word_tokenizer
@@ -72,6 +74,55 @@ def test_a_text_with_one_label_is_framed_as_its_tokenizer_wants_and_keeps_its_en
     assert (y.tolist(), reader.truncated) == ([1, 0], 1)
     reader.batch(np.array([0, 0]))
     assert reader.truncated == 1
+
+
+def test_half_a_character_is_found_when_the_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"t": "a \\ud83d\\ude00", "u": "\\ud83d", "u": 1}\n{"t": "b \\ud83d"}\n')
+    with pytest.raises(DataError, match=rf"line 2 of {path} holds a character that is no text"):
+        open_source(f"jsonl:{path}:t")
+    # Both halves are a character, and what is not read is nobody's concern.
+    path.write_text('{"t": "a \\ud83d\\ude00", "u": "\\ud83d", "u": 1}\n')
+    assert read(f"jsonl:{path}:t", NEXT)[0] == [[3, UNKNOWN, P, P]]
+
+
+def test_running_text_is_looked_at_when_it_is_opened_and_the_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "1.txt").write_text("a b\n")
+    (tmp_path / "books" / "2.txt").write_bytes(b"a\n\nb \xed\xa0\xbd c\n")
+    with pytest.raises(DataError, match=rf"line 3 of {tmp_path}/books/2\.txt is not UTF-8 \(invalid continuation byte\)"):
+        open_source(f"text:{tmp_path / 'books'}")
+
+
+def test_a_byte_order_mark_is_no_token_and_lines_end_as_they_did(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfa b\r\nc\rd\n")
+    assert read(f"text:{tmp_path / 't.txt'}", NEXT)[0] == [[3, 4, 5, 6]]
+    for ends in (b"\r\n", b"\n", b"\r"):
+        (tmp_path / "t.txt").write_bytes(b"a" + ends + b"b" + ends + ends)
+        assert "".join(_pieces(tmp_path / "t.txt")) == "a\nb\n\n"
+
+
+def test_tokens_with_a_byte_order_mark_are_not_taken_from_the_cache_of_before(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfa b c d e")
+    old = tmp_path / "cache" / "heron" / "data"
+    source = open_source(f"text:{tmp_path / 't.txt'}")
+    SampleReader(source, NEXT, WORDS)
+    made = next(old.glob("text*-4-*"))
+    made.rename(made.with_name(made.name.replace("text2", "text")))
+    made.with_name(made.name.replace("text2", "text")).write_bytes(np.full(5, UNKNOWN, "<i4").tobytes())
+    assert read(f"text:{tmp_path / 't.txt'}", NEXT)[0] == [[3, 4, 5, 6]]
+
+
+def test_a_folder_of_text_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "books" / "more.txt").mkdir(parents=True)
+    for file in ("1.txt", "2.md", "3.TXT", "more.txt/4.txt", "._1.txt"):
+        (tmp_path / "books" / file).write_text("a b")
+    with caplog.at_level(logging.WARNING):
+        source = open_source(f"text:{tmp_path / 'books'}")
+    said = "4 (1 .TXT, 1 .md, 1 hidden, 1 in folders within it)"
+    assert [record.getMessage() for record in caplog.records] == [f"files of the folder are left out: {said}"]
+    found = inspect_source(source, NEXT, WORDS)
+    assert (found.num_examples, found.left_out) == (1, said)
 
 
 def test_overlong_text_is_refused_where_the_run_says_so(tmp_path: Path) -> None:
@@ -149,6 +200,10 @@ def test_ready_tokens_are_taken_as_they_are(tmp_path: Path) -> None:
         ('{"t": "a", "n": 2}', "has 2 (line 3 of {path})"),
         ('{"t": " ", "n": 0}', "line 3 of {path} should hold a text, but has no token"),
         ("\udcff", "line 3 of {path} is not utf-8"),
+        (r'{"t": "a \ud83d", "n": 0}', "line 3 of {path} holds a character that is no text (half of a pair, U+D83D): mend it there"),
+        (r'{"t": "a", "n": "\ude00"}', "line 3 of {path} holds a character that is no text (half of a pair, U+DE00)"),
+        ('{"t": "a", "n": 0, "t": "b"}', "line 3 of {path} has the key 't' more than once"),
+        ('{"t": "a", "n": "1_0"}', "line 3 of {path} has label '1_0'"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, sentence: str) -> None:

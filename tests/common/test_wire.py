@@ -59,7 +59,7 @@ MEMBERSHIP = Membership(
     run_id="r" * 32,
     session="s" * 32,
     run_seed=2**64 - 1,
-    data_specification=DataSpecification("digits", (1, 8, 8), 10, 4.8, 16.0),
+    data_specification=DataSpecification("digits", (1, 8, 8), 10, 4.8, 16.0, columns=tuple(f"p{place}" for place in range(64))),
     model=MODEL,
     programs=(ProgramReference(ProgramKind.LOSS, BLOB, 4), ProgramReference(ProgramKind.FRONT, BLOB, 64)),
     heartbeat_seconds=2.5,

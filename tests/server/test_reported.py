@@ -243,7 +243,7 @@ def test_a_liar_sits_the_round_out_and_the_others_go_on(serve: Serve, name: str,
         client.update(statistics=pb.LocalStatistics(second_moment=4.0))
     clients[0].stub.Leave(pb.LeaveRequest(session=clients[0].session, peak_memory_bytes=2**64 - 1))
     assert clients[1].await_assignment(after=clients[1].assignment.round).second_moment == 4.0
-    assert server.parts.coordinator.registry.by_name["a"].peak_memory_bytes <= 1 << 50
+    assert server.state.registry.by_name["a"].peak_memory_bytes <= 1 << 50
 
 
 # ---- running statistics ---------------------------------------------------------------------------------------------------------------------

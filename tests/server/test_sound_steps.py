@@ -83,7 +83,7 @@ class Line:
         )
         self._stepper, self._plan, self._steps = Stepper(parts), plan("frozen", batch_size=8), 0
 
-    def upload_trained(self, upload: Any, *_: Any) -> None:
+    def upload_trained(self, upload: Any, *_: Any, **__: Any) -> None:
         self.trained.append(upload.key.client_id)
 
     def upload_rejected(self, upload: Any, reason: str, *_: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from heron_common.assignment import IGNORED, DataSpecification, Task
+from heron_common.data.columns import order_in_words, shortened
 from heron_common.data.labels import LabelReader
 from heron_common.data.reading import SampleReader, Samples
 from heron_common.data.sources import DataSource
@@ -31,6 +32,8 @@ class Inspection:
         name: of the source.
         num_examples: samples of the shard; 0 if they cannot be counted.
         sample: shape and type of one sample, as the run gets it; empty if there is none.
+        columns: those that a sample is read from, in their order; empty if they have no names.
+        left_out: files of a folder that are not read, by kind; empty if there are none.
         labels: what the labels are, in words.
         absent: classes of the run that no sample of the shard belongs to.
         longest: tokens of the longest text.
@@ -44,6 +47,8 @@ class Inspection:
     name: str
     num_examples: int
     sample: str = ""
+    columns: str = ""
+    left_out: str = ""
     labels: str = ""
     absent: list[str] = field(default_factory=list)
     longest: int = 0
@@ -57,12 +62,12 @@ class Inspection:
         """How many times something did not fit."""
         return self.differences.total() + self.further
 
-    def differs(self, sentence: str, times: int = 1) -> None:
+    def differs(self, sentence: str) -> None:
         """Note what does not fit; only so many different sentences are kept as are shown."""
         if sentence in self.differences or len(self.differences) < _SHOWN:
-            self.differences[sentence] += times
+            self.differences[sentence] += 1
         else:
-            self.further += times
+            self.further += 1
 
 
 def inspect_source(source: DataSource, specification: DataSpecification, tokenizer: bytes | None) -> Inspection:
@@ -73,6 +78,8 @@ def inspect_source(source: DataSource, specification: DataSpecification, tokeniz
 
     """
     found = Inspection(source.name, source.num_examples, by_length=dict.fromkeys(specification.lengths, 0))
+    found.columns = order_in_words(source.inputs, specification)
+    found.left_out = source.left_out.sentence if source.left_out is not None else ""
     try:
         reader = SampleReader(source, specification, tokenizer)
     except DataError as exc:
@@ -132,8 +139,6 @@ def _note_samples(x: Samples, lengths: Int64Array, reader: SampleReader, found: 
     if found.by_length:
         for length in smallest_lengths(x, None, reader.specification.lengths):
             found.by_length[int(length)] += 1
-    if x.dtype.kind == "f" and (bad := int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum())):
-        found.differs(f"samples must be finite, but {found.name!r} holds NaN or infinity: clean the data", bad)
 
 
 class _LabelTally:
@@ -165,16 +170,17 @@ class _LabelTally:
         else:
             names = specification.class_names or tuple(map(str, range(specification.num_classes)))
             present = [f"{name} {count}" for name, count in zip(names, self._counts, strict=True) if count]
-            found.labels = _shortened(present)
+            found.labels = shortened(present)
             found.absent = [name for name, count in zip(names, self._counts, strict=True) if not count]
 
 
 def page(found: Inspection, length: int) -> list[str]:
     """Return the inspection as the lines of a page; `length` is how many tokens the run takes, 0 if samples are no text."""
     rows = [("data", found.name), ("samples", str(found.num_examples or "not known"))]
-    rows += [(title, text) for title, text in (("a sample", found.sample), ("labels", found.labels)) if text]
+    described = (("left out", found.left_out), ("columns", found.columns), ("a sample", found.sample), ("labels", found.labels))
+    rows += [(title, text) for title, text in described if text]
     if found.absent:
-        rows.append(("no sample of", _shortened(found.absent)))
+        rows.append(("no sample of", shortened(found.absent)))
     if found.longest and length:
         rows.append(
             (
@@ -190,7 +196,3 @@ def page(found: Inspection, length: int) -> list[str]:
     if found.further:
         lines.append(f"and {found.further} more that do not fit")
     return [*lines, *([] if found.differences else ["fits the run"])]
-
-
-def _shortened(texts: list[str]) -> str:
-    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from heron_common.data.record_file import RecordFile, changed, split_path
-from heron_common.data.rows import NoLabels, RowReader, StringRows
+from heron_common.data.rows import NoLabels, RowReader, StringRows, check_characters
 from heron_common.errors import ConfigurationError, DataError
 
 JSONL_USAGE = "jsonl:PATH:KEY[:LABEL_KEY] (an object a line; prompt+completion as KEY for next-token with the prompt masked)"
@@ -17,7 +18,7 @@ def open_jsonl(argument: str) -> tuple[RowReader, RowReader]:
 
     Raises:
         ConfigurationError: path or key are not given.
-        DataError: the file cannot be read, a line is no JSON object, or lacks a key.
+        DataError: the file cannot be read, a line is no JSON object, lacks a key or has it twice, or holds a character that is no text.
 
     """
     split = split_path(argument, 1, 2)
@@ -29,7 +30,8 @@ def open_jsonl(argument: str) -> tuple[RowReader, RowReader]:
     start = 0
     for line in file.lines("utf-8", "save the file as UTF-8"):
         if line.strip():
-            _fields(line, [*sample_keys, *label_keys], f"line {file.line_number} of {path}")
+            strings = _fields(line, [*sample_keys, *label_keys], f"line {file.line_number} of {path}")
+            check_characters(strings, lambda number: f"line {number} of {path}", file.line_number)
             file.add(start, file.line_number)
         start = file.offset
 
@@ -47,9 +49,20 @@ def open_jsonl(argument: str) -> tuple[RowReader, RowReader]:
     return rows(sample_keys), rows(label_keys) if label_keys else NoLabels(len(file), why)
 
 
+class _Repeated:
+    """The value of a key that an object has more than once; Python's reader would take the last."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        record |= {key: _Repeated() for key, count in Counter(key for key, _ in pairs).items() if count > 1}
+    return record
+
+
 def _fields(line: str, keys: Sequence[str], place: str) -> list[str]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as exc:
         raise DataError(f"{place} is not JSON ({exc}): write one object a line") from exc
     if not isinstance(record, dict):
@@ -63,7 +76,11 @@ def _string(record: dict[str, object], key: str, place: str) -> str:
     if key not in record:
         raise DataError(f"{place} has no key {key!r}, only {', '.join(record) or 'none at all'}: name another key or mend the line")
     value = record[key]
+    if isinstance(value, _Repeated):
+        raise DataError(f"{place} has the key {key!r} more than once: keep one of them")
     # True is an int to Python, but no number to whoever wrote the file.
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{place} should have a string or a number under {key!r}, but has {json.dumps(value)[:40]}: mend the line")
+        raise DataError(
+            f"{place} should have a string or a number under {key!r}, but has {json.dumps(value, default=str)[:40]}: mend the line"
+        )
     return value if isinstance(value, str) else repr(value)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_common.data.digits import MemoryRows
-from heron_common.data.rows import RowReader, StringRows
+from heron_common.data.rows import RowReader, StringRows, check_characters
 from heron_common.errors import ConfigurationError, DataError, HeronError
 from heron_common.tensors import Int64Array
 
@@ -62,15 +62,33 @@ def _failed(argument: str, what: str) -> DataError:
 
 
 def _array(value: Any, name: str, argument: str) -> npt.NDArray[Any]:
+    if _has_masked(value):
+        raise _failed(argument, f"returned {name} with masked values, which are none to train on; fill them or leave their samples out")
     try:
         array = np.asarray(value)
     except ValueError as exc:
         raise _failed(argument, f"should return {name} as an array, but its rows differ in shape ({exc})") from exc
+    except Exception as exc:
+        raise _failed(argument, f"should return {name} as an array, but it cannot be made one ({type(exc).__name__}: {exc})") from exc
     if array.dtype.kind == "O" and all(isinstance(element, str) for element in array.flat):
         return array
     if array.dtype.kind not in "fiubU":
         raise _failed(argument, f"should return {name} of numbers or strings, but returned {array.dtype}")
+    # numpy writes numbers beside strings as strings, and a missing one as "nan".
+    if array.dtype.kind == "U" and not isinstance(value, np.ndarray | str) and not _all_strings(value):
+        raise _failed(argument, f"should return {name} of numbers or of strings, but mixes them")
     return array
+
+
+def _has_masked(value: Any) -> bool:
+    """Return whether a masked array is in there whose mask numpy would drop."""
+    if isinstance(value, np.ma.MaskedArray):
+        return bool(np.ma.getmaskarray(value).any())
+    return isinstance(value, list | tuple) and any(_has_masked(element) for element in value)
+
+
+def _all_strings(value: Any) -> bool:
+    return all(isinstance(element, str) for element in np.asarray(value, object).flat)
 
 
 def _rows(array: npt.NDArray[Any], argument: str) -> RowReader:
@@ -79,7 +97,14 @@ def _rows(array: npt.NDArray[Any], argument: str) -> RowReader:
     if array.dtype.kind not in "OU":
         return MemoryRows(array)
     table = array.reshape(len(array), -1)
-    return StringRows(len(table), [f"column {c}" for c in range(table.shape[1])], lambda row: table[row].tolist(), _place(argument))
+    place = _place(argument)
+    for index, row in enumerate(table):
+        check_characters(row.tolist(), place, index)
+    return StringRows(len(table), _columns(table.shape[1]), lambda row: table[row].tolist(), place, is_named=False)
+
+
+def _columns(count: int) -> list[str]:
+    return [f"column {number}" for number in range(count)]
 
 
 def _place(argument: str) -> Any:
@@ -95,8 +120,8 @@ def _object_rows(samples: Any, argument: str) -> tuple[RowReader, RowReader]:
     for part in (0, 1):
         if first[part].dtype.kind in "OU":
             rows = _ObjectRows(_Samples(samples, argument), count, part, first[part])
-            columns = [f"column {c}" for c in range(first[part].size)]
-            readers.append(StringRows(count, columns, rows.strings, _place(argument)))
+            columns = _columns(first[part].size)
+            readers.append(StringRows(count, columns, rows.strings, _place(argument), is_named=False, is_checked=False))
         else:
             readers.append(_ObjectRows(_Samples(samples, argument), count, part, first[part]))
     return readers[0], readers[1]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_common.assignment import IGNORED, DataSpecification, Task
-from heron_common.data.image_folder import ImageFiles
+from heron_common.data.image_files import ImageFiles
 from heron_common.data.labels import LabelReader
 from heron_common.data.number_samples import NumberSamples
 from heron_common.data.rows import StringRows
@@ -130,12 +130,13 @@ class SampleReader:
         if raw.dtype.kind not in "iu":
             raise DataError(f"labels of tokens are whole numbers, but {self.source.name!r} has {raw.dtype}: store them as integers")
         labels = raw.astype(np.int64)
-        bad = labels[
-            ((labels < 0) & (labels != IGNORED)) | ((labels >= self.specification.num_classes) & (self.specification.num_classes > 0))
-        ]
+        most = self.specification.num_classes
+        bad = np.argwhere(((labels < 0) & (labels != IGNORED)) | ((labels >= most) & (most > 0)))
         if bad.size:
+            came = labels[tuple(bad[0])]
             raise DataError(
-                f"labels of tokens are {IGNORED} or from 0 to {self.specification.num_classes - 1}, but {self.source.name!r} has {int(bad[0])}: mend them"
+                f"labels of tokens are {IGNORED} or from 0 to {most - 1}, but {self.source.name!r} has {came}: "
+                f"mend them (first at sample {int(rows[bad[0][0]])})"
             )
         return labels
 

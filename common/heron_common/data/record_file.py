@@ -58,6 +58,10 @@ class RecordFile:
         except OSError as exc:
             raise DataError(f"cannot read {self.path} ({exc.strerror or exc}): give the path of a file that this user may read") from exc
 
+    def first_line(self) -> bytes:
+        """Return the beginning of the file's first line, at most a few thousand bytes of it."""
+        return os.pread(self._descriptor, 4096, 0).removeprefix(_BYTE_ORDER_MARK).split(b"\n", 1)[0]
+
     def add(self, start: int, line_number: int) -> None:
         """Note where a record begins, in bytes and in lines."""
         self._starts.append(start)

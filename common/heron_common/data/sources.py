@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,16 +11,19 @@ import numpy as np
 
 from heron_common.assignment import DataSpecification
 from heron_common.data.cifar import open_cifar_10
+from heron_common.data.columns import in_order_of, order_in_words
 from heron_common.data.csv_rows import CSV_USAGE, open_csv
 from heron_common.data.digits import open_digits
 from heron_common.data.fashion_mnist import open_fashion_mnist
 from heron_common.data.idx import open_idx
-from heron_common.data.image_folder import IMAGE_FOLDER_USAGE, ImageFiles, open_image_folder
+from heron_common.data.image_files import ImageFiles
+from heron_common.data.image_folder import IMAGE_FOLDER_USAGE, open_image_folder
 from heron_common.data.jsonl_rows import JSONL_USAGE, open_jsonl
+from heron_common.data.left_out import LeftOut
 from heron_common.data.npz import open_npz
 from heron_common.data.partition import Partition, Shard, partition_rows
 from heron_common.data.python_source import PYTHON_USAGE, open_python
-from heron_common.data.rows import RowReader
+from heron_common.data.rows import RowReader, StringRows
 
 # Where they are is no concern of those who open sources.
 from heron_common.data.specification import SPECIFICATIONS as SPECIFICATIONS
@@ -28,6 +32,8 @@ from heron_common.data.text_files import TEXT_USAGE, TextFiles, open_text
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.tensors import Int64Array
+
+log = logging.getLogger(__name__)
 
 _LABELS_AT_ONCE = 4096
 
@@ -59,6 +65,11 @@ class DataSource:
     def is_counted(self) -> bool:
         """Whether the samples are known already; those of running text are once it is cut for a run."""
         return not isinstance(self.inputs, TextFiles)
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """Files of a folder that are not read; None where samples are no files of a folder."""
+        return self.inputs.left_out if isinstance(self.inputs, TextFiles | ImageFiles) else None
 
     def restricted(self, rows: Int64Array) -> DataSource:
         """Return the same source with only some of its rows."""
@@ -102,9 +113,11 @@ class DataSource:
         """Return the source with samples in the form of a run, where they have none before.
 
         Raises:
-            DataError: they cannot have that form, or are too few for the parts that were asked for.
+            DataError: they cannot have that form, are too few for the parts that were asked for, or * stands for other columns than the run's.
 
         """
+        if isinstance(self.inputs, StringRows):
+            return dataclasses.replace(self, inputs=in_order_of(specification, self.inputs, self.name))
         if not isinstance(self.inputs, TextFiles | ImageFiles):
             return self
         inputs = self.inputs.fitted(specification, tokeniser)
@@ -165,4 +178,15 @@ def open_source(name: str) -> DataSource:
         raise DataError(f"data source {name!r} has {inputs.shape[0]} samples but {labels.shape[0]} labels: they must match")
     if inputs.shape[0] == 0 and source.is_counted:
         raise DataError(f"data source {name!r} is empty: at least one sample is needed")
+    _say_what_is_read(source)
     return source
+
+
+def _say_what_is_read(source: DataSource) -> None:
+    """Log what nobody wrote down: the columns that * stands for, and files of a folder that are left out."""
+    if isinstance(source.inputs, StringRows) and source.inputs.is_rest:
+        log.info("* stands for these columns, in this order", extra={"source": source.name, "columns": order_in_words(source.inputs)})
+    if source.left_out is not None and source.left_out.sentence:
+        level = logging.INFO if source.left_out.is_expected else logging.WARNING
+        # In the sentence, not beside it: `heron evaluate` has no log that would show what stands beside.
+        log.log(level, f"files of the folder are left out: {source.left_out.sentence}", extra={"source": source.name})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from heron_common.assignment import MAX_LENGTHS, DataSpecification, Task
+from heron_common.assignment import MAX_COLUMNS, MAX_LENGTHS, DataSpecification, Task
 from heron_common.data.cifar import CIFAR_10_SPECIFICATION
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.fashion_mnist import FASHION_MNIST_SPECIFICATION
+from heron_common.data.numbers import decimal_number, whole_number
 from heron_common.errors import ConfigurationError
 
 SPECIFICATIONS: dict[str, DataSpecification] = {
@@ -18,7 +19,8 @@ SPECIFICATIONS: dict[str, DataSpecification] = {
 
 SPECIFICATION_FORMS = (
     f"{', '.join(SPECIFICATIONS)}, or SHAPE:CLASSES[:MEAN:STANDARD_DEVIATION] or SHAPE:regression:OUTPUTS[:MEAN:STANDARD_DEVIATION] for numbers, "
-    "or text:LENGTH:CLASSES, text:LENGTH:regression:OUTPUTS or text:LENGTH:next-token for text of LENGTH tokens; SHAPE is like 1x28x28, LENGTH a "
+    "or text:LENGTH:CLASSES, text:LENGTH:regression:OUTPUTS or text:LENGTH:next-token for text of LENGTH tokens; SHAPE is like 1x28x28, or names of "
+    "columns like temperature+pressure, LENGTH a "
     "number or several like 32,64,128, CLASSES a number or names like cat,dog, and MEAN and STANDARD_DEVIATION a number, or one for each channel "
     "like 0.5,0.4,0.4"
 )
@@ -40,19 +42,28 @@ def parse_specification(text: str) -> DataSpecification:
         words = text.split(":")
         is_text = words[0] == "text"
         lengths = _lengths(text, words[1]) if is_text else ()
-        shape = lengths[-1:] if is_text else tuple(int(part) for part in words[0].split("x"))
+        columns = _columns(words[0])
+        shape = lengths[-1:] if is_text else (len(columns),) if columns else tuple(whole_number(part) for part in words[0].split("x"))
         if min(shape) < 1:
             raise ValueError
-        form = DataSpecification(text, shape, 0, tokens=is_text, lengths=lengths if len(lengths) > 1 else ())
+        form = DataSpecification(text, shape, 0, tokens=is_text, lengths=lengths if len(lengths) > 1 else (), columns=columns)
         task, rest = _task(form, words[2 if is_text else 1 :])
         return _normalised(task, rest)
     except (ValueError, IndexError):
         raise ConfigurationError(f"unknown data specification {text!r}: write one of {SPECIFICATION_FORMS}") from None
 
 
+def _columns(word: str) -> tuple[str, ...]:
+    """Read names of columns; nothing if these are none."""
+    names = tuple(word.split("+")) if "+" in word else ()
+    if "" in names or len(set(names)) < len(names) or len(names) > MAX_COLUMNS:
+        raise ValueError
+    return names
+
+
 def _lengths(text: str, word: str) -> tuple[int, ...]:
     """Read one length of text, or several."""
-    lengths = tuple(int(part) for part in word.split(","))
+    lengths = tuple(whole_number(part) for part in word.split(","))
     if len(lengths) > MAX_LENGTHS:
         raise ConfigurationError(f"texts have at most {MAX_LENGTHS} lengths in a run, but {text!r} has {len(lengths)}: write fewer")
     if len(lengths) > 1:
@@ -70,12 +81,12 @@ def _task(form: DataSpecification, words: list[str]) -> tuple[DataSpecification,
     if words[0] == "next-token" and form.tokens:
         return dataclasses.replace(form, task=Task.NEXT_TOKEN), words[1:]
     if words[0] == "regression":
-        outputs = int(words[1])
+        outputs = whole_number(words[1])
         if outputs < 1:
             raise ValueError
         return dataclasses.replace(form, task=Task.REGRESSION, num_classes=outputs), words[2:]
     names = tuple(name.strip() for name in words[0].split(",")) if "," in words[0] else ()
-    num_classes = len(names) or int(words[0])
+    num_classes = len(names) or whole_number(words[0])
     if num_classes < 2 or "" in names or len(set(names)) < len(names):
         raise ValueError
     return dataclasses.replace(form, num_classes=num_classes, class_names=names), words[1:]
@@ -85,7 +96,7 @@ def _normalised(form: DataSpecification, words: list[str]) -> DataSpecification:
     """Read mean and standard deviation, which text has none of."""
     if len(words) > (0 if form.tokens else 2):
         raise ValueError
-    means, deviations = ([float(number) for number in word.split(",")] for word in (words + ["0", "1"][len(words) :]))
+    means, deviations = ([decimal_number(number) for number in word.split(",")] for word in (words + ["0", "1"][len(words) :]))
     if not all(map(math.isfinite, means)) or not all(0 < deviation < math.inf for deviation in deviations):
         raise ValueError
     if len(means) == len(deviations) == 1:

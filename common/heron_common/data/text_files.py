@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from heron_common.assignment import PADDING, DataSpecification
 from heron_common.data.file_rows import FileRows
+from heron_common.data.left_out import LeftOut, listed
+from heron_common.data.record_file import RecordFile
 from heron_common.data.rows import NoLabels, RowReader
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.data.unpacked import unpacked_once
@@ -27,7 +29,8 @@ class TextFiles:
 
     shape: tuple[int, ...] = (0,)
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], left_out: LeftOut) -> None:
+        self.left_out = left_out
         self._files = files
 
     def read(self, rows: Int64Array) -> npt.NDArray[Any]:
@@ -52,7 +55,8 @@ class TextFiles:
             for path in self._files:
                 _write_windows(path, tokeniser, length, output)
 
-        path = unpacked_once(self._files, f"text-{length}-{tokeniser.sha256[:16]}", write)
+        # Raised when the same file gives other tokens than before: those of version 1 began with a byte order mark.
+        path = unpacked_once(self._files, f"text2-{length}-{tokeniser.sha256[:16]}", write)
         count = path.stat().st_size // (4 * width)
         if count == 0:
             raise DataError(f"{self._files[0]} should hold at least two tokens, but holds fewer: give another text")
@@ -60,24 +64,40 @@ class TextFiles:
 
 
 def open_text(argument: str) -> tuple[TextFiles, NoLabels]:
-    """Open a file, or every .txt file of a folder in the order of their names.
+    """Open a file, or every .txt file of a folder in the order of their names; each is read once, so that a bad line is not met after joining.
 
     Raises:
         ConfigurationError: no path is given.
-        DataError: there is no such file, or the folder has none.
+        DataError: there is no such file, the folder has none, or a line is not UTF-8.
 
     """
     if not argument:
         raise ConfigurationError("data source 'text' needs a path: write text:PATH")
     path = Path(argument)
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    left_out = LeftOut()
+    files = _text_files(path, left_out) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise DataError(
             f"{path} should be a text file or a folder with .txt files, but {'has none' if path.is_dir() else 'is not there'}: give another path"
         )
-    return TextFiles(files), NoLabels(
+    for file in files:
+        for _ in _lines(file):
+            pass
+    return TextFiles(files, left_out), NoLabels(
         0, f"running text like {path} has no labels: use it for next-token, and partition it by iid or sizes:ALPHA"
     )
+
+
+def _text_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    files = []
+    for child in listed(folder):
+        if child.is_dir():
+            left_out.add(child, "in folders within it")
+        elif child.name.startswith(".") or child.suffix != ".txt":
+            left_out.add_kind(child)
+        else:
+            files.append(child)
+    return files
 
 
 def _write_windows(path: Path, tokeniser: Tokeniser, length: int, output: BinaryIO) -> None:
@@ -97,14 +117,16 @@ def _pieces(path: Path) -> Iterator[str]:
     """Yield a file's text in large pieces that end with a line, so that a book of any size is not held whole."""
     lines: list[str] = []
     size = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                lines.append(line)
-                size += len(line)
-                if size >= _PIECE_CHARACTERS:
-                    yield "".join(lines)
-                    lines, size = [], 0
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{path} is not UTF-8 ({exc.reason}): save it as UTF-8") from exc
+    for line in _lines(path):
+        lines.append(line)
+        size += len(line)
+        if size >= _PIECE_CHARACTERS:
+            yield "".join(lines)
+            lines, size = [], 0
     yield "".join(lines)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield a file's lines without a byte order mark, whatever they end with as Python's own reader has them."""
+    for line in RecordFile(path).lines("UTF-8", "save the file as UTF-8"):
+        yield line.replace("\r\n", "\n").replace("\r", "\n") if "\r" in line else line

@@ -115,10 +115,12 @@ class TokenSamples:
         if raw.dtype.kind not in "iu":
             raise DataError(f"token ids are whole numbers, but {self._name!r} has {raw.dtype}: store them as integers")
         tokens = raw.astype(np.int64)
-        bad = tokens[(tokens < PADDING) | (tokens >= self._vocabulary)]
+        bad = np.argwhere((tokens < PADDING) | (tokens >= self._vocabulary))
         if bad.size:
+            sample, element = bad[0]
             raise DataError(
-                f"token ids are {PADDING} behind the end or from 0 to {self._vocabulary - 1}, but {self._name!r} has {int(bad[0])}: tokenise the text anew"
+                f"token ids are {PADDING} behind the end or from 0 to {self._vocabulary - 1}, but {self._name!r} has {tokens[sample, element]}: "
+                f"tokenise the text anew (first at sample {int(rows[sample])})"
             )
         x = tokens[:, : self._length]
         lengths = (x != PADDING).sum(1)

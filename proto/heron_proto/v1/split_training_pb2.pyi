@@ -179,7 +179,7 @@ class Trailer(_message.Message):
     def __init__(self, length_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class DataSpecification(_message.Message):
-    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong", "lengths")
+    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong", "lengths", "columns")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +193,7 @@ class DataSpecification(_message.Message):
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     REFUSES_OVERLONG_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     name: str
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     num_classes: int
@@ -206,7 +207,8 @@ class DataSpecification(_message.Message):
     tokenizer: Blob
     refuses_overlong: bool
     lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: bool = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: bool = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: bool = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: bool = ..., lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Program(_message.Message):
     __slots__ = ("kind", "blob", "micro_batch", "length")

@@ -137,6 +137,7 @@ def _note(trained: TrainedModel, whole: Whole, chosen: ExportFormat) -> dict[str
         "mean": list(data.channel_means) or data.mean,
         "standard_deviation": list(data.channel_deviations) or data.standard_deviation,
         "sample_shape": list(data.input_shape),
+        "columns": list(data.columns),
     }
 
 

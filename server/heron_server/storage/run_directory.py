@@ -26,6 +26,7 @@ class RunIdentity:
     Attributes:
         model_code: digest of the model's code, empty where the model is not a user's own.
         behaviour: what the model made of a few samples when the run began, by name; empty where nobody wrote that down.
+        columns: names of the columns that a sample's numbers come from, where they have names.
         probes: the samples that it was tried on, where they are the operator's own; they are written beside the record, not into it.
 
     """
@@ -34,6 +35,7 @@ class RunIdentity:
     configuration: dict[str, Any]
     model_code: str = ""
     behaviour: Mapping[str, list[float]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
     probes: Float32Array | None = field(default=None, compare=False)
 
     def code_difference(self, differs: bool) -> str:
@@ -134,7 +136,8 @@ class RunDirectory:
                     f"cannot write the samples of the model to {self.path} ({exc.strerror or exc}): free some space"
                 ) from exc
         code = {"model_code": identity.model_code, "behaviour": dict(identity.behaviour)} if identity.model_code else {}
-        self._write(_IDENTITY, {"run_id": identity.run_id, "configuration": identity.configuration, **code})
+        columns = {"columns": list(identity.columns)} if identity.columns else {}
+        self._write(_IDENTITY, {"run_id": identity.run_id, "configuration": identity.configuration, **code, **columns})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `summary.json`."""
@@ -182,7 +185,9 @@ def _identity(run_dir: Path, known: dict[str, Any], configuration: dict[str, Any
     )
     if not numbers:
         raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
-    return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")), behaviour)
+    columns = known.get("columns")
+    names = tuple(map(str, columns)) if isinstance(columns, list) else ()
+    return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")), behaviour, names)
 
 
 def _document(path: Path) -> dict[str, Any] | None:

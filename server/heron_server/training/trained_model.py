@@ -66,7 +66,8 @@ def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None =
     with reading(run_dir / "run.json"):
         options = _options(identity.configuration, run_dir)
     vouched.check(run_dir, options.model, options.model_options)
-    data = dataclasses.replace(parse_specification(options.data_spec), refuses_overlong=options.overlong == "refuse")
+    data = parse_specification(options.data_spec)
+    data = dataclasses.replace(data, refuses_overlong=options.overlong == "refuse", columns=data.columns or identity.columns)
     samples = read_probe_file(run_dir, data.input_shape)
     probes = Probes(samples, are_made_up=False) if samples is not None else None
     built = build_model(options.model, options.model_options, data, options.seed, options.cut, probes)
