@@ -44,11 +44,14 @@ from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
 from heron_server.summary import SUMMARY_VERSION, client_table, versions
 from heron_server.training.alignment import HeadAlignment
+from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.event_files import EventFiles
+from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
-from heron_server.training.gates import GateSettings
-from heron_server.training.open_round import OpenRound
-from heron_server.training.run_parts import RunParts
+from heron_server.training.held_out import HeldOutScore
+from heron_server.training.open_round import InsideRound
+from heron_server.training.stepping import Stepper
+from heron_server.training.tallies import RunTallies
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import TrainWorker
 
@@ -72,7 +75,7 @@ class Assembly:
     ended: threading.Event
     identity: RunIdentity
     ledger: Ledger
-    inside: OpenRound | None
+    inside: InsideRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
     begins: bool
     """Whether the run has no checkpoint yet."""
@@ -160,9 +163,21 @@ def assemble_run(
     def client_rows() -> dict[str, Any]:
         return owner.look(lambda run: client_table(run.registry.records()))
 
-    gates = config.gates.settings()
-    parts = _run_parts(trainer, published, facts, directory, checkpoints, metrics, client_rows, clock, ledger, gates, event_files)
-    worker = TrainWorker(parts, _summary_facts(config, identity, published))
+    gatekeeper = Gatekeeper(config.gates.settings(), metrics)
+    worker = _worker(
+        published,
+        facts,
+        trainer=trainer,
+        gatekeeper=gatekeeper,
+        checkpoints=checkpoints,
+        ledger=ledger,
+        metrics=metrics,
+        clock=clock,
+        event_files=event_files,
+        client_table=client_rows,
+        directory=directory,
+        summary_facts=_summary_facts(config, identity, published),
+    )
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
     left = (
@@ -170,7 +185,7 @@ def assemble_run(
         if config.run.resume
         else Resumption(begun=False)
     )
-    parts.gatekeeper.release(config.gates.released)
+    gatekeeper.release(config.gates.released)
     needed = {name for attempt in left.recorded for name in attempt.files()}
     storage = config.storage
     spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
@@ -195,17 +210,17 @@ def assemble_run(
         metrics.rejections.labels(reason=code.value).inc()
 
     return Assembly(
-        owner,
-        receiver,
-        spool,
-        TrainerQueue(owner, spool, clock),
-        worker,
-        servicer,
-        on_refusal,
-        threading.Event(),
-        identity,
-        ledger,
-        left.inside,
+        owner=owner,
+        receiver=receiver,
+        spool=spool,
+        queue=TrainerQueue(owner, spool, clock),
+        worker=worker,
+        servicer=servicer,
+        on_refusal=on_refusal,
+        ended=threading.Event(),
+        identity=identity,
+        ledger=ledger,
+        inside=left.inside,
         begins=not left.begun,
     )
 
@@ -221,39 +236,52 @@ def _with_code(identity: RunIdentity, model: SplitModel, resumes: bool) -> RunId
     return identity
 
 
-def _run_parts(
-    trainer: Trainer,
+def _worker(
     published: Published,
     facts: RunFacts,
-    directory: RunDirectory,
+    *,
+    trainer: Trainer,
+    gatekeeper: Gatekeeper,
     checkpoints: CheckpointStore,
-    metrics: ServerMetrics,
-    client_rows: Callable[[], dict[str, Any]],
-    clock: Clock,
     ledger: Ledger,
-    gates: GateSettings | None,
+    metrics: ServerMetrics,
+    clock: Clock,
     event_files: EventFiles | None,
-) -> RunParts:
-    algorithm = published.algorithm
+    client_table: Callable[[], dict[str, Any]],
+    directory: RunDirectory,
+    summary_facts: dict[str, Any],
+) -> TrainWorker:
+    algorithm, model, seed = published.algorithm, facts.model, facts.run_seed
     aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
-    return RunParts(
-        trainer,
-        algorithm,
-        published.data,
-        facts.model,
-        published.eval_source,
-        checkpoints,
-        metrics,
-        directory.write_summary,
-        client_rows,
-        clock,
-        facts.run_seed,
-        AuditTrail(directory.audit),
-        ledger,
-        Gatekeeper(gates, metrics),
-        HeadAlignment(published.model, algorithm.alignment) if aligns else None,
-        event_files,
-        published.validation_source,
+    alignment = HeadAlignment(published.model, algorithm.alignment) if aligns else None
+    return TrainWorker(
+        trainer=trainer,
+        model=model,
+        algorithm=algorithm,
+        gatekeeper=gatekeeper,
+        alignment=alignment,
+        stepper=Stepper(
+            trainer=trainer, gatekeeper=gatekeeper, alignment=alignment, metrics=metrics, clock=clock, model=model, run_seed=seed
+        ),
+        held_out=HeldOutScore(trainer, model),
+        tallies=RunTallies(client_table, ledger),
+        best=BestCheckpoint(
+            trainer=trainer,
+            checkpoints=checkpoints,
+            gatekeeper=gatekeeper,
+            metrics=metrics,
+            validation_source=published.validation_source,
+        ),
+        fronts=FrontAverage(trainer=trainer, model=model, algorithm=algorithm, audit=AuditTrail(directory.audit), run_seed=seed),
+        checkpoints=checkpoints,
+        ledger=ledger,
+        metrics=metrics,
+        clock=clock,
+        eval_source=published.eval_source,
+        event_files=event_files,
+        client_table=client_table,
+        write_summary=directory.write_summary,
+        summary_facts=summary_facts,
     )
 
 

@@ -15,7 +15,7 @@ from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.recorded import RecordedAttempt
 from heron_server.summary import restore_clients
-from heron_server.training.open_round import OpenRound
+from heron_server.training.open_round import InsideRound
 from heron_server.training.worker import TrainWorker
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Resumption:
     """What to go on with: recorded attempts in order, what a checkpoint inside the first of them says, if there is one, and who was there."""
 
     recorded: tuple[RecordedAttempt, ...] = ()
-    inside: OpenRound | None = None
+    inside: InsideRound | None = None
     present: Mapping[str, str] = field(default_factory=dict)
     """Clients by name, with the digests of their identity keys."""
     begun: bool = True
@@ -76,7 +76,7 @@ def _resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, c
     return Resumption(recorded, opened, present)
 
 
-def open_rounds(owner: RoundOwner, worker: TrainWorker, inside: OpenRound | None) -> None:
+def open_rounds(owner: RoundOwner, worker: TrainWorker, inside: InsideRound | None) -> None:
     """Let rounds open, or the recorded one go on, inside it where a checkpoint was taken there.
 
     Raises:

@@ -39,7 +39,7 @@ from heron_server.storage.checkpoint import Checkpoint
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.spool import Spool
 from heron_server.summary import client_table
-from heron_server.training.open_round import OpenRound
+from heron_server.training.open_round import InsideRound
 from tests.server.builders import MODEL
 
 RUN_ID = "run"
@@ -126,11 +126,11 @@ class FakeTrainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         self.lineage, self.rounds = checkpoint.state["lineage"], checkpoint.state["rounds"]
 
-    def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
+    def restore_inside_round(self, checkpoint: Checkpoint) -> InsideRound:
         self.restore(checkpoint)
         was = checkpoint.state["open_round"]
         inputs = RoundInputs(bytes.fromhex(was["front"]), bytes.fromhex(was["head"]), (1.0, 1.0), 0.0)
-        return OpenRound(RoundReference(*was["round"]), inputs, was["positions"])
+        return InsideRound(RoundReference(*was["round"]), inputs, was["positions"])
 
     def skip_round(self, reference: RoundReference, num_members: int) -> bool:
         self.rounds.append([*reference, None, []])

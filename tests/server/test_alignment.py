@@ -118,7 +118,7 @@ def test_clients_start_with_one_head_and_then_get_their_own_and_no_other(serve: 
     heads = [client.blob(client.assignment.auxiliary_head.sha256) for client in (a, b)]
     assert len({common, *heads}) == 3
     assert a.assignment.client_model == b.assignment.client_model
-    assert heads == [server.parts.worker._parts.alignment.heads[name].tobytes() for name in "ab"]
+    assert heads == [server.parts.worker._alignment.heads[name].tobytes() for name in "ab"]
     for client, other in ((a, b), (b, a)):
         with refused(server, ErrorCode.BLOB_UNKNOWN):
             client.blob(other.assignment.auxiliary_head.sha256)

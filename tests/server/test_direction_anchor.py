@@ -23,8 +23,8 @@ Serve = Callable[..., RunningServer]
 
 def grow(worker: TrainWorker) -> None:
     """Make every trained weight a thousand times as large."""
-    front, head = worker._parts.trainer.client_weights()
-    worker._parts.trainer.set_client_weights(1000 * front, 1000 * head)
+    front, head = worker._trainer.client_weights()
+    worker._trainer.set_client_weights(1000 * front, 1000 * head)
 
 
 def test_weights_that_grow_do_not_make_steps_that_grow(serve: Serve) -> None:
@@ -55,7 +55,7 @@ def test_a_resumed_run_keeps_the_scale_of_its_first_weights(
         second = RunningServer(tiny_config(**options, resume=True), trains=False, opens=False)
     try:
         assert second.parts.worker.inputs().scales == scales
-        present = scales_of(second.parts.worker._parts.trainer.model, preset("heron"))
+        present = scales_of(second.parts.worker._trainer.model, preset("heron"))
         assert present[0] > 500 * scales[0], "the weights came from the checkpoint"
         assert any("followed the weights" in record.getMessage() for record in caplog.records) is older
     finally:

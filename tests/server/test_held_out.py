@@ -150,7 +150,7 @@ def scored(server: RunningServer) -> float:
 
 
 def state_of(server: RunningServer) -> tuple[int, dict[str, torch.Tensor]]:
-    trainer = server.parts.worker._parts.trainer
+    trainer = server.parts.worker._trainer
     return trainer.server_version, trainer.tensors()
 
 

@@ -126,7 +126,7 @@ def test_each_upload_hears_the_mean_loss_of_its_own_rows(serve: Serve, tiny_mode
         assert [loss.local_step for loss in losses] == list(range(steps))
         np.testing.assert_allclose([loss.server_loss for loss in losses], [of_step[number] for of_step in expected], rtol=1e-5)
         assert [loss.server_version for loss in losses] == [2 * step for step in range(steps)]
-    for got, want in zip(server.parts.worker._parts.trainer.model.back.parameters(), back.parameters(), strict=True):
+    for got, want in zip(server.parts.worker._trainer.model.back.parameters(), back.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 

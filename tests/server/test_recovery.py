@@ -157,10 +157,9 @@ def test_a_round_of_which_every_upload_was_refused_is_at_chance(tmp_path: Path) 
     checkpoints: Any = SimpleNamespace(has=lambda _: True, read=lambda completed: completed)
     model: Any = SimpleNamespace(task=Task.CLASSIFICATION, num_classes=10)
     metrics = ServerMetrics(CollectorRegistry(), lambda: 0.0, tmp_path)
-    parts: Any = SimpleNamespace(
-        gatekeeper=refused, checkpoints=checkpoints, trainer=SimpleNamespace(model=model), metrics=metrics, validation_source=None
-    )
-    best, loaded = BestCheckpoint(parts), list[Any]()
+    trainer: Any = SimpleNamespace(model=model)
+    best = BestCheckpoint(trainer=trainer, checkpoints=checkpoints, gatekeeper=refused, metrics=metrics, validation_source=None)
+    loaded = list[Any]()
     for completed, loss in enumerate([2.3, 0.4, None, None, None], start=1):
         assert best.after_round(completed, loss, loaded.append) == (completed == 5)
     assert loaded == [1] and best.known.returns == (Return(5, 1),)

@@ -126,7 +126,7 @@ def test_each_client_is_answered_by_its_own_back_and_the_average_starts_the_next
         client.update()
     eventually(lambda: server.state.machine.round.round_index == 1, what="the round to close")
     mean = (flat(twins[0].back) + flat(twins[1].back)) / 2
-    np.testing.assert_allclose(flat(server.parts.worker._parts.trainer.model.back), mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(flat(server.parts.worker._trainer.model.back), mean, rtol=1e-4, atol=1e-6)
 
 
 def test_the_steps_of_a_client_that_left_do_not_count(serve: Serve, tiny_model: SplitModel) -> None:
@@ -142,7 +142,7 @@ def test_the_steps_of_a_client_that_left_do_not_count(serve: Serve, tiny_model: 
     b.stub.Leave(pb.LeaveRequest(session=b.session))
     a.update()
     eventually(lambda: server.state.machine.round.round_index == 1, what="the round to close")
-    np.testing.assert_allclose(flat(server.parts.worker._parts.trainer.model.back), flat(twin.back), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(flat(server.parts.worker._trainer.model.back), flat(twin.back), rtol=1e-4, atol=1e-6)
     take_part(server, [a], 1)
 
 

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +37,12 @@ from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.ledger import Balance, Ledger
 from heron_server.storage.recorded import read_attempts
 from heron_server.storage.spool import SpoolEntry
-from heron_server.training.fronts import take_over_updates
+from heron_server.training.best_checkpoint import BestCheckpoint
+from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
-from heron_server.training.run_parts import RunParts
+from heron_server.training.held_out import HeldOutScore
+from heron_server.training.stepping import Stepper
+from heron_server.training.tallies import RunTallies
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import TrainWorker
 from tests.server import builders
@@ -112,26 +115,34 @@ def make_worker(root: Path) -> tuple[TrainWorker, list[dict[str, Any]]]:
     summaries: list[dict[str, Any]] = []
     metrics = ServerMetrics(CollectorRegistry(), lambda: 0.0, root)
     table: dict[str, Any] = {name: {"bytes_up": {}, "bytes_down": {}} for name in "abc"}
-    ledger = SimpleNamespace(sync=lambda: None, balance=lambda: Balance(0, 0, 0, 0), drops=dict, abandoned=dict)
-    parts = RunParts(
-        Trainer(model, TrainerSettings("adam", 0.01, 0.0, 0.0, "cpu", "fp32"), trains_head=False),
-        preset("frozen"),
-        parse_specification(TINY_DATA),
-        model.to_spec(),
-        None,
-        CheckpointStore(root / "checkpoints", 3),
-        metrics,
-        lambda summary: summaries.append(json.loads(json.dumps(summary, allow_nan=False))),
-        lambda: table,
-        ManualClock(0.0),
-        1,
-        cast(Any, None),
-        cast(Any, ledger),
-        Gatekeeper(None, metrics),
-        None,
-        None,
+    ledger: Any = SimpleNamespace(sync=lambda: None, balance=lambda: Balance(0, 0, 0, 0), drops=dict, abandoned=dict)
+    trainer = Trainer(model, TrainerSettings("adam", 0.01, 0.0, 0.0, "cpu", "fp32"), trains_head=False)
+    algorithm, spec, clock = preset("frozen"), model.to_spec(), ManualClock(0.0)
+    checkpoints, gatekeeper = CheckpointStore(root / "checkpoints", 3), Gatekeeper(None, metrics)
+    # Weights are not what this is about.
+    no_fronts: Any = SimpleNamespace(take_over=lambda *_: None)
+    worker = TrainWorker(
+        trainer=trainer,
+        model=spec,
+        algorithm=algorithm,
+        gatekeeper=gatekeeper,
+        alignment=None,
+        stepper=Stepper(trainer=trainer, gatekeeper=gatekeeper, alignment=None, metrics=metrics, clock=clock, model=spec, run_seed=1),
+        held_out=HeldOutScore(trainer, spec),
+        tallies=RunTallies(lambda: table, ledger),
+        best=BestCheckpoint(trainer=trainer, checkpoints=checkpoints, gatekeeper=gatekeeper, metrics=metrics, validation_source=None),
+        fronts=no_fronts,
+        checkpoints=checkpoints,
+        ledger=ledger,
+        metrics=metrics,
+        clock=clock,
+        eval_source=None,
+        event_files=None,
+        client_table=lambda: table,
+        write_summary=lambda summary: summaries.append(json.loads(json.dumps(summary, allow_nan=False))),
+        summary_facts={},
     )
-    return TrainWorker(parts, {}), summaries
+    return worker, summaries
 
 
 def closing(round_index: int, said: list[LocalStatistics]) -> CloseJob:
@@ -142,20 +153,13 @@ def closing(round_index: int, said: list[LocalStatistics]) -> CloseJob:
     return CloseJob(RoundReference(round_index, 0), plan, updates, rows, tuple("abc"), 0.0, np.zeros(0, np.float32), (1.0,))
 
 
-@pytest.fixture(scope="module")
-def trained_elsewhere() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("heron_server.training.worker.take_over_updates", lambda *_: None)
-        yield
-
-
 several_rounds = st.lists(st.lists(statistics, min_size=1, max_size=3), min_size=2, max_size=3)
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(rounds=several_rounds)
 def test_save_restore_and_one_more_round_whatever_was_said(
-    trained_elsewhere: None, tmp_path_factory: pytest.TempPathFactory, rounds: list[list[LocalStatistics]]
+    tmp_path_factory: pytest.TempPathFactory, rounds: list[list[LocalStatistics]]
 ) -> None:
     save_restore_and_one_more_round(tmp_path_factory.mktemp("run"), rounds)
 
@@ -163,9 +167,7 @@ def test_save_restore_and_one_more_round_whatever_was_said(
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(rounds=several_rounds)
-def test_save_restore_and_one_more_round_many_times(
-    trained_elsewhere: None, tmp_path_factory: pytest.TempPathFactory, rounds: list[list[LocalStatistics]]
-) -> None:
+def test_save_restore_and_one_more_round_many_times(tmp_path_factory: pytest.TempPathFactory, rounds: list[list[LocalStatistics]]) -> None:
     save_restore_and_one_more_round(tmp_path_factory.mktemp("run"), rounds)
 
 
@@ -187,7 +189,7 @@ def save_restore_and_one_more_round(root: Path, rounds: list[list[LocalStatistic
     assert isinstance(seconds, float) and math.isfinite(seconds)
 
 
-def test_a_checkpoint_that_an_earlier_version_poisoned_is_gone_on_with(trained_elsewhere: None, tmp_path: Path) -> None:
+def test_a_checkpoint_that_an_earlier_version_poisoned_is_gone_on_with(tmp_path: Path) -> None:
     worker, _ = make_worker(tmp_path)
     state = worker._state() | {
         "second_moment": 1e300,
@@ -212,7 +214,7 @@ def test_what_a_ledger_of_an_earlier_version_holds_is_drawn_into_range(tmp_path:
     assert out_of_range(update.statistics) == "" and update.statistics.second_moment == RANGES["second_moment"][1]
 
 
-def test_what_is_said_of_a_round_in_which_fronts_rest_moves_nothing(trained_elsewhere: None, tmp_path: Path) -> None:
+def test_what_is_said_of_a_round_in_which_fronts_rest_moves_nothing(tmp_path: Path) -> None:
     worker, _ = make_worker(tmp_path)
     worker._close(dataclasses.replace(closing(0, [LocalStatistics(second_moment=1e80)] * 3), plan=builders.plan("frozen")))
     assert worker.second_moment == 0.0
@@ -269,10 +271,13 @@ def test_a_running_variance_below_zero_is_refused_and_a_mean_is_not(tmp_path: Pa
 def test_running_statistics_are_averaged_by_the_runs_rule(tmp_path: Path, rule: AggregationRule) -> None:
     start, taken = np.array([0.0, 1.0, 1.0, 1.0], np.float32), []
     entries = [entry_of(tmp_path / f"{i}", 0.1, 1.0, 1.1, 0.9) for i in range(4)] + [entry_of(tmp_path / "liar", 3e38, 3e38, 3e38, 3e38)]
-    trainer = SimpleNamespace(statistics=lambda: start, set_statistics=taken.append)
-    parts: Any = SimpleNamespace(trainer=trainer, model=SimpleNamespace(statistics=STATISTICS), algorithm=SimpleNamespace(aggregation=rule))
+    trainer: Any = SimpleNamespace(statistics=lambda: start, set_statistics=taken.append)
+    model: Any = SimpleNamespace(statistics=STATISTICS)
+    algorithm: Any = SimpleNamespace(aggregation=rule)
+    no_audit: Any = None
+    fronts = FrontAverage(trainer=trainer, model=model, algorithm=algorithm, audit=no_audit, run_seed=1)
     updates = tuple(AcceptedUpdate(str(i), "", entry, LocalStatistics()) for i, entry in enumerate(entries))
     job: Any = SimpleNamespace(plan=SimpleNamespace(trains_front=False), updates=updates)
-    take_over_updates(parts, job, np.full(5, 0.2))
+    fronts.take_over(job, np.full(5, 0.2))
     (flat,) = taken
     assert np.abs(flat - np.array([0.1, 1.0, 1.1, 0.9])).max() < 0.2

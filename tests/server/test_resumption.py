@@ -150,7 +150,7 @@ def refuse_checkpoints(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise CheckpointError("no space left: free some space")
 
-    monkeypatch.setattr(run.server.parts.worker._parts.checkpoints, "write", refuse)
+    monkeypatch.setattr(run.server.parts.worker._checkpoints, "write", refuse)
 
 
 @pytest.mark.parametrize("is_full", [False, True])

@@ -167,7 +167,7 @@ def test_every_piece_of_a_long_download_is_a_sign_of_life(serve: Serve) -> None:
 def test_an_abandoned_attempt_goes_back_to_the_round_boundary_and_frees_its_uploads(serve: Serve) -> None:
     server = serve(clients=2, min_updates=2)
     a, b = joined(server, "a", "b")
-    trainer = server.parts.worker._parts.trainer
+    trainer = server.parts.worker._trainer
     boundary = trainer.tensors()
     a.upload(0)
     eventually(lambda: trainer.server_version == 1, what="a server step")
@@ -222,7 +222,7 @@ def test_a_dead_trainer_ends_the_server_even_while_probes_wait(serve: Serve, mon
     def fail(*_: Any) -> None:
         raise OSError("gone")
 
-    monkeypatch.setattr(server.parts.worker._parts.trainer, "judge", fail)
+    monkeypatch.setattr(server.parts.worker._trainer, "judge", fail)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(a.upload, 0)
         server.start_training()

@@ -44,7 +44,7 @@ def test_a_repeated_upload_is_acknowledged_and_trained_once(serve: Serve) -> Non
     eventually(lambda: trained(server) == 2, what="both steps to be trained")
     client.upload(0)
     client.upload(1)
-    assert trained(server) == 2 and server.parts.worker._parts.trainer.server_version == 2
+    assert trained(server) == 2 and server.parts.worker._trainer.server_version == 2
     assert server.sample("uploads_total", outcome="repeated") == 4
     assert len(server.spooled_files) == 2, "a repeat leaves nothing, a payload stays until a checkpoint covers it"
 
@@ -201,7 +201,7 @@ def test_under_lockstep_a_fast_client_waits_for_the_slow_one(serve: Serve) -> No
 def test_probes_are_judged_by_the_version_before_the_step_and_the_answer_is_kept(serve: Serve, difference: str) -> None:
     server = serve(preset="heron-server-loss", difference=difference)
     (client,) = joined(server, "a")
-    trainer = server.parts.worker._parts.trainer
+    trainer = server.parts.worker._trainer
     z, y = client.batch(seed=3)
     probes = 1 if difference == "forward" else 2
     assert len(z) == len(y) * (1 + probes)
@@ -221,7 +221,7 @@ def test_probes_without_an_upload_step_are_judged_but_not_trained_on(serve: Serv
     (client,) = joined(server, "a")
     client.upload(0)
     answer = client.upload(1)
-    assert answer.probe_losses and server.parts.worker._parts.trainer.server_version == 1
+    assert answer.probe_losses and server.parts.worker._trainer.server_version == 1
 
 
 @pytest.mark.parametrize(

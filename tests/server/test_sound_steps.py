@@ -78,10 +78,17 @@ class Line:
         self.trained: list[str] = []
         metrics = ServerMetrics(CollectorRegistry(), lambda: 0.0, Path("/"))
         self.keeper = Gatekeeper(GATES if gates else None, metrics)
-        parts: Any = SimpleNamespace(
-            trainer=trainer, model=None, metrics=metrics, gatekeeper=self.keeper, alignment=None, clock=ManualClock(0.0), run_seed=1
+        no_model: Any = None
+        self._stepper = Stepper(
+            trainer=trainer,
+            gatekeeper=self.keeper,
+            alignment=None,
+            metrics=metrics,
+            clock=ManualClock(0.0),
+            model=no_model,
+            run_seed=1,
         )
-        self._stepper, self._plan, self._steps = Stepper(parts), plan("frozen", batch_size=8), 0
+        self._plan, self._steps = plan("frozen", batch_size=8), 0
 
     def upload_trained(self, upload: Any, *_: Any, **__: Any) -> None:
         self.trained.append(upload.key.client_id)

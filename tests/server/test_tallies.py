@@ -14,7 +14,6 @@ from heron_common.ids import RoundReference
 from heron_server.rounds.clients import FORGOTTEN
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.ledger import Ledger
-from heron_server.training.run_parts import RunParts
 from heron_server.training.tallies import RunTallies
 
 TABLE = {
@@ -29,7 +28,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def tallies_over(ledger: Ledger) -> RunTallies:
-    return RunTallies(cast(RunParts, SimpleNamespace(client_table=lambda: TABLE, ledger=ledger)))
+    return RunTallies(lambda: TABLE, ledger)
 
 
 def closing(**seconds: tuple[float, float]) -> CloseJob:
@@ -94,7 +93,7 @@ def test_drops_and_abandoned_attempts_are_told_long_after_their_round(ledger: Le
 
 def test_what_forgotten_clients_spent_and_how_often_they_were_dropped_is_added_up(ledger: Ledger) -> None:
     table: dict[str, Any] = dict(TABLE)
-    tallies = RunTallies(cast(RunParts, SimpleNamespace(client_table=lambda: table, ledger=ledger)))
+    tallies = RunTallies(lambda: table, ledger)
     for name in ("a", "b"):
         ledger.member_dropped(RoundReference(0, 0), name, "left")
     tallies.close_round(closing(a=(5.0, 2.0), b=(1.0, 0.0)), 6.0)

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from heron_common.assignment import Task
+from heron_common.data.reading import SampleReader
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
-from heron_server.storage.checkpoint import Checkpoint
+from heron_server.metrics import ServerMetrics
+from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.training.evaluation import evaluate
+from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.recovery import CHANCE_ROUNDS, Recovery
-from heron_server.training.run_parts import RunParts
+from heron_server.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +23,17 @@ log = logging.getLogger(__name__)
 class BestCheckpoint:
     """The run's own view of how well it does: by --validation-data, else by the loss of its server steps; never by --eval-data."""
 
-    def __init__(self, parts: RunParts) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        *,
+        trainer: Trainer,
+        checkpoints: CheckpointStore,
+        gatekeeper: Gatekeeper,
+        metrics: ServerMetrics,
+        validation_source: SampleReader | None,
+    ) -> None:
+        self._trainer, self._checkpoints, self._gatekeeper, self._metrics = trainer, checkpoints, gatekeeper, metrics
+        self._validation_source = validation_source
         self.known = Recovery()
         self._hopeless = 0
 
@@ -30,12 +42,12 @@ class BestCheckpoint:
 
         The loss of a round's server steps is of the fronts that the round started from: what came of them later may be what destroys them.
         """
-        if server_loss is None and self._parts.gatekeeper.num_refused_clients:
+        if server_loss is None and self._gatekeeper.num_refused_clients:
             # Activations that no step could be taken on: worse than any loss.
             server_loss = math.nan
-        loss, scored = self._validated(completed) if self._parts.validation_source is not None else (server_loss, completed - 1)
+        loss, scored = self._validated(completed) if self._validation_source is not None else (server_loss, completed - 1)
         # The first weights have learnt nothing.
-        kept = scored == completed or (scored > 0 and self._parts.checkpoints.has(scored))
+        kept = scored == completed or (scored > 0 and self._checkpoints.has(scored))
         return self._follow(self.known.after_round(completed, loss, scored if kept else None, self._chance), load)
 
     def after_attempt(self, completed: int, is_hopeless: bool, load: Callable[[Checkpoint], None]) -> bool | None:
@@ -52,7 +64,7 @@ class BestCheckpoint:
 
     @property
     def _chance(self) -> float | None:
-        model = self._parts.trainer.model
+        model = self._trainer.model
         return math.log(model.num_classes) if model.task is Task.CLASSIFICATION else None
 
     def _follow(self, known: Recovery, load: Callable[[Checkpoint], None]) -> bool:
@@ -61,12 +73,12 @@ class BestCheckpoint:
             return False
         decided = self.known.returns[-1]
         try:
-            load(self._parts.checkpoints.read(decided.to_round))
+            load(self._checkpoints.read(decided.to_round))
         except (CheckpointError, ConfigurationError, StorageError) as exc:
             self.known = before.without_best()
             log.error("the best checkpoint cannot be gone back to", extra={"reason": str(exc)})
             return False
-        self._parts.metrics.returns_to_best.inc()
+        self._metrics.returns_to_best.inc()
         log.error(
             "the run has unlearnt what it knew: it goes back to its best checkpoint, and fronts take half the step from now on",
             extra={
@@ -79,9 +91,9 @@ class BestCheckpoint:
         return True
 
     def _validated(self, completed: int) -> tuple[float, int]:
-        source = self._parts.validation_source
+        source = self._validation_source
         assert source is not None
-        return evaluate(self._parts.trainer.model, source).loss, completed
+        return evaluate(self._trainer.model, source).loss, completed
 
     def summary(self) -> dict[str, Any]:
         """Return the summary's part."""

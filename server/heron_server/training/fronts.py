@@ -9,46 +9,74 @@ import numpy as np
 
 from heron_common.assignment import ModelSpec
 from heron_common.errors import StorageError
-from heron_common.plan import Plan
+from heron_common.plan import Algorithm, Plan
 from heron_common.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.update_log import weights_digest
 from heron_server.rounds.aggregation import aggregate, in_proportion
 from heron_server.rounds.jobs import CloseJob
-from heron_server.storage.audit import AuditFacts, AuditRound
-from heron_server.training.run_parts import RunParts
+from heron_server.storage.audit import AuditFacts, AuditRound, AuditTrail
+from heron_server.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def take_over_updates(parts: RunParts, job: CloseJob, weights: Float64Array) -> None:
-    """Set what clients trained, and running statistics, to the aggregates of the round's updates by the run's rule."""
-    if not job.plan.trains_front and not parts.model.statistics:
-        return
-    flats: list[Float32Array] = []
-    for update in job.updates:
-        if update.entry is None:
-            raise RuntimeError("an update of a round that trains the front or moves its statistics is empty")
-        flats.append(np.frombuffer(update.entry.read(), "<f4"))
-    if parts.model.statistics:
-        size = num_parameters(parts.model.statistics)
-        # By the same rule as weights: a liar's variance would be in every mean. No rule takes one below 0 that was not there before.
-        theirs = [flat[-size:] for flat in flats]
-        parts.trainer.set_statistics(aggregate(parts.algorithm.aggregation, theirs, weights, parts.trainer.statistics()))
-        flats = [flat[:-size] for flat in flats]
-    if job.plan.trains_front:
-        _average_fronts(parts, job, flats, weights)
+class FrontAverage:
+    """Takes over what a round's clients submitted."""
 
+    def __init__(self, *, trainer: Trainer, model: ModelSpec, algorithm: Algorithm, audit: AuditTrail, run_seed: int) -> None:
+        self._trainer, self._model, self._algorithm, self._audit, self._run_seed = trainer, model, algorithm, audit, run_seed
 
-def _average_fronts(parts: RunParts, job: CloseJob, flats: list[Float32Array], weights: Float64Array) -> None:
-    """Set the front (and a head that clients train) to the aggregate; where updates came as logs, keep what proves it."""
-    job, flats, weights = _in_proportion(job, flats, weights)
-    if not flats:
-        return
-    num_front = num_parameters(parts.model.client_model)
-    mean = aggregate(parts.algorithm.aggregation, flats, weights, job.start)
-    parts.trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
-    if job.plan.logs:
-        _record_for_audit(parts, job, flats, mean, weights)
+    def take_over(self, job: CloseJob, weights: Float64Array) -> None:
+        """Set what clients trained, and running statistics, to the aggregates of the round's updates by the run's rule."""
+        if not job.plan.trains_front and not self._model.statistics:
+            return
+        flats: list[Float32Array] = []
+        for update in job.updates:
+            if update.entry is None:
+                raise RuntimeError("an update of a round that trains the front or moves its statistics is empty")
+            flats.append(np.frombuffer(update.entry.read(), "<f4"))
+        if self._model.statistics:
+            size = num_parameters(self._model.statistics)
+            # By the same rule as weights: a liar's variance would be in every mean. No rule takes one below 0 that was not there before.
+            theirs = [flat[-size:] for flat in flats]
+            self._trainer.set_statistics(aggregate(self._algorithm.aggregation, theirs, weights, self._trainer.statistics()))
+            flats = [flat[:-size] for flat in flats]
+        if job.plan.trains_front:
+            self._average_fronts(job, flats, weights)
+
+    def _average_fronts(self, job: CloseJob, flats: list[Float32Array], weights: Float64Array) -> None:
+        """Set the front (and a head that clients train) to the aggregate; where updates came as logs, keep what proves it."""
+        job, flats, weights = _in_proportion(job, flats, weights)
+        if not flats:
+            return
+        num_front = num_parameters(self._model.client_model)
+        mean = aggregate(self._algorithm.aggregation, flats, weights, job.start)
+        self._trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
+        if job.plan.logs:
+            self._record_for_audit(job, flats, mean, weights)
+
+    def _record_for_audit(self, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:
+        facts = AuditFacts(
+            round_index=job.round.round_index,
+            attempt=job.round.attempt,
+            run_seed=self._run_seed,
+            clients=tuple(update.client_id for update in job.updates),
+            aggregation=self._algorithm.aggregation.value,
+            trains_head=job.plan.trains_head,
+            tensors=_trained_tensors(self._model, job.plan),
+            start_sha256=weights_digest(job.start).hex(),
+            result_sha256=weights_digest(mean).hex(),
+            client_sha256=tuple(weights_digest(flat).hex() for flat in flats),
+        )
+        shape = (job.plan.local_steps, job.plan.direction_groups * job.plan.num_directions)
+        submissions = tuple(
+            flat if update.log is None else np.frombuffer(update.log, "<f8").reshape(shape)
+            for update, flat in zip(job.updates, flats, strict=True)
+        )
+        try:
+            self._audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights, submissions))
+        except StorageError as exc:
+            log.error(str(exc))
 
 
 def _in_proportion(job: CloseJob, flats: list[Float32Array], weights: Float64Array) -> tuple[CloseJob, list[Float32Array], Float64Array]:
@@ -61,30 +89,6 @@ def _in_proportion(job: CloseJob, flats: list[Float32Array], weights: Float64Arr
     share = weights[kept] if weights[kept].sum() > 0 else np.ones(len(kept))
     updates = tuple(job.updates[place] for place in kept)
     return replace(job, updates=updates), [flats[place] for place in kept], share / share.sum() if kept else share
-
-
-def _record_for_audit(parts: RunParts, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:
-    facts = AuditFacts(
-        round_index=job.round.round_index,
-        attempt=job.round.attempt,
-        run_seed=parts.run_seed,
-        clients=tuple(update.client_id for update in job.updates),
-        aggregation=parts.algorithm.aggregation.value,
-        trains_head=job.plan.trains_head,
-        tensors=_trained_tensors(parts.model, job.plan),
-        start_sha256=weights_digest(job.start).hex(),
-        result_sha256=weights_digest(mean).hex(),
-        client_sha256=tuple(weights_digest(flat).hex() for flat in flats),
-    )
-    shape = (job.plan.local_steps, job.plan.direction_groups * job.plan.num_directions)
-    submissions = tuple(
-        flat if update.log is None else np.frombuffer(update.log, "<f8").reshape(shape)
-        for update, flat in zip(job.updates, flats, strict=True)
-    )
-    try:
-        parts.audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights, submissions))
-    except StorageError as exc:
-        log.error(str(exc))
 
 
 def _trained_tensors(model: ModelSpec, plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:

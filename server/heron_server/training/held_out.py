@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from heron_common.assignment import UploadKey, UploadPurpose, evaluation_specs
+from heron_common.assignment import ModelSpec, UploadKey, UploadPurpose, evaluation_specs
 from heron_common.ids import RoundReference
 from heron_common.text_lengths import of_length
 from heron_server.rounds.jobs import ScoreJob
 from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.training.evaluation import Score
-from heron_server.training.run_parts import RunParts
+from heron_server.training.trainer import Trainer
 from heron_server.training.uploads import decode_tensors
 
 
@@ -21,21 +21,21 @@ class HeldOutScore:
     Activations come from the client's programs, so a front with batch normalisation has normalised them by their batch, not by its running statistics.
     """
 
-    def __init__(self, parts: RunParts) -> None:
-        self._parts = parts
+    def __init__(self, trainer: Trainer, model: ModelSpec) -> None:
+        self._trainer, self._model = trainer, model
         self._scores: dict[UploadKey, Score] = {}
         self._versions: list[int] = []
 
     def run(self, job: ScoreJob, queue: TrainerQueue) -> None:
         """Carry out one job and report it."""
         upload = job.upload
-        model = of_length(self._parts.model, upload.length)
+        model = of_length(self._model, upload.length)
         row_bytes = sum(spec.size_bytes for spec in evaluation_specs(job.plan, model, 1))
         specs = evaluation_specs(job.plan, model, upload.payload().size_bytes // row_bytes)
-        score = Score(self._parts.trainer.model)
-        self._parts.trainer.score(decode_tensors(upload, specs, job.plan.wire_dtype), score)
+        score = Score(self._trainer.model)
+        self._trainer.score(decode_tensors(upload, specs, job.plan.wire_dtype), score)
         self._scores[upload.key] = score
-        self._versions.append(self._parts.trainer.server_version)
+        self._versions.append(self._trainer.server_version)
         queue.upload_scored(upload)
 
     def state(self) -> list[Any]:
@@ -50,7 +50,7 @@ class HeldOutScore:
         self.forget()
         for round_index, attempt, client_id, purpose, local_step, sums, version in state:
             key = UploadKey(RoundReference(round_index, attempt), client_id, UploadPurpose(purpose), local_step)
-            self._scores[key] = Score.of(self._parts.trainer.model, sums)
+            self._scores[key] = Score.of(self._trainer.model, sums)
             self._versions.append(version)
 
     def forget(self) -> None:
@@ -62,7 +62,7 @@ class HeldOutScore:
         """Return the round record's figures of this round's held-out samples; none if there were none."""
         if not self._scores:
             return {}
-        total = Score(self._parts.trainer.model)
+        total = Score(self._trainer.model)
         # In the order of their names, whatever the order in which they came: sums of floats depend on it.
         for key in sorted(self._scores, key=lambda k: (k.client_id, k.local_step)):
             total.include(self._scores[key])

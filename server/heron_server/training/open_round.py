@@ -11,14 +11,15 @@ import torch
 from heron_common.ids import RoundReference
 from heron_common.reported_ranges import known_figure
 from heron_server.rounds.jobs import RoundInputs, SaveJob
-from heron_server.training.run_parts import RunParts
+from heron_server.training.alignment import HeadAlignment
+from heron_server.training.trainer import Trainer
 from heron_server.training.uploads import DecodedUpload
 
 _FRONT, _HEAD, _STATISTICS, _OWN_HEAD, _ROWS = "input.front", "input.head", "input.statistics", "input_head.", "rows."
 
 
 @dataclass(frozen=True)
-class OpenRound:
+class InsideRound:
     """What to go on with: the attempt, what it started from, and how many uploads in its order of training are covered."""
 
     round: RoundReference
@@ -26,14 +27,14 @@ class OpenRound:
     positions: int
 
 
-def open_round_tensors(parts: RunParts, inputs: RoundInputs) -> dict[str, torch.Tensor]:
+def open_round_tensors(trainer: Trainer, alignment: HeadAlignment | None, inputs: RoundInputs) -> dict[str, torch.Tensor]:
     """Return the tensors that a round has of its own while it is open."""
     tensors = {_FRONT: _bytes(inputs.front), _HEAD: _bytes(inputs.head), _STATISTICS: _bytes(inputs.statistics)}
     tensors |= {f"{_OWN_HEAD}{client}": _bytes(head) for client, head in inputs.heads.items()}
-    if parts.trainer.replicas is not None:
-        tensors |= parts.trainer.replicas.weights()
-    if parts.alignment is not None:
-        for client, pieces in parts.alignment.kept().items():
+    if trainer.replicas is not None:
+        tensors |= trainer.replicas.weights()
+    if alignment is not None:
+        for client, pieces in alignment.kept().items():
             for index, piece in enumerate(pieces):
                 name = f"{_ROWS}{client}/{index:06d}."
                 tensors |= {f"{name}activations": torch.from_numpy(piece.activations), f"{name}labels": torch.from_numpy(piece.labels)}
@@ -55,17 +56,19 @@ def open_round_state(job: SaveJob) -> dict[str, Any]:
     }
 
 
-def restore_open_round(parts: RunParts, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> OpenRound:
+def restore_open_round(
+    trainer: Trainer, alignment: HeadAlignment | None, *, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+) -> InsideRound:
     """Set replicas and kept rows to what they were, and return what to go on with; weights and moments were loaded before."""
-    if parts.trainer.replicas is not None:
-        parts.trainer.replicas.load_weights(tensors)
-    if parts.alignment is not None:
-        parts.alignment.forget()
+    if trainer.replicas is not None:
+        trainer.replicas.load_weights(tensors)
+    if alignment is not None:
+        alignment.forget()
         for name in sorted(n for n in tensors if n.startswith(_ROWS) and n.endswith(".activations")):
             stem = name[: -len("activations")]
             mask = tensors[f"{stem}mask"].numpy() if f"{stem}mask" in tensors else None
             piece = DecodedUpload(tensors[name].numpy(), tensors[f"{stem}labels"].numpy(), mask)
-            parts.alignment.keep(stem[len(_ROWS) :].rpartition("/")[0], piece)
+            alignment.keep(stem[len(_ROWS) :].rpartition("/")[0], piece)
     heads = {name[len(_OWN_HEAD) :]: value.numpy().tobytes() for name, value in tensors.items() if name.startswith(_OWN_HEAD)}
     inputs = RoundInputs(
         tensors[_FRONT].numpy().tobytes(),
@@ -78,7 +81,7 @@ def restore_open_round(parts: RunParts, tensors: dict[str, torch.Tensor], state:
         tensors[_STATISTICS].numpy().tobytes(),
         step_factor=float(state.get("step_factor", 1.0)),
     )
-    return OpenRound(RoundReference(*state["round"]), inputs, int(state["positions"]))
+    return InsideRound(RoundReference(*state["round"]), inputs, int(state["positions"]))
 
 
 def _bytes(data: bytes) -> torch.Tensor:

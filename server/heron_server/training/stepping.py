@@ -8,16 +8,20 @@ from functools import partial
 
 import numpy as np
 
-from heron_common.assignment import UploadKey
+from heron_common.assignment import ModelSpec, UploadKey
+from heron_common.clock import Clock
 from heron_common.directions import derive_seed
 from heron_common.plan import Plan
 from heron_common.wire_dtypes import encode_rows
+from heron_server.metrics import ServerMetrics
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.jobs import TrainJob
 from heron_server.rounds.trainer_queue import TrainerQueue
+from heron_server.training.alignment import HeadAlignment
+from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.proportion import StepRefusal
-from heron_server.training.run_parts import RunParts
 from heron_server.training.server_step import StepOutcome
+from heron_server.training.trainer import Trainer
 from heron_server.training.uploads import DecodedUpload, decode_upload, mixed_batches
 
 log = logging.getLogger(__name__)
@@ -26,8 +30,19 @@ log = logging.getLogger(__name__)
 class Stepper:
     """Trains on uploads; `server_losses` are those of the steps of the present round."""
 
-    def __init__(self, parts: RunParts) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        *,
+        trainer: Trainer,
+        gatekeeper: Gatekeeper,
+        alignment: HeadAlignment | None,
+        metrics: ServerMetrics,
+        clock: Clock,
+        model: ModelSpec,
+        run_seed: int,
+    ) -> None:
+        self._trainer, self._gatekeeper, self._alignment = trainer, gatekeeper, alignment
+        self._metrics, self._clock, self._model, self._run_seed = metrics, clock, model, run_seed
         self.server_losses: list[float] = []
 
     def run(self, job: TrainJob, queue: TrainerQueue) -> None:
@@ -35,17 +50,17 @@ class Stepper:
         if len(job.uploads) > 1:
             self._train_mixed(job, queue)
             return
-        started = self._parts.clock.now()
+        started = self._clock.now()
         (upload,) = job.uploads
-        trainer, plan, client_id = self._parts.trainer, job.plan, upload.key.client_id
-        decoded = decode_upload(upload, plan, self._parts.model)
+        trainer, plan, client_id = self._trainer, job.plan, upload.key.client_id
+        decoded = decode_upload(upload, plan, self._model)
         version = trainer.server_version
         judged = None
         if plan.num_probes:
             judged = tuple(float(v) for v in trainer.judge(decoded, client_id).reshape(-1))
         loss: float | None = None
         cut_gradient = None
-        keeper = self._parts.gatekeeper
+        keeper = self._gatekeeper
         if plan.uploads_at(upload.key.local_step):
             if not keeper.admits(upload, decoded, lambda: self._base_loss(decoded, client_id), queue):
                 return
@@ -57,60 +72,60 @@ class Stepper:
             keeper.trained(client_id, outcome.gradient_norm)
             self._note(outcome)
             cut_gradient = self._encoded(outcome, upload.key, plan)
-            if self._parts.alignment is not None:
-                self._parts.alignment.keep(client_id, decoded)
-        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
+            if self._alignment is not None:
+                self._alignment.keep(client_id, decoded)
+        self._metrics.step_seconds.observe(self._clock.now() - started)
         queue.upload_trained(upload, loss, judged, server_version=version, cut_gradient=cut_gradient)
 
     def _train_mixed(self, job: TrainJob, queue: TrainerQueue) -> None:
         """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
-        started = self._parts.clock.now()
-        key, keeper = job.uploads[0].key, self._parts.gatekeeper
-        read = [(upload, decode_upload(upload, job.plan, self._parts.model)) for upload in job.uploads]
+        started = self._clock.now()
+        key, keeper = job.uploads[0].key, self._gatekeeper
+        read = [(upload, decode_upload(upload, job.plan, self._model)) for upload in job.uploads]
         # All are judged by the back that stands before any of them is trained on.
         admitted = [(u, d) for u, d in read if keeper.admits(u, d, partial(self._base_loss, d, u.key.client_id), queue)]
         admitted = [(u, d) for u, d in admitted if self._may_be_mixed(u, d, queue)]
         if not admitted:
             return
         decoded, lengths, limit = [d for _, d in admitted], list[float](), keeper.gradient_limit
-        version = self._parts.trainer.server_version
+        version = self._trainer.server_version
         sums = np.zeros(len(decoded), np.float64)
-        seed = derive_seed(self._parts.run_seed, "", key.round, "mix", key.local_step)
+        seed = derive_seed(self._run_seed, "", key.round, "mix", key.local_step)
         for batch in mixed_batches(decoded, seed):
-            outcome = self._parts.trainer.train(batch.rows, gradient_limit=limit)
+            outcome = self._trainer.train(batch.rows, gradient_limit=limit)
             lengths += [outcome.gradient_norm] if outcome.gradient_norm is not None else []
             if outcome.refusal is not None:
                 # Each upload was fit to be trained on by itself: nobody is to blame.
-                self._parts.metrics.steps_skipped.inc()
+                self._metrics.steps_skipped.inc()
                 log.warning("a step on mixed uploads was not taken", extra=asdict(outcome.refusal))
                 sums[np.unique(batch.sources)] = np.nan
                 continue
             self._note(outcome)
             np.add.at(sums, batch.sources, outcome.losses.astype(np.float64))
-        self._parts.metrics.step_seconds.observe(self._parts.clock.now() - started)
+        self._metrics.step_seconds.observe(self._clock.now() - started)
         for (upload, part), total in zip(admitted, sums, strict=True):
             keeper.trained(upload.key.client_id, max(lengths, default=None))
-            if self._parts.alignment is not None:
-                self._parts.alignment.keep(upload.key.client_id, part)
+            if self._alignment is not None:
+                self._alignment.keep(upload.key.client_id, part)
             queue.upload_trained(upload, float(total) / len(part.labels), None, server_version=version)
 
     def _base_loss(self, decoded: DecodedUpload, client_id: str) -> float:
         base = replace(decoded, activations=decoded.activations[: len(decoded.labels)])
-        return float(np.mean(self._parts.trainer.judge(base, client_id), dtype=np.float64))
+        return float(np.mean(self._trainer.judge(base, client_id), dtype=np.float64))
 
     def _may_be_mixed(self, upload: AcceptedUpload, decoded: DecodedUpload, queue: TrainerQueue) -> bool:
         """Whether an upload could be trained on by itself; in a batch with rows of others nobody could say whose the fault is."""
-        refusal = self._parts.trainer.examine(decoded, upload.key.client_id)
+        refusal = self._trainer.examine(decoded, upload.key.client_id)
         if refusal is not None:
             self._refuse(upload, refusal, queue)
         return refusal is None
 
     def _refuse(self, upload: AcceptedUpload, refusal: StepRefusal, queue: TrainerQueue) -> None:
-        self._parts.metrics.steps_skipped.inc()
-        self._parts.gatekeeper.refuse(upload, refusal, queue)
+        self._metrics.steps_skipped.inc()
+        self._gatekeeper.refuse(upload, refusal, queue)
 
     def _note(self, outcome: StepOutcome) -> None:
-        metrics = self._parts.metrics
+        metrics = self._metrics
         self.server_losses.append(outcome.server)
         metrics.train_loss.set(outcome.server)
         metrics.gradients_shortened.inc(outcome.shortened)
@@ -120,5 +135,5 @@ class Stepper:
     def _encoded(self, outcome: StepOutcome, key: UploadKey, plan: Plan) -> memoryview | None:
         if outcome.cut_gradient is None:
             return None
-        seed = derive_seed(self._parts.run_seed, key.client_id, key.round, "quantise_cut_gradient", key.local_step)
+        seed = derive_seed(self._run_seed, key.client_id, key.round, "quantise_cut_gradient", key.local_step)
         return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, seed, 0)

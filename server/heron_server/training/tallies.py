@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from heron_common.assignment import LocalStatistics
 from heron_common.errors import StorageError
 from heron_server.rounds.clients import FORGOTTEN
 from heron_server.rounds.jobs import CloseJob
-from heron_server.training.run_parts import RunParts
+from heron_server.storage.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,8 @@ _SECONDS = ("compute_seconds", "upload_wait_seconds", "round_seconds")
 class RunTallies:
     """Sums over the rounds that were closed; they survive in checkpoints. Times are what clients report: they are shown and decide nothing."""
 
-    def __init__(self, parts: RunParts) -> None:
-        self._parts = parts
+    def __init__(self, client_table: Callable[[], dict[str, Any]], ledger: Ledger) -> None:
+        self._client_table, self._ledger = client_table, ledger
         self._seconds: dict[str, dict[str, float]] = {}
 
     def close_round(self, job: CloseJob, round_seconds: float) -> dict[str, Any]:
@@ -31,7 +32,7 @@ class RunTallies:
         spent = [_seconds_of(update.statistics) for update in job.updates]
         for update, (compute, wait) in zip(job.updates, spent, strict=True):
             self._add(update.client_id, (compute, wait, round_seconds))
-        table = self._parts.client_table()
+        table = self._client_table()
         for name in [name for name in self._seconds if _is_forgotten(name, table)]:
             gone = self._seconds.pop(name)
             self._add(FORGOTTEN, tuple(gone[what] for what in _SECONDS))
@@ -61,9 +62,9 @@ class RunTallies:
     def summary(self) -> dict[str, Any]:
         """Return the summary's part; what the ledger knows is null while the disk refuses."""
         nothing = dict.fromkeys(_SECONDS, 0.0)
-        table = self._parts.client_table()
+        table = self._client_table()
         clients = {name: {**row, **self._seconds.get(name, nothing)} for name, row in table.items()}
-        ledger = self._parts.ledger
+        ledger = self._ledger
         known: dict[str, Any] = {"uploads": None, "drops": None, "abandoned_attempts": None}
         try:
             known = {"uploads": asdict(ledger.balance()), "drops": _drops(ledger.drops(), table), "abandoned_attempts": ledger.abandoned()}

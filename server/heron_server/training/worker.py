@@ -12,28 +12,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from heron_common.assignment import LocalStatistics, Task
+from heron_common.assignment import LocalStatistics, ModelSpec, Task
+from heron_common.clock import Clock
 from heron_common.crash_points import CrashPoint, crash_point
+from heron_common.data.reading import SampleReader
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
+from heron_common.plan import Algorithm
 from heron_common.reported_ranges import known_figure
+from heron_server.metrics import ServerMetrics
 from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.reported import combined
 from heron_server.rounds.trainer_queue import TrainerQueue
-from heron_server.storage.checkpoint import Checkpoint
+from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
+from heron_server.storage.ledger import Ledger
 from heron_server.summary import RoundRecord, round_rows, skipped_round
+from heron_server.training.alignment import HeadAlignment
 from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.evaluation import evaluate
-from heron_server.training.fronts import take_over_updates
+from heron_server.training.event_files import EventFiles
+from heron_server.training.fronts import FrontAverage
+from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.held_out import HeldOutScore
-from heron_server.training.open_round import OpenRound, open_round_state, open_round_tensors, restore_open_round
+from heron_server.training.open_round import InsideRound, open_round_state, open_round_tensors, restore_open_round
 from heron_server.training.recovery import Recovery
 from heron_server.training.round_report import report_round, round_record, warn_at_chance
-from heron_server.training.run_parts import RunParts
 from heron_server.training.stepping import Stepper
 from heron_server.training.tallies import RunTallies
+from heron_server.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +49,47 @@ log = logging.getLogger(__name__)
 class TrainWorker:
     """Runs jobs until there are none left. `state` survives in checkpoints; `failure` tells why it died, if it did."""
 
-    def __init__(self, parts: RunParts, summary_facts: dict[str, Any]) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        *,
+        trainer: Trainer,
+        model: ModelSpec,
+        algorithm: Algorithm,
+        gatekeeper: Gatekeeper,
+        alignment: HeadAlignment | None,
+        stepper: Stepper,
+        held_out: HeldOutScore,
+        tallies: RunTallies,
+        best: BestCheckpoint,
+        fronts: FrontAverage,
+        checkpoints: CheckpointStore,
+        ledger: Ledger,
+        metrics: ServerMetrics,
+        clock: Clock,
+        eval_source: SampleReader | None,
+        event_files: EventFiles | None,
+        client_table: Callable[[], dict[str, Any]],
+        write_summary: Callable[[dict[str, Any]], None],
+        summary_facts: dict[str, Any],
+    ) -> None:
+        """`alignment` only where clients have heads of their own, `eval_source` and `event_files` where they were asked for."""
+        self._trainer, self._model, self._algorithm = trainer, model, algorithm
+        self._gatekeeper, self._alignment = gatekeeper, alignment
+        self._stepper, self._held_out, self._tallies, self._best, self._fronts = stepper, held_out, tallies, best, fronts
+        self._checkpoints, self._ledger, self._metrics, self._clock = checkpoints, ledger, metrics, clock
+        self._eval_source, self._event_files = eval_source, event_files
+        self._client_table, self._write_summary = client_table, write_summary
         self._summary_facts = summary_facts
-        self._started = self._parts.clock.now()
+        self._started = self._clock.now()
         self._seconds_before = 0.0
         self.rounds: list[RoundRecord] = []
         self.second_moment = 0.0
         self.derivative_quantile = 0.0
-        self._scales = scales_of(parts.trainer.model, parts.algorithm)
+        self._scales = scales_of(trainer.model, algorithm)
         """Of the run's first weights, which the model has until a checkpoint is restored; directions keep them over the whole run."""
         self.diverged_round: int | None = None
         self.checkpoint_failed = False
         self.failure: BaseException | None = None
-        self._stepper = Stepper(parts)
-        self._held_out = HeldOutScore(parts)
-        self._tallies = RunTallies(parts)
-        self._best = BestCheckpoint(parts)
         self._thread: threading.Thread | None = None
         self._unwritten: Checkpoint | None = None
         """The present boundary, where the disk refused its checkpoint: a copy to go back to."""
@@ -75,26 +107,26 @@ class TrainWorker:
                 "the checkpoint is of a version whose direction scales followed the weights: from here on they are those of the first weights"
             )
         self.diverged_round = state["diverged_round"]
-        self._parts.metrics.diverged.set(self.diverged_round is not None)
+        self._metrics.diverged.set(self.diverged_round is not None)
         self.rounds = [RoundRecord(**row) for row in state["rounds"]]
         self._seconds_before = float(state["seconds"])
         # Checkpoints of versions without gates have none.
-        self._parts.gatekeeper.restore(state.get("gates"))
+        self._gatekeeper.restore(state.get("gates"))
         self._tallies.restore(state.get("tallies"))
         self._best.known = Recovery.of(state.get("recovery"))
 
-    def restore_inside_round(self, checkpoint: Checkpoint) -> OpenRound:
+    def restore_inside_round(self, checkpoint: Checkpoint) -> InsideRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
         self.restore(checkpoint)
         self._stepper.server_losses = [float("nan") if loss is None else float(loss) for loss in checkpoint.state["server_losses"]]
         self._held_out.restore(checkpoint.state["held_out"])
-        return restore_open_round(self._parts, checkpoint.tensors, checkpoint.state["open_round"])
+        return restore_open_round(self._trainer, self._alignment, tensors=checkpoint.tensors, state=checkpoint.state["open_round"])
 
     def inputs(self) -> RoundInputs:
         """Return what the next round starts from."""
-        front, head = self._parts.trainer.client_weights()
-        scales = scales_in_round(self._scales, self._parts.model, self._parts.algorithm, len(self.rounds))
-        heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
+        front, head = self._trainer.client_weights()
+        scales = scales_in_round(self._scales, self._model, self._algorithm, len(self.rounds))
+        heads = self._alignment.heads if self._alignment is not None else {}
         return RoundInputs(
             front.tobytes(),
             head.tobytes(),
@@ -103,8 +135,8 @@ class TrainWorker:
             self.derivative_quantile,
             {client: own.tobytes() for client, own in heads.items()},
             rests=self.diverged_round is not None,
-            statistics=self._parts.trainer.statistics().tobytes(),
-            set_apart=self._parts.gatekeeper.set_apart(len(self.rounds)),
+            statistics=self._trainer.statistics().tobytes(),
+            set_apart=self._gatekeeper.set_apart(len(self.rounds)),
             step_factor=self._best.known.step_factor,
         )
 
@@ -121,8 +153,8 @@ class TrainWorker:
                 log.exception("the trainer died")
                 self.failure = exc
             finally:
-                if self._parts.event_files is not None:
-                    self._parts.event_files.close()
+                if self._event_files is not None:
+                    self._event_files.close()
                 on_end()
 
         self._thread = threading.Thread(target=run, name="trainer", daemon=True)
@@ -137,36 +169,35 @@ class TrainWorker:
     def save(self) -> bool:
         """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
         checkpoint = Checkpoint(len(self.rounds), self._tensors(), self._state())
-        written = self._try_to_save(lambda: self._parts.checkpoints.write(checkpoint, self._best.known.best_round))
+        written = self._try_to_save(lambda: self._checkpoints.write(checkpoint, self._best.known.best_round))
         self._unwritten = None if written else copy.deepcopy(checkpoint)
         self.write_summary()
         return written
 
     def _save_inside_round(self, job: SaveJob) -> bool:
-        parts = self._parts
         state = {
             **self._state(),
             "server_losses": self._stepper.server_losses,
             "held_out": self._held_out.state(),
             "open_round": open_round_state(job),
         }
-        tensors = self._tensors() | open_round_tensors(parts, job.inputs)
-        written = self._try_to_save(lambda: parts.checkpoints.write_open(Checkpoint(len(self.rounds), tensors, state), job.positions))
+        tensors = self._tensors() | open_round_tensors(self._trainer, self._alignment, job.inputs)
+        written = self._try_to_save(lambda: self._checkpoints.write_open(Checkpoint(len(self.rounds), tensors, state), job.positions))
         log.info("checkpoint inside the round", extra={"round_index": job.round.round_index, "uploads": job.positions, "written": written})
         crash_point(CrashPoint.OPEN_ROUND_SAVED)
         return written
 
     def _state(self) -> dict[str, Any]:
         return {
-            "server_version": self._parts.trainer.server_version,
+            "server_version": self._trainer.server_version,
             "second_moment": self.second_moment,
             "derivative_quantile": self.derivative_quantile,
             "first_scales": self._scales.tolist(),
             "diverged_round": self.diverged_round,
             "rounds": round_rows(self.rounds),
-            "clients": self._parts.client_table(),
+            "clients": self._client_table(),
             "seconds": self._seconds(),
-            "gates": self._parts.gatekeeper.state(),
+            "gates": self._gatekeeper.state(),
             "tallies": self._tallies.state(),
             "recovery": self._best.known.state(),
         }
@@ -174,12 +205,12 @@ class TrainWorker:
     def _try_to_save(self, write: Callable[[], object]) -> bool:
         try:
             # A checkpoint that knew of an upload which the ledger forgot in a crash would see it trained twice.
-            self._parts.ledger.sync()
+            self._ledger.sync()
             write()
             self.checkpoint_failed = False
         except StorageError as exc:
             self.checkpoint_failed = True
-            self._parts.metrics.checkpoint_failures.inc()
+            self._metrics.checkpoint_failures.inc()
             log.error(str(exc))
         return not self.checkpoint_failed
 
@@ -193,29 +224,29 @@ class TrainWorker:
             "rounds": round_rows(self.rounds),
             "seconds": round(self._seconds(), 3),
             "diverged_round": self.diverged_round,
-            "rejected_uploads": self._parts.gatekeeper.report(),
-            "checkpoint": str(self._parts.checkpoints.path_of(len(self.rounds))),
+            "rejected_uploads": self._gatekeeper.report(),
+            "checkpoint": str(self._checkpoints.path_of(len(self.rounds))),
         }
         try:
-            self._parts.write_summary(summary)
+            self._write_summary(summary)
             crash_point(CrashPoint.SUMMARY_WRITTEN)
         except StorageError as exc:
             log.error(str(exc))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        heads = self._parts.alignment.heads if self._parts.alignment is not None else {}
-        return self._parts.trainer.tensors() | {f"aligned_head.{client}": torch.from_numpy(own) for client, own in heads.items()}
+        heads = self._alignment.heads if self._alignment is not None else {}
+        return self._trainer.tensors() | {f"aligned_head.{client}": torch.from_numpy(own) for client, own in heads.items()}
 
     def _load_tensors(self, checkpoint: Checkpoint, server_version: int) -> None:
-        self._parts.trainer.load_tensors(checkpoint.tensors, server_version)
-        if self._parts.alignment is not None:
+        self._trainer.load_tensors(checkpoint.tensors, server_version)
+        if self._alignment is not None:
             prefix = "aligned_head."
             own = {name[len(prefix) :]: value.numpy() for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
-            self._parts.alignment.heads = own
-            self._parts.alignment.forget()
+            self._alignment.heads = own
+            self._alignment.forget()
 
     def _seconds(self) -> float:
-        return self._seconds_before + self._parts.clock.now() - self._started
+        return self._seconds_before + self._clock.now() - self._started
 
     def _run(self, queue: TrainerQueue) -> None:
         while (job := queue.next_job()) is not None:
@@ -230,7 +261,7 @@ class TrainWorker:
                 queue.round_done(self.inputs(), covered)
                 crash_point(CrashPoint.CHECKPOINT_SETTLED)
             elif isinstance(job, AbandonJob):
-                is_refused = 2 * self._parts.gatekeeper.num_refused_clients >= max(1, job.num_members)
+                is_refused = 2 * self._gatekeeper.num_refused_clients >= max(1, job.num_members)
                 hopeless = is_refused and not self._stepper.server_losses
                 self.go_back()
                 crash_point(CrashPoint.WENT_BACK)
@@ -241,42 +272,41 @@ class TrainWorker:
                     )
                 covered = self.skip_round(job.round, job.num_members) if job.skips else went_back is not None and self.save()
                 queue.round_done(self.inputs(), covered)
-            self._parts.metrics.trainer_processor_seconds.set(time.thread_time())
+            self._metrics.trainer_processor_seconds.set(time.thread_time())
 
     def _close(self, job: CloseJob) -> bool:
-        parts = self._parts
-        weights = aggregation_weights(self._counted_rows(job), parts.algorithm.weighting)
-        take_over_updates(parts, job, weights)
+        weights = aggregation_weights(self._counted_rows(job), self._algorithm.weighting)
+        self._fronts.take_over(job, weights)
         crash_point(CrashPoint.ROUND_AVERAGED)
-        parts.trainer.close_round([update.client_id for update in job.updates], weights)
-        if parts.alignment is not None:
-            if parts.alignment.is_due(job.round.round_index):
-                parts.alignment.align()
-            parts.alignment.forget()
+        self._trainer.close_round([update.client_id for update in job.updates], weights)
+        if self._alignment is not None:
+            if self._alignment.is_due(job.round.round_index):
+                self._alignment.align()
+            self._alignment.forget()
         statistics = [update.statistics for update in job.updates]
         if job.plan.trains_front:
             self._merge(statistics)
         self._watch_divergence(job, statistics)
-        score = evaluate(parts.trainer.model, parts.eval_source) if parts.eval_source else None
-        seconds = round(self._parts.clock.now() - job.opened_at, 3)
+        score = evaluate(self._trainer.model, self._eval_source) if self._eval_source else None
+        seconds = round(self._clock.now() - job.opened_at, 3)
         measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
         record = round_record(job, score, self._stepper.server_losses, seconds, measured)
         self.rounds.append(record)
-        report_round(parts.metrics, job, record)
+        report_round(self._metrics, job, record)
         went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
-        parts.gatekeeper.round_closed(len(self.rounds))
+        self._gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()
         self._held_out.forget()
-        if parts.trainer.model.task is Task.CLASSIFICATION and not went_back:
-            warn_at_chance(self.rounds, parts.trainer.model.num_classes)
-        if parts.event_files is not None:
-            parts.event_files.write(record)
+        if self._trainer.model.task is Task.CLASSIFICATION and not went_back:
+            warn_at_chance(self.rounds, self._trainer.model.num_classes)
+        if self._event_files is not None:
+            self._event_files.write(record)
         crash_point(CrashPoint.ROUND_EVALUATED)
         return self.save()
 
     def _return_to(self, checkpoint: Checkpoint) -> None:
         """Take over front, head, back, moments and running figures of a checkpoint; rounds, steps and what is known of clients go on from here."""
-        self._load_tensors(checkpoint, self._parts.trainer.server_version)
+        self._load_tensors(checkpoint, self._trainer.server_version)
         self._take_up_figures(checkpoint.state)
 
     def _take_up_figures(self, state: dict[str, Any]) -> None:
@@ -284,7 +314,7 @@ class TrainWorker:
         self.derivative_quantile = known_figure("derivative_quantile", state["derivative_quantile"])
 
     def _counted_rows(self, job: CloseJob) -> list[int]:
-        counted = self._parts.gatekeeper.counted_rows
+        counted = self._gatekeeper.counted_rows
         return [counted(u.client_id, rows, job.plan.batch_size) for u, rows in zip(job.updates, job.rows, strict=True)]
 
     def _merge(self, statistics: list[LocalStatistics]) -> None:
@@ -295,7 +325,7 @@ class TrainWorker:
     def _watch_divergence(self, job: CloseJob, statistics: list[LocalStatistics]) -> None:
         """Let fronts rest from the next round on once most clients of a round met losses or gradients that are not finite."""
         count = sum(s.diverged for s in statistics)
-        self._parts.metrics.diverged_clients.inc(count)
+        self._metrics.diverged_clients.inc(count)
         if 2 * count > len(statistics):
             said = "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate"
             self._let_fronts_rest(job.round.round_index, said)
@@ -303,7 +333,7 @@ class TrainWorker:
     def _let_fronts_rest(self, round_index: int, said: str) -> None:
         if self.diverged_round is None:
             self.diverged_round = round_index
-            self._parts.metrics.diverged.set(1)
+            self._metrics.diverged.set(1)
             log.error(said, extra={"round_index": round_index})
 
     def skip_round(self, reference: RoundReference, num_members: int) -> bool:
@@ -316,7 +346,7 @@ class TrainWorker:
         self._stepper.server_losses.clear()
         self._held_out.forget()
         try:
-            checkpoint = self._unwritten or self._parts.checkpoints.read_newest()
+            checkpoint = self._unwritten or self._checkpoints.read_newest()
         except (CheckpointError, StorageError) as exc:
             log.warning("the abandoned attempt's server steps stand", extra={"reason": str(exc)})
             return
@@ -326,11 +356,11 @@ class TrainWorker:
             )
             return
         self._load_tensors(checkpoint, int(checkpoint.state["server_version"]))
-        self._parts.gatekeeper.restore(checkpoint.state.get("gates"))
+        self._gatekeeper.restore(checkpoint.state.get("gates"))
         if self._unwritten is not None:
             # None was taken inside this attempt; one inside the round before may be there, which that round still needs.
             return
         try:
-            self._parts.checkpoints.drop_open()
+            self._checkpoints.drop_open()
         except OSError as exc:
             log.warning("the checkpoint inside the abandoned attempt could not be removed", extra={"reason": str(exc)})
