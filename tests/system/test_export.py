@@ -163,6 +163,7 @@ def options(runs: TrainedRuns, name: str, **changes: Any) -> argparse.Namespace:
         "format": "torch",
         "output": Path("refused.pt2"),
         "round": None,
+        "checkpoint": None,
         "model": None,
         "model_options": None,
     }
