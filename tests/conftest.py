@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heron_common.log_setup import StructuredFormatter
 from heron_common.quiet_libraries import quiet_libraries
 
 quiet_libraries()
@@ -108,3 +110,14 @@ def nothing_slow_under_the_owners_lock() -> Iterator[None]:
     yield
     found, DISCIPLINE.violations[:] = list(DISCIPLINE.violations), []
     assert found == []
+
+
+@pytest.fixture(autouse=True)
+def logs_are_set_up_by_each_test_for_itself() -> Iterator[None]:
+    """A command that ran in this process has set up a stream that is closed by now, and a level that others do not expect."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one.formatter, StructuredFormatter)]:
+        root.removeHandler(handler)
+    for name in ("heron_server", "heron_client", "heron_common", "heron_cli"):
+        logging.getLogger(name).setLevel(logging.NOTSET)

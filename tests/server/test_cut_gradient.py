@@ -208,7 +208,7 @@ def test_files_are_deleted_only_when_the_ledger_on_disk_does_not_name_them(serve
     monkeypatch.setattr(spool, "release", watched)
     spool.budget_bytes = 2 * spool.used_bytes
     exchange(a, 2)
-    eventually(lambda: named, what="something to be given up")
+    eventually(lambda: (server.advance(0.0), named)[1], what="something to be given up")
     assert not any(named)
 
 

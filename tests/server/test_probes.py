@@ -22,6 +22,7 @@ from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.storage.probe_file import read_probe_file, write_probe_file
 from heron_server.training.trained_model import load_trained
+from heron_server.training.vouching import Vouched
 
 DATA = DataSpecification("test", (8,), 2)
 
@@ -230,22 +231,25 @@ def test_classes_without_source_are_taken(zoo: Path) -> None:
     assert build("sourceless").code_digest == build("sourceless").code_digest
 
 
+ALL = Vouched(model=None, model_options=None, trusts_code=True)
+
+
 def test_a_run_on_the_operators_samples_keeps_them_for_what_comes_later(zoo: Path, program_cache_dir: Path) -> None:
     x, y = own(64).x, np.arange(64) % 2
     np.savez(zoo / "data.npz", x=x, y=y)
     options = {"model": "python:probes_zoo:model", "model_options": "kind=category", "cut": "0", "data_spec": "8:2", "data": "npz:data.npz"}
     few = {"clients": 2, "rounds": 1, "local_steps": 1, "batch_size": 4, "preset": "frozen", "program_cache": program_cache_dir}
     assert simulate(simulation_config(run_dir=zoo / "run", **options, **few))["rounds_completed"] == 1
-    trained = load_trained(zoo / "run").model
+    trained = load_trained(zoo / "run", vouched=ALL).model
     kept = read_probe_file(zoo / "run", (8,))
     assert trained.probes is not None and kept is not None and np.array_equal(trained.probes.x, kept)
     assert {tuple(row) for row in kept} <= {tuple(row) for row in x}
     (zoo / "data.npz").unlink()
-    load_trained(zoo / "run")
+    load_trained(zoo / "run", vouched=ALL)
     for content in (b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", (zoo / "run" / "probes.safetensors").read_bytes()[:-1]):
         (zoo / "run" / "probes.safetensors").write_bytes(content)
         with pytest.raises(StorageError, match=r"probes\.safetensors is damaged"):
-            load_trained(zoo / "run")
+            load_trained(zoo / "run", vouched=ALL)
 
 
 @pytest.mark.parametrize("x", [np.ones((3, 7), np.float32), np.ones((3, 8), np.float64), np.full((3, 8), np.nan, np.float32)])

@@ -169,6 +169,7 @@ TRAFFIC = Row(
         Panel("upload duration", _quantiles(_of_server("upload_seconds_bucket")), "s"),
         Panel("wait for training", _quantiles(_of_server("upload_queue_seconds_bucket")), "s"),
         Panel("server step", _quantiles(_of_server("step_seconds_bucket")), "s"),
+        Panel("the trainer's share of a core", (Query(f"deriv({_of_server('trainer_processor_seconds')}[5m])"),), "percentunit"),
         Panel("spool", (Query(_of_server("spool_bytes"), "waiting"), Query(_of_server("spool_budget_bytes"), "budget")), "bytes"),
         Panel("disk of the run", (Query(_of_server("disk_free_bytes"), "free"), Query(_of_server("disk_size_bytes"), "size")), "bytes"),
         Panel(

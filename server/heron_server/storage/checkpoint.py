@@ -208,10 +208,11 @@ class CheckpointStore:
             return None
 
     def _load(self, entry: dict[str, Any]) -> Checkpoint:
-        if f"-{entry['completed_rounds']:06d}" not in entry["file"]:
+        name = plain_name(entry["file"])
+        if f"-{entry['completed_rounds']:06d}" not in name:
             raise ValueError("the manifest says that it is of another round")
         # What does not fit this machine's memory was not written by it, or cannot be gone on with here.
-        data = read_plain(plain_folder(self._directory) / plain_name(entry["file"]), available_memory() or 1 << 40)
+        data = read_plain(plain_folder(self._directory) / name, available_memory() or 1 << 40)
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise ValueError("its digest does not match the manifest")
         return Checkpoint(int(entry["completed_rounds"]), load(data), _state_of(data))
