@@ -66,7 +66,7 @@ class StreamReceiver:
         """Account for one chunk and return its tensor's specification.
 
         Raises:
-            RefusedError: OVERSIZED if the chunk or its tensor is too large; INVALID_TENSOR if chunks come out of order.
+            RefusedError: OVERSIZED if the chunk or its tensor is too large; INVALID_TENSOR if it is empty, or chunks come out of order.
 
         """
         if len(data) > MAX_CHUNK_BYTES:
@@ -79,6 +79,9 @@ class StreamReceiver:
             raise RefusedError(
                 ErrorCode.INVALID_TENSOR, f"chunks come tensor by tensor, but one of tensor {tensor_index} came out of order"
             )
+        if not data:
+            # They would keep a stream moving for ever, and it would never end.
+            raise RefusedError(ErrorCode.INVALID_TENSOR, f"a chunk of no bytes came for tensor {tensor_index}: leave empty chunks out")
         spec = self._specs[tensor_index]
         if self._received[tensor_index] + len(data) > spec.size_bytes:
             raise RefusedError(ErrorCode.OVERSIZED, f"tensor {spec.name!r} was announced with {spec.size_bytes} bytes, but more came")

@@ -16,6 +16,8 @@ class ErrorCode(StrEnum):
     NAME_IN_USE = "name_in_use"
     INVALID_NAME = "invalid_name"
     TOO_MANY_CLIENTS = "too_many_clients"
+    TOO_MANY_CALLS = "too_many_calls"
+    MALFORMED = "malformed"
     SESSION_UNKNOWN = "session_unknown"
     CERTIFICATE_REVOKED = "certificate_revoked"
     CERTIFICATE_EXPIRED = "certificate_expired"
@@ -55,6 +57,8 @@ CATALOG: dict[ErrorCode, CatalogEntry] = {
     ErrorCode.NAME_IN_USE: CatalogEntry("ALREADY_EXISTS", False, "a live client has this name already"),
     ErrorCode.INVALID_NAME: CatalogEntry("INVALID_ARGUMENT", False, "the client's name or identity key cannot be used"),
     ErrorCode.TOO_MANY_CLIENTS: CatalogEntry("RESOURCE_EXHAUSTED", True, "the server serves as many clients as it may"),
+    ErrorCode.TOO_MANY_CALLS: CatalogEntry("RESOURCE_EXHAUSTED", True, "there are more calls at a time than the server takes"),
+    ErrorCode.MALFORMED: CatalogEntry("INVALID_ARGUMENT", False, "a message came as it was sent, but is none of this call"),
     ErrorCode.SESSION_UNKNOWN: CatalogEntry("UNAUTHENTICATED", False, "the session is over or was never opened; join again"),
     ErrorCode.CERTIFICATE_REVOKED: CatalogEntry("UNAUTHENTICATED", False, "the authority has revoked the client's certificate"),
     ErrorCode.CERTIFICATE_EXPIRED: CatalogEntry("UNAUTHENTICATED", False, "the client's certificate has expired since it connected"),

@@ -16,6 +16,10 @@ class Damaged:
     """Stands for a message whose bytes are not the ones that were sent."""
 
 
+class Unparsable(Damaged):
+    """Stands for a message whose bytes are the ones that were sent, and which no parser takes."""
+
+
 def seal(data: bytes) -> bytes:
     """Return a serialised message with its seal."""
     return b"".join((data, _TAG, zlib.crc32(data).to_bytes(4, "little")))
@@ -33,20 +37,34 @@ def sealing(serialise: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 
 def opening(parse: Callable[[bytes], Any], speaks_another_version: Callable[[Any], bool] = lambda _: False) -> Callable[[bytes], Any]:
-    """Return a parser of sealed messages; of others it makes `Damaged`, unless they have no seal and are of a version that has none."""
+    """Return a parser of sealed messages; of others it makes `Damaged`, unless they have no seal and are of a version that has none.
+
+    It never raises, for whoever calls it would log a traceback for every message that a stranger sends.
+    """
+    parse = forgiving(parse)
 
     def read(data: bytes) -> Any:
         if is_whole(data):
             message = parse(data)
-            message.ClearField("seal")
+            if not isinstance(message, Damaged):
+                message.ClearField("seal")
             return message
         if data[-SEAL_BYTES:-4] != _TAG:
-            try:
-                message = parse(data)
-            except Exception:
-                return Damaged()
-            if speaks_another_version(message):
+            message = parse(data)
+            if not isinstance(message, Damaged) and speaks_another_version(message):
                 return message
         return Damaged()
+
+    return read
+
+
+def forgiving(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a parser that makes `Unparsable` of what it cannot take."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except Exception:
+            return Unparsable()
 
     return read

@@ -24,6 +24,7 @@ from heron_client.patience import Diagnose, Patience
 from heron_client.program_runs import ProgramRuns
 from heron_client.renewal import Renewal, RunChanged
 from heron_client.sending import RoundStopped, StepSender
+from heron_client.sitting_out import SittingOut
 from heron_client.state_directory import ClientState
 from heron_client.supplies import Supplies
 from heron_client.transport import Transport
@@ -118,6 +119,7 @@ class Session:
         self._patience = Patience(stop, clock, random, settings.give_up_after_seconds, diagnose=diagnose)
         self._random = random
         self._rejoin_delays = BackoffPolicy().delays(random)
+        self._sitting_out = SittingOut(random)
         self._training: Assignment | None = None
         self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join, self._patience.wake)
         self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
@@ -211,7 +213,7 @@ class Session:
         self._enter(SessionState.TRAINING)
         self._metrics.round_started(assignment)
         self._training = assignment
-        left_early, after = False, SessionState.JOINED
+        left_early, after, pause_seconds = False, SessionState.JOINED, 0.0
         round_over = threading.Event()
         sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer, self._renewal.after)
         heartbeat = Heartbeat(
@@ -236,11 +238,11 @@ class Session:
             log.warning("giving this round up", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
             after = SessionState.NEW
         except RoundStopped as exc:
-            log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
+            pause_seconds = self._sit_out(joined, assignment, str(exc))
         except RefusedError as exc:
             if exc.code not in _ROUND_ENDED:
                 raise
-            log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": exc.sentence})
+            pause_seconds = self._sit_out(joined, assignment, exc.sentence)
             left_early = exc.code is ErrorCode.NON_FINITE
         finally:
             heartbeat.stop()
@@ -252,6 +254,15 @@ class Session:
             # The same round would end in the same values, so the server must not wait for this client; the next round starts from others.
             self._transport.leave("its values were not finite", self._peak_memory())
             self._rejoin()
+        elif pause_seconds:
+            self._patience.pause(pause_seconds)
+
+    def _sit_out(self, joined: _Joined, assignment: Assignment, reason: str) -> float:
+        """Say that a round goes on without this client; return how long to pause: one that is sent away again and again does not run in a circle."""
+        pause_seconds = self._sitting_out.sent_away(joined.membership.heartbeat_seconds)
+        again = {"pause_seconds": round(pause_seconds, 2)} if pause_seconds else {}
+        log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": reason, **again})
+        return pause_seconds
 
     def _submit(self, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
         statistics = local_round.meter.to_statistics(waited, self._peak_memory())
@@ -272,6 +283,7 @@ class Session:
         self._note_losses(losses)
         self._metrics.round_done(statistics)
         self._rejoin_delays = BackoffPolicy().delays(self._random)
+        self._sitting_out.took_part()
         self._report(assignment, statistics)
 
     def _report(self, assignment: Assignment, statistics: LocalStatistics) -> None:

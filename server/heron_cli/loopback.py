@@ -53,6 +53,10 @@ class LoopbackContext:
         """Return what is known of the client: nothing, there is no connection."""
         return {}
 
+    def peer(self) -> str:
+        """Return where the client is: here."""
+        return "loopback"
+
     def cancel(self) -> bool:
         """End the call, from either side and any thread: it notices with its next message."""
         self._cancelled = True

@@ -100,6 +100,7 @@ def _serve(parts: ServerAssembly, stop: threading.Event) -> None:
     """Return when the trainer has ended (all rounds done, or it died) or a stop was asked for."""
     while not parts.ended.is_set() and not stop.is_set():
         parts.owner.tick()
+        parts.network.tick()
         stop.wait(TICK_SECONDS)
 
 

@@ -108,6 +108,8 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         config.network.port,
         config.network.max_clients,
         Timing(config.rounds.liveness_seconds),
+        clock,
+        parts.owner.has_session,
         parts.on_refusal,
         parts.owner.flush,
         tls,

@@ -111,6 +111,14 @@ def test_chunks_out_of_order_are_refused(chunks: list[tuple[int, bytes]]) -> Non
     assert refusal.value.code is ErrorCode.INVALID_TENSOR
 
 
+@pytest.mark.parametrize("before", [[], [(0, FIRST[:8])], [(0, FIRST)], [(0, FIRST), (1, SECOND)]])
+def test_chunks_of_nothing_are_refused(before: list[tuple[int, bytes]]) -> None:
+    index = max(0, len(before) - 1)
+    with pytest.raises(RefusedError, match=f"a chunk of no bytes came for tensor {index}") as refusal:
+        received(*before, (index, b""))
+    assert refusal.value.code is ErrorCode.INVALID_TENSOR
+
+
 @pytest.mark.parametrize("index", [2, 2**32 - 1])
 def test_a_chunk_of_a_tensor_that_was_not_announced_is_refused(index: int) -> None:
     with pytest.raises(RefusedError, match=f"announces 2 tensors, but a chunk of tensor {index} came") as refusal:
@@ -140,7 +148,7 @@ def test_the_limit_of_a_chunk_is_exact() -> None:
 @pytest.mark.parametrize("missing", [1, 8, len(SECOND)])
 def test_a_stream_that_ended_early_is_refused_even_when_its_trailer_agrees_with_it(missing: int) -> None:
     came = NUM_BYTES - missing
-    receiver = received((0, FIRST), (1, SECOND[:-missing]))
+    receiver = received((0, FIRST), *([(1, SECOND[:-missing])] if SECOND[:-missing] else []))
     for length in (came, NUM_BYTES):
         with pytest.raises(RefusedError, match=f"expected {NUM_BYTES} bytes, {came} came and the trailer says {length}") as refusal:
             receiver.check_trailer(length, hashlib.sha256(PAYLOAD[:came]).digest())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from heron_common.seal import SEAL_BYTES, Damaged, is_whole, opening, seal, sealing
+import pytest
+
+from heron_common.seal import SEAL_BYTES, Damaged, Unparsable, is_whole, opening, seal, sealing
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 
@@ -36,3 +38,10 @@ def test_a_message_of_a_version_without_seals_is_read_so_that_it_can_be_refused_
     older = pb.JoinRequest(protocol_version=3, client_name="a")
     assert opening(pb.JoinRequest.FromString, _older)(older.SerializeToString()) == older
     assert isinstance(opening(pb.JoinRequest.FromString, _older)(MESSAGE.SerializeToString()), Damaged)
+
+
+@pytest.mark.parametrize("data", [b"\x0a", b"\xff\xff", b"\x0a\x02\xff\xfe"])
+def test_a_whole_message_that_no_parser_takes_is_told_apart_from_a_damaged_one(data: bytes) -> None:
+    read = opening(pb.LeaveRequest.FromString)
+    assert isinstance(read(seal(data)), Unparsable)
+    assert type(read(seal(data)[:-1] + b"?")) is Damaged

@@ -113,6 +113,7 @@ class RunningServer:
         """Move the clock and let the owner look at it."""
         self.clock.advance(seconds)
         self.parts.owner.tick()
+        self.parts.network.tick()
 
     def stop(self) -> None:
         self.parts.network.announce_drain()

@@ -7,7 +7,8 @@ from pathlib import Path
 from heron_common.assignment import UploadLoss
 from heron_common.clock import ManualClock
 from heron_common.ids import RoundReference
-from heron_server.rounds.clients import FORGOTTEN, MAX_DEPARTED, MAX_LOSSES, MAX_VISITS, ClientRecord, ClientRegistry
+from heron_server.rounds.clients import FORGOTTEN, MAX_DEPARTED, MAX_LOSSES, ClientRecord, ClientRegistry
+from heron_server.rounds.visits import VISITS_BY_ADDRESS
 from heron_server.summary import client_table, restore_clients
 from tests.server.restartable_run import LIVENESS, Disk, RestartableRun, RunShape
 
@@ -32,7 +33,7 @@ def test_ten_thousand_clients_that_come_and_go_leave_a_bounded_trace(tmp_path: P
     owner.tick()
     assert registry.num_live == 0
     assert len(registry.by_name) == MAX_DEPARTED + 1, "the last that departed is cut off when another joins"
-    assert len(registry._by_session) <= MAX_DEPARTED + 1 and len(registry._visits) == MAX_VISITS
+    assert len(registry._by_session) <= MAX_DEPARTED + 1 and len(run.state.visits) == VISITS_BY_ADDRESS
     assert not run.state.orphaned_streams and not run.state.machine.live
     table = client_table(registry.records())
     assert table[FORGOTTEN]["clients"] + len(table) - 1 == VISITORS

@@ -14,6 +14,7 @@ import pytest
 from heron_common.assignment import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.errors import StorageError
 from heron_common.ids import RoundReference
+from heron_server.storage import ledger as ledger_module
 from heron_server.storage.ledger import Balance, Ledger
 from heron_server.storage.recorded import StoredAnswer, StoredFile
 from tests.server.test_spool import small_files_only
@@ -134,6 +135,27 @@ def test_a_disk_that_refuses_keeps_the_queue_in_order_and_the_next_sync_writes_i
     (attempt,) = with_disk.attempts()
     with_disk.close()
     assert [upload.state for upload in attempt.uploads] == ["accepted", "trained"]
+
+
+def test_a_ledger_that_another_process_has_locked_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LOCKED_SECONDS", 0.05)
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path, RUN, begins=True)
+    accept(ledger, key())
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError, match=r"ledger.sqlite is locked by another process .*: end what has it open") as caught:
+        ledger.sync()
+    assert "free some space" not in str(caught.value)
+    other.execute("ROLLBACK")
+    ledger.sync()
+    assert ledger.balance().accepted == 1
+    ledger.close()
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match="is locked by another process"):
+        Ledger(path, RUN, begins=False)
+    other.close()
 
 
 def test_closing_says_what_could_not_be_written(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:

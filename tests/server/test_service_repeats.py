@@ -13,7 +13,6 @@ from google.rpc.status_pb2 import Status
 
 from heron_common.error_catalog import RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_server.rounds.admission import UploadHeader
-from heron_server.rounds.orphaned_streams import STALLED_STREAM_SECONDS
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer
@@ -147,20 +146,6 @@ def test_a_refusal_for_good_names_no_time(serve: Serve) -> None:
     with refused(server, ErrorCode.UNEXPECTED_UPLOAD) as caught:
         client.upload(99)
     assert not {RETRY_PUSHBACK_METADATA, "grpc-status-details-bin"} & set(metadata_of(caught.value))
-
-
-def test_a_stream_without_a_header_does_not_keep_its_thread(serve: Serve) -> None:
-    server = serve(trains=False)
-    (client,) = joined(server, "a")
-    stream = OpenStream(client)
-    eventually(lambda: server.state.orphaned_streams, what="the stream to begin")
-    server.advance(STALLED_STREAM_SECONDS)
-    with pytest.raises(grpc.RpcError) as caught:
-        stream.call.result()
-    assert caught.value.code() is grpc.StatusCode.CANCELLED
-    stream.cancel()
-    client.upload(0)
-    server.advance(STALLED_STREAM_SECONDS)
 
 
 def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Serve) -> None:

@@ -179,12 +179,24 @@ def test_a_wrong_upload_is_refused_and_a_good_one_works_after_it(arena: Arena, n
     eventually(lambda: arena.server.sample("uploads_total", outcome="trained") == trained + 1, what="the good upload to be trained")
 
 
-def test_chunks_may_be_as_small_as_an_element_or_empty(arena: Arena) -> None:
+def test_chunks_may_be_as_small_as_an_element(arena: Arena) -> None:
     step = arena.step()
     z, y = arena.payload(step)
-    data = [b"", *(z[i : i + 4] for i in range(0, len(z), 4)), b"", y[:8], y[8:]]
+    data = [*(z[i : i + 4] for i in range(0, len(z), 4)), y[:8], y[8:]]
     indices = [0] * (len(data) - 2) + [1, 1]
     arena.client.send_upload(upload_messages(arena.client.upload_header(step), data, None, indices))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_chunks_of_nothing_are_refused(arena: Arena, place: int) -> None:
+    step = arena.step()
+    data = list(arena.payload(step))
+    data.insert(place, b"")
+    indices = sorted([0, 1, min(place, 1)])
+    with refused(arena.server, ErrorCode.INVALID_TENSOR) as caught:
+        arena.client.send_upload(upload_messages(arena.client.upload_header(step), data, None, indices))
+    assert "no bytes" in (caught.value.details() or "")
+    arena.client.send_upload(arena.good(step))
 
 
 def test_the_spooled_payload_is_the_one_that_was_sent(arena: Arena) -> None:

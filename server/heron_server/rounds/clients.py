@@ -18,9 +18,6 @@ from heron_common.reported_ranges import within_range
 
 log = logging.getLogger(__name__)
 
-MAX_VISITS = 64
-"""Sessions that are open at a time of clients that only check their data; the oldest is forgotten for a new one."""
-
 MAX_DEPARTED = 1000
 """Departed clients that have a record of their own; the tallies of those that departed before are added up in one, so that a run's memory has a bound."""
 
@@ -117,7 +114,6 @@ class ClientRegistry:
         self._live: dict[str, ClientRecord] = {}
         self._departed: OrderedDict[str, None] = OrderedDict()
         self._by_session: dict[str, ClientRecord] = {}
-        self._visits: OrderedDict[str, ClientRecord] = OrderedDict()
 
     def join(self, name: str, identity_key: str, speaker: str = "") -> ClientRecord:
         """Open a session for a client; one that comes back with its own identity key, or its certificate, replaces its old session.
@@ -202,22 +198,9 @@ class ClientRegistry:
         """Count a client as live that was when an earlier process ended: it has no session yet, and only its own key may open one."""
         self.revive(self.know(name, identity_sha256))
 
-    def visit(self, speaker: str = "") -> ClientRecord:
-        """Open a session for a client that only checks its data: it is among no clients, and has no name that one of them could have."""
-        record = ClientRecord(name="", identity_sha256="", speaker=speaker)
-        record.open_session(new_token())
-        self._visits[record.session] = record
-        if len(self._visits) > MAX_VISITS:
-            self._visits.popitem(last=False)
-        return record
-
-    def visitor(self, session: str) -> ClientRecord | None:
-        """Return the client of such a session, if it is one."""
-        return self._visits.get(session)
-
-    def end_visit(self, session: str) -> None:
-        """Forget such a session; safe to repeat."""
-        self._visits.pop(session, None)
+    def has_session(self, session: str) -> bool:
+        """Whether a client has this session open."""
+        return session in self._by_session
 
     def of_session(self, session: str) -> ClientRecord:
         """Return the client that a session belongs to.

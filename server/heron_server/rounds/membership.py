@@ -30,19 +30,19 @@ def join(run: RunState, name: str, identity_key: str, *, num_examples: int, vers
     return _membership(run, record)
 
 
-def visit(run: RunState, speaker: str) -> Membership:
+def visit(run: RunState, speaker: str, address: str) -> Membership:
     """Open a session for a client that only checks its data or its device: no round waits for it or takes it in.
 
     It is told the plan of a round that trains, and what the clock says here, for it will see no assignment.
     """
     run.refuse_if_draining()
-    membership = _membership(run, run.registry.visit(speaker))
+    membership = _membership(run, run.visits.open(speaker, address))
     return dataclasses.replace(membership, plan=run.facts.algorithm.plan, server_time_seconds=time.time())
 
 
 def client_of(run: RunState, session: str, speaker: str) -> ClientRecord:
     """Return the client of a session and count the call as a sign of life; refuses unknown sessions, and those that another speaker opened."""
-    visitor = run.registry.visitor(session)
+    visitor = run.visits.of_session(session)
     record = visitor or run.registry.of_session(session)
     run.registry.check_speaker(record, speaker)
     if visitor is None:
@@ -111,8 +111,8 @@ def unknown_blob(sha256: str) -> RefusedError:
 
 def leave(run: RunState, record: ClientRecord, reason: str, peak_memory_bytes: int) -> None:
     """A client says goodbye."""
-    if run.registry.visitor(record.session) is not None:
-        run.registry.end_visit(record.session)
+    if run.visits.of_session(record.session) is not None:
+        run.visits.end(record.session)
         return
     run.orphan_stream(record, session_over())
     record.note_memory(peak_memory_bytes)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from heron_common.clock import Clock
 
 STALLED_STREAM_SECONDS = 5.0
-"""A stream whose round is over hears so with its next chunk; after so long it is cancelled. So is one without a header."""
+"""A stream whose round is over hears so with its next chunk; after so long it is cancelled."""
 
 
 class OrphanedStreams:
@@ -29,15 +28,6 @@ class OrphanedStreams:
         place = next(self._places)
         self._orphans[place] = (self._clock.now(), cancel)
         return place
-
-    @contextmanager
-    def awaiting_header(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """A stream has begun, and nobody knows whose it is until its header is there: it does not keep its thread for long."""
-        place = self.add(cancel)
-        try:
-            yield
-        finally:
-            self._orphans.pop(place, None)
 
     def cancel_stalled(self) -> None:
         """Cancel those that had their time."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from random import Random
 from typing import TypeVar
 
@@ -159,10 +159,14 @@ class RoundOwner:
                 self._wake()
             return joined
 
-    def visit(self, speaker: str = "") -> Membership:
+    def has_session(self, session: str) -> bool:
+        """Whether a client of the run has this session; takes no lock."""
+        return self._run.registry.has_session(session)
+
+    def visit(self, speaker: str = "", address: str = "") -> Membership:
         """Open a session for a client that only checks its data or its device: no round waits for it or takes it in."""
         with self._stay() as run:
-            return membership.visit(run, speaker)
+            return membership.visit(run, speaker, address)
 
     def client(self, session: str, speaker: str = "") -> ClientRecord:
         """Return the client of a session and count the call as a sign of life; refuses unknown sessions, and those that another speaker opened."""
@@ -211,10 +215,6 @@ class RoundOwner:
             self._wake()
 
     # Uploads and updates.
-
-    def awaiting_header(self, cancel: Callable[[], object]) -> AbstractContextManager[None]:
-        """A stream begins: it is cancelled if its header does not come. Takes no lock."""
-        return self._run.orphaned_streams.awaiting_header(cancel)
 
     def admit_upload(self, header: UploadHeader, cancel: Cancel = None) -> Admission[UploadHeader]:
         """Check an upload's header and open its client's one stream, until it is released; see `admission.admit_upload` for refusals.

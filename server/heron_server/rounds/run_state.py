@@ -31,6 +31,7 @@ from heron_server.rounds.state import (
     RoundMachine,
     WithoutQuorum,
 )
+from heron_server.rounds.visits import Visits
 from heron_server.rounds.waiting import WaitingNote
 from heron_server.storage.recorded import RecordedAttempt
 
@@ -52,6 +53,7 @@ class RunState:
     ) -> None:
         """`recorded` are the attempts to go on with, in order, before new ones open; `present` the clients (with digests of their keys) that were there."""
         self.facts, self.machine, self.registry = facts, machine, registry
+        self.visits = Visits(clock, machine.rules.liveness_seconds)
         self.outbox, self.metrics, self.clock = outbox, metrics, clock
         self.attempt: Attempt | None = None
         self.previous: Attempt | None = None

@@ -14,8 +14,11 @@ import grpc
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, ErrorCode
 from heron_common.errors import RefusedError, StorageError
 from heron_server.service.retry_info import retry_metadata
+from heron_server.service.seldom import SeldomWarnings
 
 log = logging.getLogger(__name__)
+
+_warnings = SeldomWarnings(log)
 
 
 Unary = Callable[[Any, Any], Any]
@@ -91,12 +94,16 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         try:
             self._before_answer()
         except StorageError as exc:
+            _warnings.warn(str(exc))
             raise RefusedError(ErrorCode.STORAGE, f"{exc}: send it again later", 1.0) from exc
 
     def _abort(self, context: Any, error: Exception) -> NoReturn:
         if isinstance(error, grpc.RpcError) or not context.is_active():
             # The client is gone, or we cut its stream: there is nobody to tell, and nothing to log.
             context.abort(grpc.StatusCode.CANCELLED, "the call was cancelled")
+        if isinstance(error, NotImplementedError):
+            # What gRPC's generated code raises for a method that nobody wrote, such as the list of health's services.
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server has no such method")
         if not isinstance(error, RefusedError):
             log.error("unexpected error in a call", exc_info=error)
             error = RefusedError(ErrorCode.INTERNAL, "the server met an unexpected error; its log has the details", 1.0)
@@ -106,6 +113,8 @@ class ErrorInterceptor(grpc.ServerInterceptor):
             except RefusedError as exc:
                 error = exc
         self._on_refusal(error.code)
+        if error.code is ErrorCode.MALFORMED:
+            _warnings.warn("refused messages that no client of ours sends", peer=context.peer())
         log.debug("request refused", extra={"code": error.code.value, "reason": error.sentence})
         context.set_trailing_metadata(((ERROR_CODE_METADATA, error.code.value), *retry_metadata(error)))
         context.abort(grpc.StatusCode[CATALOG[error.code].grpc_status], error.sentence)

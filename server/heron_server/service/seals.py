@@ -9,7 +9,7 @@ import grpc
 
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.seal import Damaged, opening, sealing
+from heron_common.seal import Damaged, Unparsable, forgiving, opening, sealing
 from heron_common.version import PROTOCOL_VERSION
 
 _SERVICE = "/heron.v1."
@@ -21,16 +21,23 @@ class SealInterceptor(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_SERVICE):
-            return handler
+        if handler is None:
+            return None
+        is_ours = handler_call_details.method.startswith(_SERVICE)
         for streams_in in (False, True):
             for streams_out in (False, True):
                 name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
                 behaviour = getattr(handler, name)
                 if behaviour is not None:
                     make = getattr(grpc, f"{name}_rpc_method_handler")
-                    parse = opening(handler.request_deserializer, _speaks_another_version)
-                    return make(_checking(behaviour, streams_in, streams_out), parse, sealing(handler.response_serializer))
+                    checking, parse, write = (
+                        _checking(behaviour, streams_in, streams_out),
+                        handler.request_deserializer,
+                        handler.response_serializer,
+                    )
+                    if is_ours:
+                        return make(checking, opening(parse, _speaks_another_version), sealing(write))
+                    return make(checking, forgiving(parse), write)
         return handler
 
 
@@ -55,6 +62,10 @@ def _whole_ones(messages: Iterator[Any]) -> Iterator[Any]:
 
 
 def _whole(message: Any) -> Any:
+    if isinstance(message, Unparsable):
+        raise RefusedError(
+            ErrorCode.MALFORMED, "a message is none that this call takes: update the client, or look at what is between it and the server"
+        )
     if isinstance(message, Damaged):
         raise RefusedError(ErrorCode.DIGEST_MISMATCH, "the bytes of a message are not the ones that were sent: send it again")
     return message

@@ -12,12 +12,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from heron_common.addresses import join_host_port
+from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
-from heron_common.grpc_options import STREAMS_PER_CLIENT, server_options
+from heron_common.grpc_options import server_options
 from heron_common.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
+from heron_server.service.call_slots import CallSlots, SlotInterceptor
+from heron_server.service.descriptors import DescriptorWatch
 from heron_server.service.interceptors import ErrorInterceptor, Remembering
 from heron_server.service.seals import SealInterceptor
 from heron_server.service.servicer import Servicer
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPARE_THREADS = 8
-"""For health checks and clients that are being refused."""
+"""For calls that are being refused or cut off."""
+
+WAITING_CALLS = 4096
+"""Calls that may wait for a thread: nobody holds one for long but those with a slot, so that a wait is short."""
 
 
 class NetworkServer:
@@ -41,24 +47,31 @@ class NetworkServer:
         port: int,
         max_clients: int,
         timing: Timing,
+        clock: Clock,
+        is_member: Callable[[str], bool],
         on_refusal: Callable[[ErrorCode], None],
         before_answer: Callable[[], None],
         tls: ServerTls | None = None,
     ) -> None:
         """Bind to host:port, without accepting calls yet; port 0 takes a free one. Without `tls` everything travels in clear.
 
-        `before_answer` returns when what was decided is on disk.
+        `is_member` says whether a session is one that a client of the run has; `before_answer` returns when what was decided is on disk.
 
         Raises:
             ConfigurationError: the address cannot be bound.
 
         """
-        # As many as the connections of all clients may have streams: none of them can take the threads of others.
-        threads = STREAMS_PER_CLIENT * max_clients + SPARE_THREADS
+        self._slots = CallSlots(max_clients, timing, clock, is_member=is_member, on_refusal=on_refusal)
+        self._descriptors = DescriptorWatch(clock)
+        # A thread for each slot: none of the clients can take the threads of others.
+        threads = self._slots.num_slots + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         errors = ErrorInterceptor(on_refusal, before_answer)
-        interceptors: list[grpc.ServerInterceptor] = [Remembering(), errors, *([tls.guard] if tls is not None else ()), SealInterceptor()]
-        self._server = grpc.server(self._pool, interceptors=interceptors, options=server_options(timing), maximum_concurrent_rpcs=threads)
+        guards = [tls.guard] if tls is not None else []
+        interceptors: list[grpc.ServerInterceptor] = [Remembering(), errors, *guards, SlotInterceptor(self._slots), SealInterceptor()]
+        self._server = grpc.server(
+            self._pool, interceptors=interceptors, options=server_options(timing), maximum_concurrent_rpcs=threads + WAITING_CALLS
+        )
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -77,6 +90,11 @@ class NetworkServer:
         service = split_training_pb2.DESCRIPTOR.services_by_name["SplitTraining"].full_name
         for name in ("", service):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def tick(self) -> None:
+        """Cut off calls that keep the server waiting, and say so when descriptors run out; call a few times a second."""
+        self._slots.cancel_overdue()
+        self._descriptors.look()
 
     def announce_drain(self) -> None:
         """Report NOT_SERVING from now on, for good."""

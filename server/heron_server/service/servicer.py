@@ -28,7 +28,7 @@ from heron_server.rounds.admission import UpdateHeader, UploadHeader
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.owner import RoundOwner
 from heron_server.rounds.receiving import Receiver
-from heron_server.service.identity import certified_name
+from heron_server.service.identity import address_of, certified_name
 from heron_server.service.streams import receive_header, receive_payload
 from heron_server.storage.spool import SpoolEntry
 
@@ -53,7 +53,7 @@ class Servicer(SplitTrainingServicer):
             )
         speaker, version = certified_name(context), request.capabilities.client_version[:100]
         if request.only_checks:
-            membership = self._owner.visit(speaker)
+            membership = self._owner.visit(speaker, address_of(context))
         else:
             membership = self._owner.join(
                 request.client_name, request.identity_key, num_examples=request.num_examples, version=version, speaker=speaker
@@ -85,8 +85,7 @@ class Servicer(SplitTrainingServicer):
         return response
 
     def TrainBatch(self, messages: Iterator[pb.TrainBatchRequest], context: Any) -> Iterator[pb.TrainBatchResponse]:  # noqa: N802
-        with self._owner.awaiting_header(context.cancel):
-            header: pb.UploadHeader = receive_header(messages)
+        header: pb.UploadHeader = receive_header(messages)
         announced = self._announced(header, certified_name(context), _upload_header)
         kind = EVALUATION_KIND if announced.purpose is UploadPurpose.EVALUATE else None
         with self._receiver.open_upload(announced, context.cancel) as incoming:
@@ -118,8 +117,7 @@ class Servicer(SplitTrainingServicer):
         yield pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
     def SubmitUpdate(self, messages: Iterator[pb.SubmitUpdateRequest], context: Any) -> pb.SubmitUpdateResponse:  # noqa: N802
-        with self._owner.awaiting_header(context.cancel):
-            header: pb.UpdateHeader = receive_header(messages)
+        header: pb.UpdateHeader = receive_header(messages)
         announced = self._announced(header, certified_name(context), _update_header)
         with self._receiver.open_update(announced, context.cancel) as incoming:
             crash_point(CrashPoint.UPDATE_ADMITTED)

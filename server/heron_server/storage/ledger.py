@@ -26,6 +26,9 @@ from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredF
 
 log = logging.getLogger(__name__)
 
+LOCKED_SECONDS = 10.0
+"""How long another process may have the ledger locked before that is an error."""
+
 T = TypeVar("T")
 
 
@@ -73,7 +76,7 @@ class Ledger:
                 raise StorageError(
                     f"the ledger {path} is gone: restore it, a plain file, from the backup that the other files came from, or start a new run"
                 )
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCKED_SECONDS)
         except (sqlite3.Error, OSError) as exc:
             raise self._unusable(exc) from exc
         try:
@@ -113,7 +116,16 @@ class Ledger:
     def _unusable(self, error: Exception) -> StorageError:
         full = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
         what = "free some space" if full else "restore it from a backup or start a new run"
-        return StorageError(f"the ledger {self._path} cannot be used ({error}): {what}")
+        return self._locked(error) or StorageError(f"the ledger {self._path} cannot be used ({error}): {what}")
+
+    def _locked(self, error: Exception) -> StorageError | None:
+        # The extended codes of SQLite have the plain one in their lowest byte.
+        code = error.sqlite_errorcode & 0xFF if isinstance(error, sqlite3.OperationalError) else sqlite3.SQLITE_OK
+        if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return None
+        return StorageError(
+            f"the ledger {self._path} is locked by another process ({error}): end what has it open to write, such as a shell of sqlite3 or a backup"
+        )
 
     def close(self) -> None:
         """Commit what is queued, if the disk allows, and close; safe to repeat."""
@@ -143,7 +155,8 @@ class Ledger:
                 self._commit(batch)
             except sqlite3.Error as exc:
                 self._queue.extendleft(reversed(batch))
-                raise StorageError(f"the ledger {self._path} cannot be written ({exc}): free some space") from exc
+                cannot = StorageError(f"the ledger {self._path} cannot be written ({exc}): free some space")
+                raise self._locked(exc) or cannot from exc
             self.num_durable += len(batch)
             crash_point(CrashPoint.LEDGER_COMMITTED)
 
