@@ -35,7 +35,7 @@ from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, TransportError
 from heron_common.ids import RoundReference
-from heron_common.seal import Damaged
+from heron_common.seal import ChunkMessage, Damaged
 from heron_common.tensors import raw_bytes, total_bytes
 from heron_common.timing import LONGEST_CALL_DEADLINE_SECONDS, Timing
 from heron_common.version import PROTOCOL_VERSION, VERSION
@@ -300,10 +300,7 @@ class Transport:
             account.add(data)
             crash_point(CrashPoint.CLIENT_CHUNK_SENT)
             self._count("up", kinds[tensor_index], len(data))
-            message = part()
-            message.chunk.tensor_index = tensor_index
-            message.chunk.data = data
-            yield message
+            yield ChunkMessage(tensor_index, data)
             progress.pause()
         progress.note()
         yield part(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))

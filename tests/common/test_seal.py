@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from heron_common.seal import SEAL_BYTES, Damaged, Unparsable, is_whole, opening, seal, sealing
+from heron_common.seal import SEAL_BYTES, ChunkMessage, Damaged, Unparsable, is_whole, opening, seal, sealing
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 
@@ -45,3 +47,14 @@ def test_a_whole_message_that_no_parser_takes_is_told_apart_from_a_damaged_one(d
     read = opening(pb.LeaveRequest.FromString)
     assert isinstance(read(seal(data)), Unparsable)
     assert type(read(seal(data)[:-1] + b"?")) is Damaged
+
+
+@pytest.mark.parametrize("message", [pb.TrainBatchRequest, pb.SubmitUpdateRequest])
+@pytest.mark.parametrize("tensor_index", [0, 1, 127, 128, 8191])
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 300_000])
+def test_a_chunk_is_written_to_the_bytes_that_protobuf_makes_of_it(message: Any, tensor_index: int, size: int) -> None:
+    data = bytes(index % 251 for index in range(size))
+    chunk = pb.TensorChunk(tensor_index=tensor_index, data=data)
+    written = sealing(message.SerializeToString)(ChunkMessage(tensor_index, data))
+    assert written == seal(message(chunk=chunk).SerializeToString())
+    assert opening(message.FromString)(written) == message(chunk=chunk)
