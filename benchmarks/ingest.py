@@ -133,7 +133,9 @@ def heron_small(clients: int, uploads: int) -> Row:
         }
         server, address, metrics = _heron(group, Path(scratch), options)
         watched = Watched(server.process.pid, metrics)
+        probe = subprocess.Popen([sys.executable, str(HERE / "ingest_probe.py"), address], stdout=subprocess.PIPE, text=True)
         report = _load(watched, [str(HERE / "ingest_clients.py"), "--server", address, "--clients", str(clients)])
+        report["bystander"] = json.loads(probe.communicate(timeout=60)[0] or "{}")
         opened, closed = _round_seconds(server.log.read_text())
         return {
             "server": "heron",

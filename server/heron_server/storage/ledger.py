@@ -120,7 +120,7 @@ class Ledger:
 
     def _locked(self, error: Exception) -> StorageError | None:
         # The extended codes of SQLite have the plain one in their lowest byte.
-        code = error.sqlite_errorcode & 0xFF if isinstance(error, sqlite3.OperationalError) else sqlite3.SQLITE_OK
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
         if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return None
         return StorageError(
