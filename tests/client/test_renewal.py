@@ -160,3 +160,13 @@ def test_a_client_that_never_joined_has_nothing_to_go_on_with(server: Server) ->
     server.restart()
     with pytest.raises(RunChanged):
         Renewal(server.probe, server.join, server.pause).after(UNKNOWN)
+
+
+def test_those_who_wait_to_send_again_are_woken_by_a_new_session_and_by_nothing_else(server: Server) -> None:
+    woken: list[int] = []
+    renewal = Renewal(server.probe, server.join, server.pause, lambda: woken.append(server.joins))
+    renewal.begin(JOINED)
+    renewal.after(UNKNOWN)
+    assert woken == [], "the session is there"
+    server.restart()
+    assert renewal.after(UNKNOWN) and woken == [1]

@@ -306,3 +306,19 @@ def test_buffers_that_go_round_never_mix_rows_and_chunks_hold_whole_rows_where_t
     if 4 * row_elements <= MAX_CHUNK_BYTES:
         assert all(size % (4 * row_elements) == 0 for size in sizes)
         assert max(sizes) <= max(USUAL_CHUNK_BYTES, 4 * row_elements)
+
+
+def test_who_waits_for_its_next_attempt_makes_it_once_the_server_was_heard_of_again() -> None:
+    """A pause that began while the server was away would keep the round waiting for as long as it had grown."""
+    patience = Patience(threading.Event(), MonotonicClock(), Random(0), 0.0, BackoffPolicy(initial_seconds=3600.0, cap_seconds=3600.0))
+    attempts, waiting = patience.begin("upload a step"), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        attempts.wait(RefusedError(ErrorCode.SPOOL_FULL, "later", 3600.0))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert waiting.wait(20)
+    # Woken again and again: a wake before the wait begins is not one of this wait.
+    eventually(lambda: (patience.wake(), not thread.is_alive())[1], what="the wait to end")

@@ -12,6 +12,7 @@ import pytest
 
 from heron_server.rounds.owner_lock import Discipline, LockDisciplineError, OwnerLock
 from tests.conftest import DISCIPLINE
+from tests.harness.polling import eventually
 
 EVENT = threading.Event()
 """Made before: a lock that is made under the owner's belongs to a value that nobody else has."""
@@ -69,8 +70,7 @@ def test_a_condition_gives_the_lock_back_while_it_waits() -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not seen:
-        pass
+    eventually(lambda: seen, what="the thread to wait")
     with owner:
         changed.notify_all()
     waiting.join(20)

@@ -25,6 +25,7 @@ from heron_server.rounds.clients import ClientRecord, ClientStream
 from heron_server.rounds.jobs import Job, RoundInputs
 from heron_server.rounds.owner_lock import OwnerLock
 from heron_server.rounds.pacing import Pace
+from heron_server.rounds.reopening import RecoveredFiles, recover
 from heron_server.rounds.run_state import RunState
 from heron_server.rounds.snapshot import RunSnapshot
 from heron_server.rounds.state import Phase
@@ -61,7 +62,13 @@ class RoundOwner:
     def _stay(self) -> Iterator[RunState]:
         try:
             with self._lock:
-                yield self._run
+                try:
+                    yield self._run
+                finally:
+                    # Whoever waits for a job, a turn or a round looks again, whichever verb it was that moved them.
+                    if self._run.has_moved:
+                        self._run.has_moved = False
+                        self._wake()
         finally:
             self._outbox.run_notes()
 
@@ -95,11 +102,8 @@ class RoundOwner:
     def tick(self) -> None:
         """Let time pass; call a few times a second. What waits for the disk alone is tried again."""
         with self._stay() as run:
-            phase = run.machine.phase
             run.tick()
             self.snapshot = run.snapshot()
-            if run.machine.phase is not phase:
-                self._wake()
         self._run.orphaned_streams.cancel_stalled()
         self._outbox.delete_given_up(DELETIONS_PER_TICK)
 
@@ -153,11 +157,7 @@ class RoundOwner:
     def join(self, name: str, identity_key: str, *, num_examples: int, version: str, speaker: str = "") -> Membership:
         """Open a session for a client that proved to be `speaker`, or proved nothing; see `ClientRegistry.join` for refusals."""
         with self._stay() as run:
-            phase = run.machine.phase
-            joined = membership.join(run, name, identity_key, num_examples=num_examples, version=version, speaker=speaker)
-            if run.machine.phase is not phase:
-                self._wake()
-            return joined
+            return membership.join(run, name, identity_key, num_examples=num_examples, version=version, speaker=speaker)
 
     def has_session(self, session: str) -> bool:
         """Whether a client of the run has this session; takes no lock."""
@@ -212,7 +212,6 @@ class RoundOwner:
         """A client says goodbye."""
         with self._stay() as run:
             membership.leave(run, record, reason, peak_memory_bytes)
-            self._wake()
 
     # Uploads and updates.
 
@@ -351,10 +350,10 @@ class RoundOwner:
             self.snapshot = run.snapshot()
             self._wake()
 
-    def _recovered(self, covered: int) -> resuming.RecoveredFiles | None:
+    def _recovered(self, covered: int) -> RecoveredFiles | None:
         # Only the trainer's thread, and before it the process's start, take recorded attempts.
         recorded = self._run.recorded
-        return resuming.recover(recorded[0], self._spool, covered) if recorded else None
+        return recover(recorded[0], self._spool, covered) if recorded else None
 
 
 class _Keep:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from heron_server.rounds.reopening import RecoveredFiles, member_statuses, recover, refill
+from heron_server.rounds.reopening import RecoveredFiles, member_statuses, refill
 from heron_server.rounds.run_state import RunState
 from heron_server.storage.recorded import RecordedAttempt
-
-__all__ = ["RecoveredFiles", "go_on", "recover"]
 
 
 def go_on(run: RunState, files: RecoveredFiles | None, covered: int) -> bool:

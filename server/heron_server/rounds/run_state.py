@@ -58,7 +58,8 @@ class RunState:
         self.attempt: Attempt | None = None
         self.previous: Attempt | None = None
         self.closing: CloseJob | AbandonJob | None = None
-        self.draining = False
+        self.draining = self.has_moved = False
+        """The latter: something happened that others may wait for, since the owner last looked."""
         self.prepared: PreparedInputs | None = None
         """What the open round started from, or else the next one will."""
         self.recorded = deque(recorded)
@@ -94,10 +95,6 @@ class RunState:
     def status(self, record: ClientRecord) -> MemberStatus | None:
         """Return a client's place in the open round, or None if it has none."""
         return self.machine.cohort.get(record.name)
-
-    def is_at_work(self, record: ClientRecord) -> bool:
-        """Whether an open round waits for something from a client."""
-        return self.attempt is not None and self.machine.phase is Phase.TRAINING and self.status(record) is MemberStatus.TRAINING
 
     def refuse_if_draining(self) -> None:
         """Raise RefusedError DRAINING while the server shuts down."""
@@ -148,6 +145,7 @@ class RunState:
 
     def depart(self, record: ClientRecord, forget_session: bool) -> None:
         """A client left or went silent; a silent one keeps its session."""
+        self.has_moved = True
         self.registry.depart(record.name, forget_session)
         self.outbox.ledger.departed(record.name)
 
@@ -248,6 +246,7 @@ class RunState:
             elif isinstance(effect, FinishRun):
                 self.outbox.info("all rounds are done", rounds=self.machine.rules.num_rounds)
         if effects:
+            self.has_moved = True
             self.show_round(self.machine.round, len(self.machine.cohort))
 
     def _open(self, effect: OpenRound) -> None:
