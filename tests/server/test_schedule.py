@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heron_common.plan import ServerSchedule
-from heron_server.training.schedule import STEPS_AHEAD, TrainingOrder, UploadSlot
+from heron_server.rounds.schedule import STEPS_AHEAD, TrainingOrder, UploadSlot
 
 CLIENTS = ("a", "b", "c")
 STEPS = (0, 2, 4, 6, 8)

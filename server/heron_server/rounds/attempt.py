@@ -24,8 +24,8 @@ from heron_common.tensors import Float32Array, TensorSpec, check_specs, total_by
 from heron_common.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.held_out import HeldOutUploads
+from heron_server.rounds.schedule import TrainingOrder, UploadSlot
 from heron_server.storage.spool import SpoolEntry
-from heron_server.training.schedule import TrainingOrder, UploadSlot
 
 
 @dataclass

@@ -9,10 +9,10 @@ from heron_common.assignment import Assignment, UploadPurpose
 from heron_common.errors import StorageError
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
+from heron_server.rounds.schedule import UploadSlot
 from heron_server.rounds.state import MemberStatus
 from heron_server.storage.recorded import RecordedAttempt, RecordedUpload, StoredAnswer, StoredFile
 from heron_server.storage.spool import Spool, SpoolEntry
-from heron_server.training.schedule import UploadSlot
 
 
 def inputs_digest(assignment: Assignment, heads: dict[str, str]) -> str:
