@@ -23,9 +23,9 @@ from accuracy_cells import BATCH_SIZE, DATA, FRONTS, Cell, Front, all_cells, run
 from accuracy_report import write_report
 
 from heron_cli.processes import ProcessGroup, read_summary, start_server
-from heron_common.atomic import write_json_atomically
-from heron_common.presets import PRESETS
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.algorithm.presets import PRESETS
+from heron_common.files.atomic import write_json_atomically
+from heron_common.process.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2

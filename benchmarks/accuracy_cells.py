@@ -6,9 +6,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from heron_common.plan import Estimator
-from heron_common.plan_counts import forward_equivalents
-from heron_common.presets import PRESETS, preset
+from heron_common.algorithm.plan import Estimator
+from heron_common.algorithm.plan_counts import forward_equivalents
+from heron_common.algorithm.presets import PRESETS, preset
 
 DATA = "fashion-mnist"
 CLIENTS = 5
@@ -92,8 +92,8 @@ def all_cells(quick: bool) -> list[Cell]:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Simulate one cell and return its curves: accuracy, uplink and downlink bytes and client passes after each round."""
-    from heron_cli.simulation import simulate
-    from heron_cli.simulation_config import simulation_config
+    from heron_cli.simulation.configuration import simulation_config
+    from heron_cli.simulation.run import simulate
 
     summary = simulate(
         simulation_config(

@@ -21,7 +21,7 @@ from accuracy_cells import (
     trains_by_differences,
 )
 
-from heron_common.presets import PRESETS
+from heron_common.algorithm.presets import PRESETS
 
 Results = list[dict[str, Any]]
 """The finished cells of one preset in one table, a seed each."""

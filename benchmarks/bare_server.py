@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
-from heron_common.grpc_options import server_options
-from heron_common.timing import Timing
+from heron_common.protocol.grpc_options import server_options
+from heron_common.protocol.timing import Timing
 
 METHODS = "/bare/"
 ANSWER = b"x" * 200

@@ -23,8 +23,8 @@ import numpy as np
 
 from heron_cli.processes import ProcessGroup, start_server
 from heron_common.data.sources import open_source
-from heron_common.process_memory import resident_memory
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.process.process_memory import resident_memory
+from heron_common.process.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 TURNS = 5

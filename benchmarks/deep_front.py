@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from accuracy_cells import BATCH_SIZE, CLIENTS, DATA, FRONTS, LAST_ROUNDS, LOCAL_STEPS
 
-from heron_common.atomic import write_json_atomically
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.files.atomic import write_json_atomically
+from heron_common.process.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1)
@@ -55,8 +55,8 @@ TRIALS = (
 
 def run_trial(job: tuple[int, int]) -> float:
     """Return a trial's score: mean test accuracy of the last rounds."""
-    from heron_cli.simulation import simulate
-    from heron_cli.simulation_config import simulation_config
+    from heron_cli.simulation.configuration import simulation_config
+    from heron_cli.simulation.run import simulate
 
     trial, seed = TRIALS[job[0]], job[1]
     options = {

@@ -13,13 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from heron_cli.simulated_clients import shares
+from heron_cli.simulation.clients import shares
 from heron_common.data.check import check_source
 from heron_common.data.partition import parse_partition
 from heron_common.data.sources import open_source
 from heron_common.data.specification import parse_specification
-from heron_common.quiet_libraries import quiet_libraries
-from heron_server.gates_section import GatesSection
+from heron_common.process.quiet_libraries import quiet_libraries
+from heron_server.configuration.gates_section import GatesSection
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.training.gates import Gate, GateSettings

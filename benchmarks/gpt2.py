@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from heron_cli.processes import ProcessGroup, read_summary, start_server
-from heron_common.atomic import write_json_atomically
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.files.atomic import write_json_atomically
+from heron_common.process.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE, LENGTH, RANK, STEPS = 8, 128, 8, 3

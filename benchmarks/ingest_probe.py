@@ -11,8 +11,8 @@ import time
 
 import grpc
 
-from heron_common.grpc_options import channel_options
-from heron_common.seal import opening, sealing
+from heron_common.protocol.grpc_options import channel_options
+from heron_common.protocol.seal import opening, sealing
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 

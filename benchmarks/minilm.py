@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from tweets import CLASSES, prepare
 
 from heron_cli.processes import ProcessGroup, read_summary, start_server
-from heron_common.atomic import write_json_atomically
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.files.atomic import write_json_atomically
+from heron_common.process.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("heron", "heron-paper", "cse-fsl", "sflv2", "frozen")
@@ -52,8 +52,8 @@ def settings(preset: str, seed: int, rounds: int) -> dict[str, Any]:
 
 def run_cell(preset: str, seed: int, rounds: int) -> dict[str, Any]:
     """Simulate one run; return its accuracies by round and what it cost."""
-    from heron_cli.simulation import simulate
-    from heron_cli.simulation_config import simulation_config
+    from heron_cli.simulation.configuration import simulation_config
+    from heron_cli.simulation.run import simulate
 
     data = {"data": f"csv:{DATA / 'train.csv'}:text:sentiment", "eval_data": f"csv:{DATA / 'test.csv'}:text:sentiment"}
     summary = simulate(simulation_config(**settings(preset, seed, rounds), **data))

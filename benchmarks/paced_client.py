@@ -43,13 +43,13 @@ def _before(prepare: Any, original: Any) -> Any:
 
 def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     """Return LocalRound with bare passes before each step; `programs` are (path, ":", micro-batch) of programs that compute the loss."""
-    from heron_client.local_training import LocalRound
-    from heron_client.passes import Batch
-    from heron_client.runtime import Program
-    from heron_client.sending import StepSender
-    from heron_client.uploader import Uploader
+    from heron_client.network.sending import StepSender
+    from heron_client.network.uploader import Uploader
+    from heron_client.training.local_training import LocalRound
+    from heron_client.training.passes import Batch
+    from heron_client.training.runtime import Program
     from heron_common.assignment import BlobReference, DataSpecification, ProgramKind, ProgramReference, UploadAnswer
-    from heron_common.tensors import total_bytes
+    from heron_common.numerics.tensors import total_bytes
 
     loaded: list[Program] = []
 

@@ -10,14 +10,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.process.quiet_libraries import quiet_libraries
 
 quiet_libraries()
 
 import torch  # noqa: E402
 
+from heron_common.algorithm.presets import preset  # noqa: E402
 from heron_common.data.sources import SPECIFICATIONS  # noqa: E402
-from heron_common.presets import preset  # noqa: E402
 from heron_server.models.registry import build_model, parse_model_options  # noqa: E402
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, difference_error  # noqa: E402
 from heron_server.programs.export import ProgramCache  # noqa: E402

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from heron_common.grpc_options import channel_options, server_options
-from heron_common.timing import Timing
+from heron_common.protocol.grpc_options import channel_options, server_options
+from heron_common.protocol.timing import Timing
 
 CHUNK = bytes(256 << 10)
 CHUNKS_PER_STREAM = 600

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from heron_common.log_setup import StructuredFormatter
-from heron_common.quiet_libraries import quiet_libraries
+from heron_common.process.quiet_libraries import quiet_libraries
+from heron_common.terminal.log_setup import StructuredFormatter
 
 quiet_libraries()
 # A worker of xdist has it from the process that started it; here violations are collected instead.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from heron_common.algorithm.plan import Objective, Plan, UpdateEncoding
 from heron_common.ids import RoundReference
-from heron_common.plan import Objective, Plan, UpdateEncoding
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.tensors import DType, TensorSpec
 
 MAX_LENGTHS = 32
 """Lengths of text in one run: each has programs of its own."""
@@ -293,7 +293,7 @@ class Submission:
 def upload_specs(plan: Plan, model: ModelSpec) -> tuple[TensorSpec, ...]:
     """Return the tensors of one upload: activations of the base and each probe in the wire dtype, labels, and what goes with them.
 
-    An upload is of one length: where texts have several, `model` is the one `of_length` (`heron_common.text_lengths`).
+    An upload is of one length: where texts have several, `model` is the one `of_length` (`heron_common.specification.text_lengths`).
     """
     activations = TensorSpec("activations", DType(plan.wire_dtype.value), (plan.batch_size * (1 + plan.num_probes), *model.cut.shape))
     beside = tuple(TensorSpec(spec.name, spec.dtype, (plan.batch_size, *spec.shape)) for spec in (model.labels, *model.context))

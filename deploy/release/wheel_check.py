@@ -41,7 +41,7 @@ import importlib.util, sys
 present = [name for name in {SERVER_ONLY!r} if importlib.util.find_spec(name)]
 if present:
     sys.exit(f"wheel_check.py: without extras the wheel brings {{present}}")
-import heron_client.app, heron_client.runtime, heron_client.session, heron_client.transport
+import heron_client.app, heron_client.training.runtime, heron_client.session, heron_client.network.transport
 print("without extras the client's modules are imported, and none of the server's libraries is there")
 """
 

@@ -84,7 +84,7 @@ def prepare(name: str, wanted: list[str]) -> None:
     # Not this environment's pip, which would call it a conflict with what is installed here.
     command = [str(tools()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
     subprocess.run([*command, "--target", str(folder(name)), *wanted], check=True, cwd=ROOT, env=clean())
-    for module in ("heron_server.service.server", "heron_client.transport"):
+    for module in ("heron_server.service.server", "heron_client.network.transport"):
         environment = os.environ | {"PYTHONPATH": path_with(name)}
         subprocess.run([sys.executable, "-c", _PROOF, str(folder(name)), module], check=True, cwd=ROOT, env=environment)
 

@@ -11,17 +11,17 @@ from prometheus_client import CollectorRegistry
 
 from heron_client.config import ClientConfig
 from heron_client.metrics import ClientMetrics
-from heron_client.runtime import self_test
+from heron_client.network.tls import diagnose_tls, warn_of_transport
+from heron_client.network.transport import Transport
 from heron_client.session import Session, SessionSettings
 from heron_client.state_directory import StateDirectory
-from heron_client.tls import diagnose_tls, warn_of_transport
-from heron_client.transport import Transport
-from heron_common.addresses import join_host_port
-from heron_common.clock import MonotonicClock
-from heron_common.console import LiveConsole, human_bytes, is_terminal
+from heron_client.training.runtime import self_test
 from heron_common.data.sources import open_source
-from heron_common.metrics_server import MetricsServer
-from heron_common.process_memory import resident_memory
+from heron_common.process.addresses import join_host_port
+from heron_common.process.clock import MonotonicClock
+from heron_common.process.metrics_server import MetricsServer
+from heron_common.process.process_memory import resident_memory
+from heron_common.terminal.console import LiveConsole, human_bytes, is_terminal
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from heron_client.device_check import check_device, load_libraries
-from heron_client.memory import tame_allocator
+from heron_client.device.device_check import check_device, load_libraries
+from heron_client.device.memory import tame_allocator
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
-from heron_common.log_setup import set_up_logging
-from heron_common.output import refuse
-from heron_common.quiet_libraries import quiet_libraries
-from heron_common.signals import ended_by_signals, stop_on_signals
+from heron_common.process.quiet_libraries import quiet_libraries
+from heron_common.process.signals import ended_by_signals, stop_on_signals
+from heron_common.terminal.log_setup import set_up_logging
+from heron_common.terminal.output import refuse
 
 _LARGE_LIBRARIES = ("numpy", "onnxruntime", "grpc", "prometheus_client")
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     from heron_client.app import run_client
     from heron_client.config import parse_config
-    from heron_client.data_check import check_data
+    from heron_client.device.data_check import check_data
 
     stop = threading.Event()
     try:
@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str]) -> int:
                 check_data(config)
             return ExitCode.OK
         if config.self_check:
-            from heron_client.self_check import self_check
+            from heron_client.device.self_check import self_check
 
             with ended_by_signals():
                 self_check(config)

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from heron_common.addresses import is_loopback, split_host_port
 from heron_common.data.partition import Partition, Shard, parse_partition, parse_shard
 from heron_common.data.sources import source_kind, source_names
 from heron_common.errors import ClockError, ConfigurationError
 from heron_common.exit_codes import exit_codes_help
+from heron_common.files.user_directories import state_home
 from heron_common.ids import checked_client_name
-from heron_common.option_parser import OptionParser
-from heron_common.spelling import own_variables, variable_mistakes
-from heron_common.user_directories import state_home
+from heron_common.process.addresses import is_loopback, split_host_port
+from heron_common.terminal.option_parser import OptionParser
+from heron_common.terminal.spelling import own_variables, variable_mistakes
 from heron_common.version import VERSION
 
 if TYPE_CHECKING:
-    from heron_common.tls_directory import Credentials
+    from heron_common.files.tls_directory import Credentials
 
 T = TypeVar("T")
 
@@ -224,7 +224,7 @@ class _Reader:
         if not directory:
             return "", None
         # Only clients with TLS pay for its modules.
-        from heron_client.tls import read_device
+        from heron_client.network.tls import read_device
 
         try:
             certified, credentials = read_device(Path(directory))

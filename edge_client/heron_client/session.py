@@ -12,23 +12,24 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from heron_client.assignment_checks import check_assignment
-from heron_client.downloads import FileDownload, MemoryDownload
-from heron_client.heartbeat import Heartbeat
-from heron_client.held_out import send_held_out
-from heron_client.local_training import LocalContext, LocalRound
-from heron_client.memory import return_freed_memory
-from heron_client.memory_budget import memory_budget
+from heron_client.device.memory import return_freed_memory
 from heron_client.metrics import ClientMetrics
-from heron_client.patience import Diagnose, Patience
-from heron_client.program_runs import ProgramRuns
-from heron_client.renewal import Renewal, RunChanged
-from heron_client.sending import RoundStopped, StepSender
-from heron_client.sitting_out import SittingOut
+from heron_client.network.assignment_checks import check_assignment
+from heron_client.network.downloads import FileDownload, MemoryDownload
+from heron_client.network.heartbeat import Heartbeat
+from heron_client.network.memory_budget import memory_budget
+from heron_client.network.patience import Diagnose, Patience
+from heron_client.network.renewal import Renewal, RunChanged
+from heron_client.network.sending import RoundStopped, StepSender
+from heron_client.network.sitting_out import SittingOut
+from heron_client.network.transport import Transport
+from heron_client.network.uploader import Uploader
 from heron_client.state_directory import ClientState
-from heron_client.supplies import Supplies
-from heron_client.transport import Transport
-from heron_client.uploader import Uploader
+from heron_client.training.held_out import send_held_out
+from heron_client.training.local_training import LocalContext, LocalRound
+from heron_client.training.program_runs import ProgramRuns
+from heron_client.training.supplies import Supplies
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.assignment import (
     Assignment,
     BlobReference,
@@ -39,16 +40,15 @@ from heron_common.assignment import (
     UploadLoss,
     Wait,
 )
-from heron_common.clock import Clock
-from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.data.check import check_source
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
-from heron_common.plan import UpdateEncoding
-from heron_common.process_memory import resident_memory
-from heron_common.retry import BackoffPolicy
+from heron_common.process.clock import Clock
+from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.process.process_memory import resident_memory
+from heron_common.process.retry import BackoffPolicy
 
 log = logging.getLogger(__name__)
 

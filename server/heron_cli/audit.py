@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heron_common.aggregation_rule import AggregationRule
+from heron_common.algorithm.aggregation_rule import AggregationRule
 from heron_common.errors import CheckpointError, ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.files.plain_files import reading
 from heron_common.ids import RoundReference
-from heron_common.layout import FlatLayout
-from heron_common.output import say
-from heron_common.plain_files import reading
-from heron_common.tensors import DType, Float32Array, TensorSpec
-from heron_common.update_log import replay, weights_digest
-from heron_server.rounds.aggregation import aggregate
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import DType, Float32Array, TensorSpec
+from heron_common.numerics.update_log import replay, weights_digest
+from heron_common.terminal.output import say
+from heron_server.training.aggregation import aggregate
 
 if TYPE_CHECKING:
     from heron_server.storage.audit import AuditRound

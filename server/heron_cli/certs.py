@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.output import say
-from heron_common.tls_directory import REVOCATION_FILE, date_of
+from heron_common.files.tls_directory import REVOCATION_FILE, date_of
+from heron_common.terminal.output import say
 from heron_server.certificates.record import DEFAULT_DAYS, serial_text
 
 if TYPE_CHECKING:

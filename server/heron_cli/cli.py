@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from heron_cli import audit, certs, cuts, demo, evaluate, export, health, report, simulate, status
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
-from heron_common.log_setup import set_up_logging
-from heron_common.option_parser import OptionParser
-from heron_common.output import refuse
-from heron_common.quiet_libraries import quiet_libraries
-from heron_common.server_libraries import raise_if_missing
+from heron_common.process.quiet_libraries import quiet_libraries
+from heron_common.process.server_libraries import raise_if_missing
+from heron_common.terminal.log_setup import set_up_logging
+from heron_common.terminal.option_parser import OptionParser
+from heron_common.terminal.output import refuse
 from heron_common.version import VERSION
 
 

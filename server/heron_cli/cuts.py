@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heron_common.exit_codes import ExitCode
-from heron_common.output import say
+from heron_common.terminal.output import say
 
 if TYPE_CHECKING:
     from heron_server.models.survey import Survey
@@ -103,7 +103,7 @@ def costs(found: Survey) -> list[CutCost]:
     """Count what each place costs, on tensors without values."""
     from torch._subclasses import FakeTensorMode
 
-    from heron_common.tensors import num_parameters
+    from heron_common.numerics.tensors import num_parameters
     from heron_server.programs.client_memory import client_memory, frozen_front_bytes
     from heron_server.programs.cost import client_cost
 

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from heron_cli.processes import LoggedProcess, ProcessError, ProcessGroup, read_summary, start_server
-from heron_common.console import human_bytes, make_console
+from heron_common.algorithm.plan import ServerSchedule
 from heron_common.exit_codes import ExitCode
-from heron_common.option_parser import at_least
-from heron_common.output import say
-from heron_common.plan import ServerSchedule
+from heron_common.terminal.console import human_bytes, make_console
+from heron_common.terminal.option_parser import at_least
+from heron_common.terminal.output import say
 
 PRESETS = ("heron", "frozen")
 PIXELS = 64

@@ -13,14 +13,14 @@ from heron_cli.trained_options import add_trained_options, checkpoint_of, vouche
 from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.foreign_text import printable
-from heron_common.option_parser import at_least
-from heron_common.output import say
+from heron_common.terminal.foreign_text import printable
+from heron_common.terminal.option_parser import at_least
+from heron_common.terminal.output import say
 
 if TYPE_CHECKING:
     import torch
 
-    from heron_server.training.vouching import Vouched
+    from heron_server.exports.vouching import Vouched
 
 
 Which = int | Literal["best"] | None
@@ -86,11 +86,11 @@ def evaluate_checkpoint(
     """
     import torch
 
-    from heron_common.atomic import finite
     from heron_common.data.check import check_source
     from heron_common.data.sources import open_source
+    from heron_common.files.atomic import finite
+    from heron_server.exports.trained_model import NOBODY, load_trained
     from heron_server.training.evaluation import evaluate
-    from heron_server.training.trained_model import NOBODY, load_trained
     from heron_server.training.trainer import choose_device
 
     for name, value in (("--batch-size", batch_size), ("--threads", threads)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from heron_cli.trained_options import add_trained_options, checkpoint_of, vouched_by
 from heron_common.exit_codes import ExitCode
-from heron_common.output import say
+from heron_common.terminal.output import say
 
 
 def add_parser(verbs: Any) -> None:
@@ -54,8 +54,8 @@ def run_export(options: argparse.Namespace) -> int:
 
     """
     from heron_server.exports.delivery import ExportFormat, check_place, deliver
+    from heron_server.exports.trained_model import load_trained
     from heron_server.exports.whole import TOLERANCE
-    from heron_server.training.trained_model import load_trained
 
     chosen = ExportFormat(options.format)
     # Here too, at once: to build a large model takes minutes.

@@ -9,10 +9,10 @@ from typing import Any
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.grpc_options import channel_options
-from heron_common.option_parser import host_and_port
-from heron_common.output import say
-from heron_common.proxies import proxy_options
+from heron_common.process.proxies import proxy_options
+from heron_common.protocol.grpc_options import channel_options
+from heron_common.terminal.option_parser import host_and_port
+from heron_common.terminal.output import say
 
 TIMEOUT_SECONDS = 5.0
 
@@ -48,7 +48,7 @@ def run_health(options: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"heron health needs the package `grpcio-health-checking` ({exc}): pip install 'heron-sfl[server]'"
         ) from exc
-    from heron_client.channel import translate
+    from heron_client.network.channel import translate
 
     with _channel(options.address, options.tls_dir) as channel:
         try:
@@ -68,7 +68,7 @@ def _channel(address: str, tls_dir: Path | None) -> Any:
     options = [*channel_options(), *proxy_options(address)]
     if tls_dir is None:
         return grpc.insecure_channel(address, options=options)
-    from heron_common.tls_directory import TlsRole, read_credentials
+    from heron_common.files.tls_directory import TlsRole, read_credentials
 
     own = read_credentials(tls_dir, TlsRole.DEVICE, time.time())
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(own.ca_pem, own.key_pem, own.certificate_pem), options=options)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from heron_common.errors import HeronError
-from heron_common.plain_files import MOST_DOCUMENT_BYTES, MOST_SUMMARY_BYTES, read_plain
+from heron_common.files.plain_files import MOST_DOCUMENT_BYTES, MOST_SUMMARY_BYTES, read_plain
 
 START_DEADLINE_SECONDS = 120.0
 """Importing torch and compiling programs takes seconds; minutes mean that something is wrong."""

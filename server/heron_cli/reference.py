@@ -14,15 +14,15 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from heron_cli.cli import make_parser
-from heron_cli.simulation_config import SimulationSection
+from heron_cli.simulation.configuration import SimulationSection
 from heron_client.config import OPTION_HELP, variable_of
 from heron_client.metrics import ClientMetrics
 from heron_common import errors
 from heron_common.error_catalog import CATALOG
 from heron_common.exit_codes import EXIT_HELP, PERMANENT
-from heron_server.config import ServerConfig
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import flag_of, sections_of
 from heron_server.metrics import ServerMetrics
-from heron_server.options import flag_of, sections_of
 
 _NOTE = "Generated from the code by `make reference`; a test compares.\n"
 

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from heron_common.atomic import write_atomically
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.exit_codes import ExitCode
-from heron_common.output import say
-from heron_common.plain_files import MOST_SUMMARY_BYTES, read_plain, reading
+from heron_common.files.atomic import write_atomically
+from heron_common.files.plain_files import MOST_SUMMARY_BYTES, read_plain, reading
+from heron_common.terminal.output import say
 
 _NEEDED = (
     "run_id",

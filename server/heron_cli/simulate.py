@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from heron_cli.plots import PlotUnavailable, draw_rounds
-from heron_common.console import human_bytes, make_console, make_table
+from heron_cli.simulation.plots import PlotUnavailable, draw_rounds
 from heron_common.exit_codes import ExitCode
-from heron_common.log_setup import redirect_logs, set_up_logging
-from heron_common.output import say
-from heron_common.signals import stop_on_signals
+from heron_common.process.signals import stop_on_signals
+from heron_common.terminal.console import human_bytes, make_console, make_table
+from heron_common.terminal.log_setup import redirect_logs, set_up_logging
+from heron_common.terminal.output import say
 
 if TYPE_CHECKING:
-    from heron_cli.simulation_config import SimulationConfig
+    from heron_cli.simulation.configuration import SimulationConfig
     from heron_server.summary import RoundRecord
 
 HELP = (
@@ -43,8 +43,8 @@ def run_simulate(options: argparse.Namespace) -> int:
 
     """
     # torch takes seconds to import; the other verbs should not wait for it.
-    from heron_cli.simulation import simulate
-    from heron_cli.simulation_config import read_simulation
+    from heron_cli.simulation.configuration import read_simulation
+    from heron_cli.simulation.run import simulate
 
     config = read_simulation(options.words)
     set_up_logging(config.simulation.log_level)

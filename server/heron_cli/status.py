@@ -10,11 +10,11 @@ from typing import Any
 
 from heron_cli.watching.page import Rows, phase_of, rows_of
 from heron_cli.watching.scrape import Scrape, scrape
-from heron_common.console import make_console, make_table
 from heron_common.errors import TransportError
 from heron_common.exit_codes import ExitCode
-from heron_common.option_parser import above_zero, host_and_port
-from heron_common.output import say
+from heron_common.terminal.console import make_console, make_table
+from heron_common.terminal.option_parser import above_zero, host_and_port
+from heron_common.terminal.output import say
 
 _LAST_PHASES = {"finished", "draining", "left"}
 

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from heron_common.option_parser import at_least
+from heron_common.terminal.option_parser import at_least
 
 if TYPE_CHECKING:
-    from heron_server.training.vouching import Vouched
+    from heron_server.exports.vouching import Vouched
 
 
 def add_trained_options(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +47,8 @@ def vouched_by(options: argparse.Namespace) -> Vouched:
 
     """
     # torch takes seconds to import; the other verbs should not wait for it.
+    from heron_server.exports.vouching import Vouched
     from heron_server.models.registry import parse_model_options
-    from heron_server.training.vouching import Vouched
 
     repeated = None if options.model_options is None else parse_model_options(options.model_options)
     return Vouched(options.model, repeated, options.trust_run_code)

@@ -9,14 +9,14 @@ from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry
 
-from heron_common.addresses import join_host_port
-from heron_common.clock import MonotonicClock
-from heron_common.console import LiveConsole, is_terminal
 from heron_common.errors import CheckpointError, HeronError
-from heron_common.metrics_server import MetricsServer
-from heron_common.timing import Timing
+from heron_common.process.addresses import join_host_port
+from heron_common.process.clock import MonotonicClock
+from heron_common.process.metrics_server import MetricsServer
+from heron_common.protocol.timing import Timing
+from heron_common.terminal.console import LiveConsole, is_terminal
 from heron_server.assembly import ServerAssembly, assemble
-from heron_server.config import NetworkSection, ServerConfig
+from heron_server.configuration.config import NetworkSection, ServerConfig
 from heron_server.console import console_rows
 from heron_server.rounds.state import Phase
 from heron_server.storage.run_directory import RunDirectory

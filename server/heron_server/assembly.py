@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from heron_common.base_layout import base_layout
-from heron_common.clock import Clock
+from heron_common.algorithm.plan import Algorithm, HeadTraining
 from heron_common.error_catalog import ErrorCode
-from heron_common.plan import Algorithm, HeadTraining
-from heron_common.tensors import num_parameters
-from heron_common.timing import Timing
-from heron_server.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
+from heron_common.numerics.base_layout import base_layout
+from heron_common.numerics.tensors import num_parameters
+from heron_common.process.clock import Clock
+from heron_common.protocol.timing import Timing
+from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.models.behaviour import behaviour, computes_otherwise
 from heron_server.models.split_model import SplitModel, infinite_buffers

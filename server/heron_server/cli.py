@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
-from heron_common.log_setup import set_up_logging
-from heron_common.output import refuse, say
-from heron_common.quiet_libraries import quiet_libraries
-from heron_common.server_libraries import raise_if_missing
-from heron_common.signals import stop_on_signals
+from heron_common.process.quiet_libraries import quiet_libraries
+from heron_common.process.server_libraries import raise_if_missing
+from heron_common.process.signals import stop_on_signals
+from heron_common.terminal.log_setup import set_up_logging
+from heron_common.terminal.output import refuse, say
 from heron_common.version import VERSION
 
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> None:
     try:
-        from heron_server.config import ServerConfig
-        from heron_server.options import OptionSource, read_options
+        from heron_server.configuration.config import ServerConfig
+        from heron_server.configuration.options import OptionSource, read_options
     except ModuleNotFoundError as exc:
         raise_if_missing(exc)
         raise

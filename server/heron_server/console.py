@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from heron_common.console import human_bytes
-from heron_common.process_memory import resident_memory
+from heron_common.process.process_memory import resident_memory
+from heron_common.terminal.console import human_bytes
 from heron_server.assembly import Assembly
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
-from heron_common.metrics_server import CallbackGauge, ProcessMemoryCollector
+from heron_common.process.metrics_server import CallbackGauge, ProcessMemoryCollector
 
 PHASES = ("waiting", "training", "closing", "finished", "draining")
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)

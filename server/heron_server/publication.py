@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
@@ -14,17 +16,15 @@ from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource, open_source
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, StorageError
-from heron_common.plan import Algorithm
-from heron_common.presets import preset
-from heron_common.user_directories import cache_home
-from heron_server.config import RunSection, TrainingConfig
+from heron_common.files.user_directories import cache_home
+from heron_server.configuration.config import RunSection, TrainingConfig
+from heron_server.configuration.plan_section import PlanSection
 from heron_server.models.base import write_base
-from heron_server.models.moving_state import refuse_moving_state
 from heron_server.models.probes import Probes, probes_of
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
-from heron_server.models.user_code import PREFIX
-from heron_server.plan_section import PlanSection
+from heron_server.models.user.moving_state import refuse_moving_state
+from heron_server.models.user.user_code import PREFIX
 from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import ParityReport

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from heron_common.errors import CheckpointError
+from heron_common.files.plain_files import reading
 from heron_common.ids import RoundReference
-from heron_common.plain_files import reading
 from heron_server.rounds.clients import ClientRegistry
 from heron_server.rounds.owner import RoundOwner
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore

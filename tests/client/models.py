@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from heron_client.parameters import LocalParameters
-from heron_client.runtime import Program
+from heron_client.training.parameters import LocalParameters
+from heron_client.training.runtime import Program
 from heron_common.assignment import BlobReference, DataSpecification, ProgramKind, ProgramReference
-from heron_common.layout import FlatLayout
-from heron_common.tensors import Float32Array
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import Float32Array
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function

@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from heron_client.local_training import LocalContext, LocalRound
-from heron_client.parameters import LocalParameters
-from heron_client.patience import Patience
-from heron_client.programs import Programs
-from heron_client.round_meter import RoundMeter
-from heron_client.sending import StepSender
-from heron_client.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.patience import Patience
+from heron_client.network.sending import StepSender
+from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.training.local_training import LocalContext, LocalRound
+from heron_client.training.parameters import LocalParameters
+from heron_client.training.programs import Programs
+from heron_client.training.round_meter import RoundMeter
+from heron_common.algorithm.plan import Plan
+from heron_common.algorithm.presets import PRESETS
 from heron_common.assignment import Assignment, BlobReference, ProgramKind, UploadAnswer
-from heron_common.clock import ManualClock
 from heron_common.data.partition import SampleOrder
 from heron_common.errors import HeronError
 from heron_common.ids import RoundReference
-from heron_common.plan import Plan
-from heron_common.presets import PRESETS
-from heron_common.retry import BackoffPolicy
-from heron_common.tensors import Float32Array, Int64Array
-from heron_common.wire_dtypes import WireDtype, encode_rows
+from heron_common.numerics.tensors import Float32Array, Int64Array
+from heron_common.numerics.wire_dtypes import WireDtype, encode_rows
+from heron_common.process.clock import ManualClock
+from heron_common.process.retry import BackoffPolicy
 from heron_server.programs.publish import needed_programs
 from tests.client.models import TinyModel
 

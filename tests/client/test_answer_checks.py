@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from heron_client.answer_reader import AnswerReader
-from heron_client.assignment_checks import check_assignment
-from heron_client.membership_checks import check_membership
+from heron_client.network.answer_reader import AnswerReader
+from heron_client.network.assignment_checks import check_assignment
+from heron_client.network.membership_checks import check_membership
+from heron_common.algorithm.presets import PRESETS
 from heron_common.assignment import (
     Assignment,
     BlobReference,
@@ -24,12 +25,11 @@ from heron_common.assignment import (
     Task,
     UploadAnswer,
 )
-from heron_common.chunks import StreamAccount
 from heron_common.errors import ProgramError, TransportError
 from heron_common.ids import RoundReference
-from heron_common.presets import PRESETS
-from heron_common.process_memory import usable_memory
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.process.process_memory import usable_memory
+from heron_common.protocol.chunks import StreamAccount
 
 BUDGET = 64 << 20
 DIGEST = "ab" * 32

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from heron_client.config import default_name, default_state_dir, parse_config
-from heron_client.runtime import check_reference
+from heron_client.network.tls import warn_of_transport
 from heron_client.state_directory import StateDirectory
-from heron_client.tls import warn_of_transport
+from heron_client.training.runtime import check_reference
 from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.data.partition import Partition, PartitionKind, Shard
 from heron_common.errors import ConfigurationError, ProgramError

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from heron_client.config import parse_config
-from heron_client.device_check import check_device, load_libraries, processor_features
-from heron_client.device_findings import clock_finding, disk_finding
-from heron_client.program_timing import ProgramTiming, round_sentence
-from heron_client.round_memory import memory_verdict
+from heron_client.device.device_check import check_device, load_libraries, processor_features
+from heron_client.device.device_findings import clock_finding, disk_finding
+from heron_client.device.round_memory import memory_verdict
+from heron_client.training.program_timing import ProgramTiming, round_sentence
 from heron_common.assignment import ProgramKind
 from heron_common.errors import ClockError, ConfigurationError, UnsupportedError
 from heron_common.exit_codes import PERMANENT, ExitCode, exit_code_of
@@ -65,7 +65,7 @@ def test_a_clock_before_the_certificate_is_to_be_started_again_and_other_mistake
     authority.issue("bed-1")
     folder = tmp_path / "authority" / "devices" / "bed-1"
     words = ["--server", "localhost:1", "--data", "digits:train", "--tls-dir", str(folder)]
-    monkeypatch.setattr("heron_client.tls.time.time", lambda: 0.0)
+    monkeypatch.setattr("heron_client.network.tls.time.time", lambda: 0.0)
     with pytest.raises(ClockError, match="set the clock") as caught:
         parse_config(words, {})
     assert exit_code_of(caught.value) == ExitCode.CLOCK and ExitCode.CLOCK not in PERMANENT

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.local_training import EXPLODED
-from heron_common.plan import ClientOptimiser, Plan, UpdateEncoding
-from heron_common.plan_counts import forward_equivalents
-from heron_common.update_log import weights_digest
-from heron_common.wire_dtypes import WireDtype
-from heron_common.zeroth_order import FiniteDifference
+from heron_client.training.local_training import EXPLODED
+from heron_common.algorithm.plan import ClientOptimiser, Plan, UpdateEncoding
+from heron_common.algorithm.plan_counts import forward_equivalents
+from heron_common.numerics.update_log import weights_digest
+from heron_common.numerics.wire_dtypes import WireDtype
+from heron_common.numerics.zeroth_order import FiniteDifference
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import Finished, Network, run_round, small_plan
 

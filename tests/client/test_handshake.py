@@ -17,13 +17,13 @@ from random import Random
 import grpc
 import pytest
 
-from heron_client.handshake import diagnose
-from heron_client.patience import DIAGNOSE_AFTER_FAILURES, Patience
-from heron_common.clock import ManualClock
+from heron_client.network.handshake import diagnose
+from heron_client.network.patience import DIAGNOSE_AFTER_FAILURES, Patience
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, TransportError
-from heron_common.retry import BackoffPolicy
-from heron_common.tls_directory import TlsRole, date_of
+from heron_common.files.tls_directory import TlsRole, date_of
+from heron_common.process.clock import ManualClock
+from heron_common.process.retry import BackoffPolicy
 from heron_server.certificates.authority import Authority
 from heron_server.service.tls import open_tls
 from tests.harness.certificates import DAY, at, issued, unchecked

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.parameters import LocalParameters
-from heron_client.uploader import UploadRequest
+from heron_client.network.uploader import UploadRequest
+from heron_client.training.parameters import LocalParameters
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, Objective, Plan
+from heron_common.algorithm.presets import PRESETS
 from heron_common.data.partition import SampleOrder
-from heron_common.directions import Directions, derive_seed
-from heron_common.plan import ClientOptimiser, Estimator, Objective, Plan
-from heron_common.presets import PRESETS
-from heron_common.zeroth_order import FiniteDifference
+from heron_common.numerics.directions import Directions, derive_seed
+from heron_common.numerics.zeroth_order import FiniteDifference
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import ROUND, SCALE, Network, run_round, small_plan
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heron_common.algorithm.plan import ClientOptimiser, Plan, UpdateEncoding
 from heron_common.errors import RefusedError, TransportError
-from heron_common.plan import ClientOptimiser, Plan, UpdateEncoding
-from heron_common.tensors import Float32Array
-from heron_common.update_log import step_directions
-from heron_common.wire_dtypes import WireDtype, decode_rows, encode_rows
-from heron_common.zeroth_order import FiniteDifference
+from heron_common.numerics.tensors import Float32Array
+from heron_common.numerics.update_log import step_directions
+from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
+from heron_common.numerics.zeroth_order import FiniteDifference
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import ROUND, RUN_SEED, SCALE, Answer, Network, batch, run_round, small_plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from heron_client.memory import clean_file_mappings
+from heron_client.device.memory import clean_file_mappings
 
 _SMAPS = """\
 5000-7000 r-xp 00000000 08:01 1234 /lib/clean.so
@@ -33,8 +33,8 @@ Swap:                  0 kB
 """
 
 _SCRIPT = """
-from heron_client.memory import import_sparingly, tame_allocator
-from heron_common.process_memory import resident_memory
+from heron_client.device.memory import import_sparingly, tame_allocator
+from heron_common.process.process_memory import resident_memory
 import sys
 tame_allocator()
 names = ("numpy", "onnxruntime", "grpc", "prometheus_client")

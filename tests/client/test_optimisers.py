@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from heron_client.optimisers import Adam, GradientOptimiser, Momentum, Sgd, make_gradient_optimiser, make_zeroth_order_optimiser
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
-from heron_common.layout import BLOCK
-from heron_common.plan import ClientOptimiser, Plan
-from heron_common.presets import PRESETS
-from heron_common.zeroth_order import GuardedDerivatives, RunningQuantile, SecondMoment
+from heron_client.training.optimisers import Adam, GradientOptimiser, Momentum, Sgd, make_gradient_optimiser, make_zeroth_order_optimiser
+from heron_common.algorithm.plan import ClientOptimiser, Plan
+from heron_common.algorithm.presets import PRESETS
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed
+from heron_common.numerics.layout import BLOCK
+from heron_common.numerics.zeroth_order import GuardedDerivatives, RunningQuantile, SecondMoment
 from tests.common.estimators import layout_of
 
 SIZE = BLOCK + 777

@@ -16,11 +16,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from heron_client.program_runs import GRACE_SECONDS, ProgramRuns
-from heron_common.clock import ManualClock
+from heron_client.training.program_runs import GRACE_SECONDS, ProgramRuns
 from heron_common.errors import Interrupted, ProgramError
 from heron_common.exit_codes import ExitCode, exit_code_of
-from heron_common.program_check import check_program
+from heron_common.process.clock import ManualClock
+from heron_common.protocol.program_check import check_program
 from tests.harness.polling import eventually
 
 
@@ -143,9 +143,9 @@ def test_a_signal_ends_a_process_whose_main_thread_runs_a_program(number: signal
     script = (
         "import sys, threading\n"
         "from pathlib import Path\n"
-        "from heron_client.program_runs import ProgramRuns\n"
+        "from heron_client.training.program_runs import ProgramRuns\n"
         "from heron_common.errors import Interrupted\n"
-        "from heron_common.signals import stop_on_signals\n"
+        "from heron_common.process.signals import stop_on_signals\n"
         "from tests.client.test_program_runs import Loaded\n"
         "program, runs, stop = Loaded(Path(sys.argv[1]).read_bytes()), ProgramRuns(), threading.Event()\n"
         "with stop_on_signals(stop), runs.watched(stop):\n"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from heron_client.parameters import LocalParameters
-from heron_client.runtime import Program, self_test
+from heron_client.training.parameters import LocalParameters
+from heron_client.training.runtime import Program, self_test
 from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from tests.client.models import SHAPE, TinyModel, tiny_model

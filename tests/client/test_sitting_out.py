@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from heron_client.sitting_out import SittingOut
-from heron_common.retry import BackoffPolicy
+from heron_client.network.sitting_out import SittingOut
+from heron_common.process.retry import BackoffPolicy
 
 EXACT = BackoffPolicy(initial_seconds=0.5, factor=2.0, cap_seconds=30.0, floor_seconds=30.0)
 """Without jitter: floor and ceiling fall together."""

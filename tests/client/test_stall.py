@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from heron_client.stall import StallWatch
-from heron_common.clock import MonotonicClock
+from heron_client.network.stall import StallWatch
 from heron_common.errors import TransportError
+from heron_common.process.clock import MonotonicClock
 from tests.harness.polling import eventually
 
 

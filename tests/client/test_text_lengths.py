@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.base import MappedBase
-from heron_client.held_out import send_held_out
-from heron_client.local_training import HeldOutSamples, LocalContext, LocalRound
-from heron_client.parameters import LocalParameters
-from heron_client.patience import Patience
-from heron_client.programs import Programs
-from heron_client.runtime import Program
-from heron_client.sending import StepSender
-from heron_client.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.patience import Patience
+from heron_client.network.sending import StepSender
+from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.training.base import MappedBase
+from heron_client.training.held_out import send_held_out
+from heron_client.training.local_training import HeldOutSamples, LocalContext, LocalRound
+from heron_client.training.parameters import LocalParameters
+from heron_client.training.programs import Programs
+from heron_client.training.runtime import Program
+from heron_common.algorithm.plan import Plan
+from heron_common.algorithm.presets import PRESETS
 from heron_common.assignment import (
     IGNORED,
     PADDING,
@@ -36,13 +38,11 @@ from heron_common.assignment import (
     evaluation_specs,
     upload_specs,
 )
-from heron_common.clock import ManualClock
 from heron_common.data.batch_order import Draw
 from heron_common.errors import ProgramError, TransportError
-from heron_common.plan import Plan
-from heron_common.presets import PRESETS
-from heron_common.tensors import Int64Array
-from heron_common.text_lengths import cut_to_length, of_length, smallest_lengths
+from heron_common.numerics.tensors import Int64Array
+from heron_common.process.clock import ManualClock
+from heron_common.specification.text_lengths import cut_to_length, of_length, smallest_lengths
 from heron_server.models.base import write_base
 from heron_server.models.split_model import SplitModel, next_tokens
 from heron_server.programs.compile import compile_function

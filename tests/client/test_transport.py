@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from heron_client.downloads import FileDownload, MemoryDownload
-from heron_client.transport import Transport
+from heron_client.network.downloads import FileDownload, MemoryDownload
+from heron_client.network.transport import Transport
 from heron_common.assignment import BlobReference, UploadLoss
 from heron_common.errors import ProgramError, TransportError
 from heron_common.ids import RoundReference

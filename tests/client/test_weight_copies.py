@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.downloads import MemoryDownload
-from heron_client.local_training import LocalContext, LocalRound
-from heron_client.parameters import LocalParameters, SentFront
-from heron_client.patience import Patience
-from heron_client.programs import Programs
-from heron_client.sending import StepSender
-from heron_client.transport import Transport
-from heron_client.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.downloads import MemoryDownload
+from heron_client.network.patience import Patience
+from heron_client.network.sending import StepSender
+from heron_client.network.transport import Transport
+from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.training.local_training import LocalContext, LocalRound
+from heron_client.training.parameters import LocalParameters, SentFront
+from heron_client.training.programs import Programs
 from heron_common.assignment import Assignment, BlobReference, ModelSpec, ProgramKind, UploadAnswer
-from heron_common.clock import ManualClock
 from heron_common.errors import TransportError
-from heron_common.tensors import DType, TensorSpec, raw_bytes
+from heron_common.numerics.tensors import DType, TensorSpec, raw_bytes
+from heron_common.process.clock import ManualClock
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import BLOB, ROUND, Network, run_round, small_plan

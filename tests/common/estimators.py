@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
-from heron_common.layout import FlatLayout
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import DType, TensorSpec
 
 DIMENSION = 6
 STANDARD_ERRORS = 5.0

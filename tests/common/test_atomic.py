@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from heron_common.atomic import replace_atomically, write_atomically, write_json_atomically
+from heron_common.files.atomic import replace_atomically, write_atomically, write_json_atomically
 
 
 def test_a_file_is_created_with_its_directories_and_replaced(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from heron_common.data.batch_order import BatchOrder, samples_by_length
 from heron_common.data.held_out import evaluation_batches, evaluation_rows
 from heron_common.data.partition import SampleOrder
-from heron_common.directions import PerturbationSeed
 from heron_common.ids import RoundReference
-from heron_common.tensors import Int64Array
+from heron_common.numerics.directions import PerturbationSeed
+from heron_common.numerics.tensors import Int64Array
 
 ROUND = RoundReference(2, 1)
 THREE = np.repeat([32, 64, 128], [60, 30, 10])[np.random.default_rng(0).permutation(100)]

@@ -12,8 +12,8 @@ from heron_common import errors
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import HeronError, RefusedError
 from heron_common.exit_codes import EXIT_HELP, ExitCode
-from heron_common.grpc_options import MAX_MESSAGE_BYTES, channel_options, server_options
-from heron_common.timing import Timing
+from heron_common.protocol.grpc_options import MAX_MESSAGE_BYTES, channel_options, server_options
+from heron_common.protocol.timing import Timing
 
 
 def test_every_error_code_has_an_entry_and_every_entry_a_code() -> None:

@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from heron_common.chunks import MAX_CHUNK_BYTES, StreamAccount, StreamReceiver, split_rows
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.grpc_options import MAX_MESSAGE_BYTES
-from heron_common.tensors import DType, TensorSpec, raw_bytes
+from heron_common.numerics.tensors import DType, TensorSpec, raw_bytes
+from heron_common.protocol.chunks import MAX_CHUNK_BYTES, StreamAccount, StreamReceiver, split_rows
+from heron_common.protocol.grpc_options import MAX_MESSAGE_BYTES
 
 ROWS = TensorSpec("activations", DType.FLOAT32, (4, 2))
 LABELS = TensorSpec("labels", DType.INT64, (4,))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from heron_common.data.dirichlet import dirichlet, log_gamma_variates
-from heron_common.directions import PerturbationSeed
+from heron_common.numerics.directions import PerturbationSeed
 
 COUNT = 8000
 SEED = PerturbationSeed(11, 12)

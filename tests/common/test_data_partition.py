@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from heron_common.data.partition import SampleOrder, Shard, parse_shard, permutation, shard_rows
-from heron_common.directions import PerturbationSeed
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.ids import RoundReference
+from heron_common.numerics.directions import PerturbationSeed
 from tests.common.philox import stream_word
 
 

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from heron_common import layout as layout_module
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
-from heron_common.layout import BLOCK, FlatLayout
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics import layout as layout_module
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed
+from heron_common.numerics.layout import BLOCK, FlatLayout
+from heron_common.numerics.tensors import DType, TensorSpec
 
 ALL = list(DirectionDistribution)
 SEED = PerturbationSeed(11, 2**63 + 5)
@@ -22,9 +22,9 @@ BIG = 2 * BLOCK + 777
 DIGESTS = """
 import hashlib
 import numpy as np
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
-from heron_common.layout import FlatLayout
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import DType, TensorSpec
 
 layout = FlatLayout((TensorSpec("a", DType.FLOAT32, (70000,)), TensorSpec("b", DType.FLOAT32, (3, 5))))
 for distribution in DirectionDistribution:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
-from heron_common.zeroth_order import FiniteDifference, directional_derivatives, sgd_coefficients
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed
+from heron_common.numerics.zeroth_order import FiniteDifference, directional_derivatives, sgd_coefficients
 from tests.common.estimators import DIMENSION, Quadratic, assert_mean, direction_table, layout_of, quadratic
 
 FORWARD, CENTRAL = FiniteDifference

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed, derive_seed, raw_words
 from heron_common.ids import RoundReference
-from heron_common.layout import BLOCK, FlatLayout
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed, derive_seed, raw_words
+from heron_common.numerics.layout import BLOCK, FlatLayout
+from heron_common.numerics.tensors import DType, TensorSpec
 from tests.common.philox import philox_block, rademacher_sign, stream_word
 
 SEED = PerturbationSeed(0x0123456789ABCDEF, 0xFEDCBA9876543210)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heron_common.directions import DirectionDistribution
-from heron_common.zeroth_order import FiniteDifference, directional_derivatives
+from heron_common.numerics.directions import DirectionDistribution
+from heron_common.numerics.zeroth_order import FiniteDifference, directional_derivatives
 from tests.common.estimators import DIMENSION, Quadratic, assert_mean, direction_table, quadratic, standard_error
 
 RADEMACHER, GAUSSIAN, SPHERE = DirectionDistribution

@@ -10,9 +10,9 @@ import pytest
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.foreign_text import printable
-from heron_common.log_setup import StructuredFormatter
-from heron_common.output import refuse, say
+from heron_common.terminal.foreign_text import printable
+from heron_common.terminal.log_setup import StructuredFormatter
+from heron_common.terminal.output import refuse, say
 
 ROOTS = [Path(__file__).parents[2] / root for root in ("common", "server", "edge_client", "proto")]
 
@@ -65,7 +65,7 @@ def test_a_log_line_is_one_whatever_its_message_values_and_error_say() -> None:
 
 
 PRINTERS = {"output.py", "console.py", "log_setup.py"}
-"""Files of heron_common that may know the standard streams and rich's console."""
+"""Files of `heron_common.terminal` that may know the standard streams and rich's console."""
 
 STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
 
@@ -73,7 +73,7 @@ STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
 def raw_prints(path: Path) -> list[str]:
     """Return the places of a file that print without the one function that escapes."""
     found = []
-    is_printer = path.parent.name == "heron_common" and path.name in PRINTERS
+    is_printer = path.parent.name == "terminal" and path.name in PRINTERS
     for node in ast.walk(ast.parse(path.read_text())):
         name = ""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from heron_common.zeroth_order import (
+from heron_common.numerics.zeroth_order import (
     CLIP_QUANTILE,
     ESTABLISHED_COUNT,
     MAX_STEP_SCALES,

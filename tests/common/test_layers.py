@@ -85,7 +85,7 @@ def test_common_needs_only_what_a_client_installs_plainly() -> None:
 
 def test_only_the_wire_module_of_common_knows_protobuf() -> None:
     found = imports_of("heron_common")
-    assert found["heron_proto"] == ["heron_common/wire.py"]
+    assert found["heron_proto"] == ["heron_common/protocol/wire.py"]
     assert "google" not in found
     assert "grpc" not in found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heron_common.layout import BLOCK, FlatLayout, spread
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.layout import BLOCK, FlatLayout, spread
+from heron_common.numerics.tensors import DType, TensorSpec
 
 
 def layout_of(*shapes: tuple[int, ...]) -> FlatLayout:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from heron_common.log_setup import StructuredFormatter, redirect_logs, set_up_logging
+from heron_common.terminal.log_setup import StructuredFormatter, redirect_logs, set_up_logging
 
 LOGGERS = ("", "heron_server", "heron_client", "heron_common", "heron_cli")
 

@@ -8,8 +8,8 @@ from heron_cli.cli import main
 from heron_client.config import OPTION_HELP, parse_config, variable_of
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.option_parser import OptionParser, above_zero, at_least, host_and_port
-from heron_common.spelling import did_you_mean
+from heron_common.terminal.option_parser import OptionParser, above_zero, at_least, host_and_port
+from heron_common.terminal.spelling import did_you_mean
 
 
 def parser() -> OptionParser:
@@ -134,13 +134,13 @@ def test_every_variable_of_the_clients_options_is_known() -> None:
 
 def test_a_process_without_a_home_is_told_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
     from heron_common.data.unpacked import cache_directory
-    from heron_common.user_directories import cache_home, state_home
+    from heron_common.files.user_directories import cache_home, state_home
     from heron_server.publication import default_program_cache
 
     def homeless() -> None:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("heron_common.user_directories.Path.home", homeless)
+    monkeypatch.setattr("heron_common.files.user_directories.Path.home", homeless)
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(

@@ -11,7 +11,7 @@ import pytest
 
 from heron_common.exit_codes import ExitCode
 
-LONG = "from heron_common.output import say\nfor number in range(3000):\n    say('x' * 100)\nopen({path!r}, 'w').write('done')\n"
+LONG = "from heron_common.terminal.output import say\nfor number in range(3000):\n    say('x' * 100)\nopen({path!r}, 'w').write('done')\n"
 
 
 def run(arguments: list[str], stdout: int | None) -> subprocess.CompletedProcess[bytes]:
@@ -61,13 +61,13 @@ def test_a_full_disk_is_a_sentence_for_a_result_would_be_lost() -> None:
 
 
 def test_streams_that_are_not_there_are_no_error() -> None:
-    script = "import sys; sys.stdout = sys.stderr = None\nfrom heron_common.console import is_terminal\nfrom heron_cli.cli import main\n"
+    script = "import sys; sys.stdout = sys.stderr = None\nfrom heron_common.terminal.console import is_terminal\nfrom heron_cli.cli import main\n"
     script += "assert not is_terminal()\nsys.exit(main(['--version']))"
     assert run(["-c", script], None).returncode == 0
 
 
 def test_a_terminal_of_few_letters_gets_escapes() -> None:
-    script = "from heron_common.output import say\nsay('häuser', '漢')"
+    script = "from heron_common.terminal.output import say\nsay('häuser', '漢')"
     done = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60, check=False
     )

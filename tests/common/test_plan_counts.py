@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heron_common.algorithm.plan import Algorithm, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.plan_checks import algorithm_mistakes
+from heron_common.algorithm.plan_counts import REPLAY_ADDITIONS_PER_BYTE, forward_equivalents, prefers_log, round_bytes
+from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.assignment import ModelSpec
-from heron_common.plan import Algorithm, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
-from heron_common.plan_checks import algorithm_mistakes
-from heron_common.plan_counts import REPLAY_ADDITIONS_PER_BYTE, forward_equivalents, prefers_log, round_bytes
-from heron_common.presets import PRESETS, preset
-from heron_common.tensors import DType, TensorSpec
-from heron_common.wire_dtypes import WireDtype
-from heron_common.zeroth_order import FiniteDifference
+from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.numerics.wire_dtypes import WireDtype
+from heron_common.numerics.zeroth_order import FiniteDifference
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import Finished, Network, run_round, small_plan
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from heron_common.console import LiveConsole, human_bytes
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.metrics_server import CallbackGauge, MetricsServer, ProcessMemoryCollector
-from heron_common.process_memory import ResidentMemory, memory_limit, resident_memory
-from heron_common.signals import stop_on_signals
+from heron_common.process.metrics_server import CallbackGauge, MetricsServer, ProcessMemoryCollector
+from heron_common.process.process_memory import ResidentMemory, memory_limit, resident_memory
+from heron_common.process.signals import stop_on_signals
+from heron_common.terminal.console import LiveConsole, human_bytes
 
 HOST = "127.0.0.1"
 SLACK = 1 << 20
@@ -159,7 +159,7 @@ def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(number: signal.
 def test_the_second_signal_forces_the_end_with_its_own_exit_code() -> None:
     script = (
         "import signal, threading\n"
-        "from heron_common.signals import stop_on_signals\n"
+        "from heron_common.process.signals import stop_on_signals\n"
         "with stop_on_signals(threading.Event()):\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('stopping', flush=True)\n"

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from heron_common.assignment import MAX_PROGRAM_BYTES, ProgramKind
 from heron_common.errors import ProgramError
-from heron_common.program_check import check_program
-from heron_common.program_operators import OPERATORS
-from heron_common.protobuf_fields import MalformedMessageError, fields, packed_varints
+from heron_common.protocol.program_check import check_program
+from heron_common.protocol.program_operators import OPERATORS
+from heron_common.protocol.protobuf_fields import MalformedMessageError, fields, packed_varints
 from tests.client.models import tiny_model
 
 

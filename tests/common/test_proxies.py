@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from heron_client.channel import open_channel, translate
-from heron_common.proxies import obeyed_variable, proxy_options
-from heron_common.timing import Timing
+from heron_client.network.channel import open_channel, translate
+from heron_common.process.proxies import obeyed_variable, proxy_options
+from heron_common.protocol.timing import Timing
 from heron_proto.v1 import split_training_pb2 as messages
 from tests.harness.cluster import free_port
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from heron_common.crash_points import CrashPoint
+from heron_common.process.crash_points import CrashPoint
 from tests.harness.sources import PACKAGES, ROOT, folder_of
 from tests.system.test_crashes import CASES, EVERY_CLIENT_POINT, EVERY_RPC_AND_STORAGE_STEP
 

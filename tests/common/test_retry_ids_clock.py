@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from heron_common.clock import ManualClock, MonotonicClock
 from heron_common.errors import ConfigurationError
 from heron_common.ids import RoundReference, checked_client_name, new_token
-from heron_common.retry import BackoffPolicy
+from heron_common.process.clock import ManualClock, MonotonicClock
+from heron_common.process.retry import BackoffPolicy
 from heron_common.version import PROTOCOL_VERSION, VERSION
 
 

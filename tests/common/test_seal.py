@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from heron_common.seal import SEAL_BYTES, ChunkMessage, Damaged, Unparsable, is_whole, opening, seal, sealing
+from heron_common.protocol.seal import SEAL_BYTES, ChunkMessage, Damaged, Unparsable, is_whole, opening, seal, sealing
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heron_common.errors import ConfigurationError
-from heron_common.server_libraries import SERVER_LIBRARIES, raise_if_missing
+from heron_common.process.server_libraries import SERVER_LIBRARIES, raise_if_missing
 
 
 def test_a_library_of_the_server_is_named_with_what_brings_it() -> None:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed
-from heron_common.zeroth_order import (
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed
+from heron_common.numerics.zeroth_order import (
     MAX_STEP_SCALES,
     RunningQuantile,
     SecondMoment,

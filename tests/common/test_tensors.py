@@ -11,8 +11,7 @@ import pytest
 from heron_common.assignment import IGNORED, DataSpecification, Task
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.tensor_checks import check_values
-from heron_common.tensors import (
+from heron_common.numerics.tensors import (
     NUMPY_DTYPES,
     DType,
     TensorSpec,
@@ -23,6 +22,7 @@ from heron_common.tensors import (
     raw_bytes,
     total_bytes,
 )
+from heron_common.protocol.tensor_checks import check_values
 
 SPEC = TensorSpec("activations", DType.FLOAT32, (2, 3))
 LABELS = TensorSpec("labels", DType.INT64, (4,))

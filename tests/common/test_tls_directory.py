@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from heron_common.errors import ConfigurationError
-from heron_common.tls_directory import EXPIRY_WARNING_SECONDS, Credentials, TlsRole, read_credentials
+from heron_common.files.tls_directory import EXPIRY_WARNING_SECONDS, Credentials, TlsRole, read_credentials
 from heron_server.certificates.authority import Authority
 from tests.harness.certificates import DAY, at, issued, mixed
 
@@ -147,8 +147,8 @@ def test_the_authoritys_own_directory_is_refused(authority: Authority, role: Tls
 
 def test_a_client_without_tls_loads_none_of_it() -> None:
     script = (
-        "import sys, heron_client.cli, heron_client.app, heron_client.config, heron_client.data_check\n"
+        "import sys, heron_client.cli, heron_client.app, heron_client.config, heron_client.device.data_check\n"
         "heron_client.config.parse_config(['--server', '127.0.0.1:1', '--data', 'digits:train'], {})\n"
-        "print([n for n in ('heron_common.tls_directory', 'heron_client.handshake', 'cryptography') if n in sys.modules])\n"
+        "print([n for n in ('heron_common.files.tls_directory', 'heron_client.network.handshake', 'cryptography') if n in sys.modules])\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip() == "[]"

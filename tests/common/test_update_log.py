@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_common.directions import DirectionDistribution, Directions, PerturbationSeed, derive_seed
+from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Objective, UpdateEncoding, Weighting
 from heron_common.ids import RoundReference
-from heron_common.layout import FlatLayout
-from heron_common.plan import ClientOptimiser, HeadTraining, Objective, UpdateEncoding, Weighting
-from heron_common.tensors import Float32Array
-from heron_common.update_log import apply_coefficients, replay, step_directions, weights_digest
-from heron_common.zeroth_order import FiniteDifference
-from heron_server.rounds.aggregation import aggregation_weights, weighted_mean
+from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed, derive_seed
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import Float32Array
+from heron_common.numerics.update_log import apply_coefficients, replay, step_directions, weights_digest
+from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_server.training.aggregation import aggregation_weights, weighted_mean
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import ROUND, RUN_SEED, Finished, Network, run_round, small_plan
 from tests.common.estimators import layout_of

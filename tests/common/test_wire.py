@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from heron_common import wire
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.presets import PRESETS
 from heron_common.assignment import (
     Assignment,
     BlobReference,
@@ -25,14 +26,13 @@ from heron_common.assignment import (
     UploadPurpose,
     Wait,
 )
-from heron_common.directions import DirectionDistribution
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
-from heron_common.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
-from heron_common.presets import PRESETS
-from heron_common.tensors import MAX_RANK, DType, TensorSpec
-from heron_common.zeroth_order import FiniteDifference
+from heron_common.numerics.directions import DirectionDistribution
+from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
+from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.protocol import wire
 from heron_proto.v1 import split_training_pb2 as pb
 
 BLOB = BlobReference("ab" * 32, 2**40)

@@ -8,12 +8,12 @@ import struct
 import numpy as np
 import pytest
 
-from heron_common.chunks import split_rows
-from heron_common.directions import PerturbationSeed
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.tensors import Float32Array
-from heron_common.wire_dtypes import MAX_SCALE, WireDtype, check_row_values, decode_rows, encode_rows, row_bytes
+from heron_common.numerics.directions import PerturbationSeed
+from heron_common.numerics.tensors import Float32Array
+from heron_common.numerics.wire_dtypes import MAX_SCALE, WireDtype, check_row_values, decode_rows, encode_rows, row_bytes
+from heron_common.protocol.chunks import split_rows
 from tests.common.philox import stream_word
 
 SEED = PerturbationSeed(0x0123456789ABCDEF, 0xFEDCBA9876543210)

@@ -15,8 +15,8 @@ with warnings.catch_warnings():
     import kubernetes_validate
 
 from heron_common.version import VERSION
-from heron_server.config import ServerConfig
-from heron_server.options import OptionSource, read_options
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import OptionSource, read_options
 from tests.deploy.chart_renderer import lookup, render, render_text
 from tests.deploy.programs import DEPLOY
 

@@ -15,8 +15,8 @@ import yaml
 from heron_cli.cli import main
 from heron_client.config import parse_config
 from heron_common.errors import ConfigurationError
-from heron_server.config import ServerConfig
-from heron_server.options import OptionSource, read_options
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import OptionSource, read_options
 from tests.deploy.programs import DEPLOY, ROOT, program, run
 from tests.harness.sources import only_in_checkout
 

@@ -18,7 +18,7 @@ from heron_cli.watching.scrape import parse, scrape
 from heron_client.metrics import ClientMetrics
 from heron_common.errors import ConfigurationError, TransportError
 from heron_common.exit_codes import ExitCode
-from heron_common.metrics_server import MetricsServer
+from heron_common.process.metrics_server import MetricsServer
 from heron_server.metrics import ServerMetrics
 from tests.harness.cluster import free_port
 

@@ -10,8 +10,8 @@ import pytest
 
 from heron_client.config import parse_config
 from heron_common.exit_codes import EXIT_HELP, PERMANENT, ExitCode
-from heron_server.config import ServerConfig
-from heron_server.options import OptionSource, read_options
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import OptionSource, read_options
 from tests.deploy.programs import DEPLOY, program, run
 
 UNITS = ("heron-client.service", "heron-server.service")

@@ -16,8 +16,8 @@ from heron_cli.cli import main
 from heron_cli.watching.scrape import scrape
 from heron_common.errors import ConfigurationError, HeronError, TransportError
 from heron_common.exit_codes import ExitCode
-from heron_common.metrics_server import MetricsServer
-from heron_common.process_memory import resident_memory
+from heron_common.process.metrics_server import MetricsServer
+from heron_common.process.process_memory import resident_memory
 from tests.harness.polling import eventually
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"

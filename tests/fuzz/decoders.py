@@ -14,11 +14,12 @@ from typing import Any, cast
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from heron_client.answer_reader import AnswerReader
-from heron_client.assignment_checks import check_assignment
 from heron_client.config import parse_config
-from heron_client.membership_checks import check_membership
+from heron_client.network.answer_reader import AnswerReader
+from heron_client.network.assignment_checks import check_assignment
+from heron_client.network.membership_checks import check_membership
 from heron_client.state_directory import StateDirectory
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.assignment import (
     Assignment,
     BlobReference,
@@ -29,13 +30,13 @@ from heron_common.assignment import (
     UploadKey,
     update_specs,
 )
-from heron_common.base_layout import base_layout
 from heron_common.data.sources import open_source
 from heron_common.data.tokeniser import Tokeniser
-from heron_common.plan import UpdateEncoding
-from heron_common.program_check import check_program
-from heron_common.tensors import DType, TensorSpec
-from heron_common.wire import (
+from heron_common.numerics.base_layout import base_layout
+from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.numerics.wire_dtypes import WireDtype, check_row_values, decode_rows, row_bytes
+from heron_common.protocol.program_check import check_program
+from heron_common.protocol.wire import (
     answer_from_proto,
     encoding_from_proto,
     losses_from_proto,
@@ -47,10 +48,9 @@ from heron_common.wire import (
     statistics_from_proto,
     tensor_specs_from_proto,
 )
-from heron_common.wire_dtypes import WireDtype, check_row_values, decode_rows, row_bytes
 from heron_proto.v1 import split_training_pb2 as pb
-from heron_server.config import ServerConfig
-from heron_server.options import OptionSource, read_options
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import OptionSource, read_options
 from heron_server.rounds.receiving import Incoming
 from heron_server.rounds.replay import replay_update
 from heron_server.rounds.reported import check_reported

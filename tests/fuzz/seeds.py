@@ -12,10 +12,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.assignment import Assignment, UploadAnswer, UploadLoss, UploadPurpose
 from heron_common.ids import RoundReference
-from heron_common.plan import UpdateEncoding
-from heron_common.wire import (
+from heron_common.protocol.wire import (
     answer_to_proto,
     encoding_to_proto,
     membership_to_proto,

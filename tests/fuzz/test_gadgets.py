@@ -17,7 +17,7 @@ import torch
 
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError, DataError, HeronError
-from heron_server.models.pretrained import load_pretrained
+from heron_server.models.transformer.pretrained import load_pretrained
 from tests.fuzz.decoders import DECODERS, FOREIGN_FAILURES
 from tests.fuzz.seeds import all_seeds
 from tests.harness.transformers import next_token, write_configuration

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from heron_common.grpc_options import channel_options
-from heron_common.tls_directory import CA_FILE, Credentials, TlsRole
+from heron_common.files.tls_directory import CA_FILE, Credentials, TlsRole
+from heron_common.protocol.grpc_options import channel_options
 from heron_server.certificates.authority import Authority
 
 DAY = 86400.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from heron_cli.processes import LoggedProcess, ProcessError
-from heron_common.crash_points import CRASH_VARIABLE
+from heron_common.process.crash_points import CRASH_VARIABLE
 from heron_server.storage.ledger import Balance, Ledger
 from tests.harness.cluster import Cluster, free_port, log_of, wait_for_exit
 from tests.harness.forks import Forks

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 
 TINY_FRONT = "front_widths=2 front_strides=2 hidden=8"
 """Of digits it leaves 32 floats a sample at the cut; compiling it takes a fraction of a second."""

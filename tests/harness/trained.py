@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
-from heron_server.training.trained_model import load_trained
-from heron_server.training.vouching import Vouched
+from heron_server.exports.trained_model import load_trained
+from heron_server.exports.vouching import Vouched
 from tests.harness.tokenizers import word_tokenizer
 from tests.server.token_models import SOURCE as TOKENS_SOURCE
 from tests.server.user_models import SOURCE

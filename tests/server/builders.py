@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from heron_common.algorithm.plan import Plan, ServerSchedule, UpdateEncoding
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import Assignment, BlobReference, ModelSpec, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
-from heron_common.plan import Plan, ServerSchedule, UpdateEncoding
-from heron_common.presets import preset
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.tensors import DType, TensorSpec
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry

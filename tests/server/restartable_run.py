@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import DataSpecification, cut_gradient_specs
-from heron_common.clock import ManualClock
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
-from heron_common.plan import ServerSchedule, UpdateEncoding
-from heron_common.presets import preset
-from heron_common.tensors import total_bytes
+from heron_common.numerics.tensors import total_bytes
+from heron_common.process.clock import ManualClock
 from heron_server.metrics import ServerMetrics
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.accepted import AcceptedUpload

@@ -6,11 +6,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from heron_common.clock import ManualClock
 from heron_common.error_catalog import ErrorCode
+from heron_common.process.clock import ManualClock
 from heron_server.assembly import assemble
-from heron_server.config import ServerConfig
-from heron_server.options import OptionSource, read_options
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import OptionSource, read_options
 from heron_server.rounds.run_state import RunState
 from heron_server.storage.run_directory import RunDirectory
 from tests.harness.polling import eventually

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heron_common.aggregation_rule import AggregationRule
-from heron_common.plan import Weighting
-from heron_common.tensors import Float32Array
-from heron_server.rounds import aggregation
-from heron_server.rounds.aggregation import (
+from heron_common.algorithm.aggregation_rule import AggregationRule
+from heron_common.algorithm.plan import Weighting
+from heron_common.numerics.tensors import Float32Array
+from heron_server.training import aggregation
+from heron_server.training.aggregation import (
     TRIM_FRACTION,
     aggregate,
     aggregation_weights,

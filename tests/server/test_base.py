@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from heron_client.base import MappedBase
-from heron_client.parameters import LocalParameters
-from heron_client.runtime import Program
 from heron_client.state_directory import has_digest
-from heron_client.supplies import Supplies
+from heron_client.training.base import MappedBase
+from heron_client.training.parameters import LocalParameters
+from heron_client.training.runtime import Program
+from heron_client.training.supplies import Supplies
 from heron_common.assignment import BlobReference, Membership, ProgramKind, ProgramReference
-from heron_common.base_layout import ALIGNMENT, base_layout
 from heron_common.errors import ConfigurationError, ProgramError
-from heron_common.tensors import DType, TensorSpec
+from heron_common.numerics.base_layout import ALIGNMENT, base_layout
+from heron_common.numerics.tensors import DType, TensorSpec
 from heron_server.models.base import BaseStorage, frozen_tensors, round_to_storage, widened, write_base
 from heron_server.models.split_model import flat_parameters, predict
 from heron_server.programs.compile import compile_function

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from heron_common.error_catalog import ERROR_CODE_METADATA, ErrorCode
-from heron_common.seal import seal
+from heron_common.protocol.seal import seal
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.certificates.authority import Authority

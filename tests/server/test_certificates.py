@@ -13,11 +13,11 @@ import pytest
 from cryptography import x509
 
 from heron_cli.cli import main
-from heron_common.directory_lock import DirectoryLock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError, StorageError
 from heron_common.exit_codes import ExitCode
-from heron_common.tls_directory import TlsRole
+from heron_common.files.directory_lock import DirectoryLock
+from heron_common.files.tls_directory import TlsRole
 from heron_server.certificates.admission import LOG_INTERVAL_SECONDS, Admission
 from heron_server.certificates.authority import Authority
 from heron_server.certificates.presented import PresentedCertificate, read_presented

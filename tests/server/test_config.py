@@ -10,8 +10,8 @@ import pytest
 
 from heron_common.errors import ConfigurationError
 from heron_server.app import warn_of_clear_text
-from heron_server.config import MAY_CHANGE_ON_RESUME, PROCESS_OPTIONS, ServerConfig
-from heron_server.options import flag_of, read_options, sections_of
+from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, PROCESS_OPTIONS, ServerConfig
+from heron_server.configuration.options import flag_of, read_options, sections_of
 from tests.server.running_server import SOURCE
 
 NAMES = {name for model in sections_of(ServerConfig).values() for name in model.model_fields}

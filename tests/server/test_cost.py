@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError, HeronError
-from heron_common.plan import ServerSchedule
-from heron_common.presets import preset
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import (

@@ -14,19 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 from heron_common.assignment import DataSpecification, ProgramKind, Task
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
+from heron_server.exports.trained_model import load_trained
+from heron_server.exports.vouching import Vouched
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_flat_parameters
-from heron_server.models.user_module import UserModel, whole_state
+from heron_server.models.user.user_module import UserModel, whole_state
 from heron_server.programs.compile import compile_function
-from heron_server.training.trained_model import load_trained
-from heron_server.training.vouching import Vouched
 from tests.server.user_models import SOURCE
 
 DATA = DataSpecification("test", (1, 8, 8), 10)

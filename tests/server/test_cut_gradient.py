@@ -15,11 +15,11 @@ import grpc
 import numpy as np
 import pytest
 
-from heron_client.transport import Transport
-from heron_common.chunks import MAX_CHUNK_BYTES
+from heron_client.network.transport import Transport
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import StorageError, TransportError
-from heron_common.wire_dtypes import WireDtype, decode_rows, row_bytes
+from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, row_bytes
+from heron_common.protocol.chunks import MAX_CHUNK_BYTES
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
 from heron_server.storage.spool import SpoolEntry, SpoolWriter

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from heron_common.clock import ManualClock
+from heron_common.process.clock import ManualClock
 from heron_server.service.descriptors import DescriptorWatch, open_descriptors
 
 

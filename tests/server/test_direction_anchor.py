@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from heron_common.presets import preset
+from heron_common.algorithm.presets import preset
 from heron_server.programs.publish import scales_of
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.training.worker import TrainWorker

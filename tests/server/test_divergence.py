@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from heron_client.local_training import LocalRound
-from heron_client.runtime import Program
-from heron_common.presets import PRESETS
+from heron_client.training.local_training import LocalRound
+from heron_client.training.runtime import Program
+from heron_common.algorithm.presets import PRESETS
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.training.trainer import Trainer
 from tests.harness.polling import eventually

@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from heron_cli.loopback import LoopbackError, LoopbackStub
-from heron_client.transport import Transport
+from heron_cli.simulation.loopback import LoopbackError, LoopbackStub
+from heron_client.network.transport import Transport
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import RefusedError, TransportError
 from heron_proto.v1 import split_training_pb2 as pb

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from heron_common.aggregation_rule import AggregationRule
-from heron_common.directions import PerturbationSeed, derive_seed
+from heron_common.algorithm.aggregation_rule import AggregationRule
 from heron_common.ids import RoundReference
+from heron_common.numerics.directions import PerturbationSeed, derive_seed
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
 from heron_server.training.uploads import DecodedUpload, mixed_batches

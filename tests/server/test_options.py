@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from heron_common.errors import ConfigurationError
-from heron_server.config import ServerConfig
-from heron_server.options import flag_of, read_options, sections_of
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import flag_of, read_options, sections_of
 from tests.server.running_server import SOURCE
 
 FIELDS = [(section, name) for section, model in sections_of(ServerConfig).items() for name in model.model_fields]

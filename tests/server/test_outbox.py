@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from heron_common.assignment import UploadKey, UploadPurpose
-from heron_common.crash_points import CrashPoint
+from heron_common.process.crash_points import CrashPoint
 from heron_server.storage import ledger as ledger_module
 from tests.server.restartable_run import LOCAL_STEPS, RestartableRun, RunShape
 from tests.server.run_devices import DrivenRun

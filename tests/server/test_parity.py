@@ -14,10 +14,10 @@ import torch
 
 import heron_server.programs.difference_gate as difference_gate_module
 import heron_server.programs.export as export_module
+from heron_common.algorithm.plan import Algorithm, DirectionScale
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import HeronError, ParityError
-from heron_common.plan import Algorithm, DirectionScale
-from heron_common.presets import preset
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, check_difference, difference_error

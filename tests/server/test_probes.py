@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from heron_cli.cli import main
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError, StorageError
-from heron_server.models.moving_state import refuse_moving_state
+from heron_server.exports.trained_model import load_trained
+from heron_server.exports.vouching import Vouched
 from heron_server.models.probes import Probes
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
+from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.storage.probe_file import read_probe_file, write_probe_file
-from heron_server.training.trained_model import load_trained
-from heron_server.training.vouching import Vouched
 
 DATA = DataSpecification("test", (8,), 2)
 

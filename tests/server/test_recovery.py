@@ -20,15 +20,15 @@ from prometheus_client import CollectorRegistry
 
 from heron_cli.audit import prove
 from heron_cli.cli import main
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
-from heron_common.presets import preset
 from heron_proto.v1 import split_training_pb2 as pb
+from heron_server.exports.trained_model import load_trained
 from heron_server.metrics import ServerMetrics
 from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.recovery import CHANCE_ROUNDS, Recovery, Return
-from heron_server.training.trained_model import load_trained
 from tests.harness.simulated import boundaries_of, run_simulation
 from tests.server.interrupted import joined, take_part
 from tests.server.killed_run import Run, unlike

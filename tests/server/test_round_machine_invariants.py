@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from heron_common.clock import ManualClock
 from heron_common.ids import RoundReference
+from heron_common.process.clock import ManualClock
 from heron_server.rounds.state import (
     AbandonRound,
     CloseRound,

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
+from heron_common.algorithm.plan import ServerSchedule
 from heron_common.assignment import UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
-from heron_common.plan import ServerSchedule
 from heron_server.rounds.state import WithoutQuorum
 from tests.server.restartable_run import DEADLINE, LIVENESS, LOCAL_STEPS, RunShape
 from tests.server.run_devices import DEVICES

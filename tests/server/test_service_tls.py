@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from heron_common.error_catalog import ERROR_CODE_METADATA, ErrorCode
 from heron_common.errors import ConfigurationError
-from heron_common.tls_directory import Credentials, TlsRole
+from heron_common.files.tls_directory import Credentials, TlsRole
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.certificates.authority import Authority
 from tests.harness.certificates import DAY, at, issued, secure_channel, unchecked

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_common.chunks import MAX_CHUNK_BYTES
 from heron_common.error_catalog import ErrorCode
+from heron_common.protocol.chunks import MAX_CHUNK_BYTES
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer, tiny_config

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from heron_common.algorithm.plan_checks import algorithm_mistakes
+from heron_common.algorithm.presets import preset
 from heron_common.assignment import IGNORED, PADDING, ProgramKind, Task
 from heron_common.errors import ConfigurationError
-from heron_common.plan_checks import algorithm_mistakes
-from heron_common.presets import preset
-from heron_common.tensors import DType, num_parameters
+from heron_common.numerics.tensors import DType, num_parameters
 from heron_server.models.split_model import SplitModel, next_tokens, predict
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client import local_training
-from heron_common.directions import DirectionDistribution, Directions, derive_seed
+from heron_client.training import local_training
 from heron_common.error_catalog import ErrorCode
 from heron_common.ids import RoundReference
-from heron_common.layout import FlatLayout
+from heron_common.numerics.directions import DirectionDistribution, Directions, derive_seed
+from heron_common.numerics.layout import FlatLayout
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
 from tests.harness.cluster import Cluster, log_of, wait_for_exit

@@ -16,7 +16,7 @@ from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, predict
-from heron_server.models.vocabulary_loss import most_likely, next_token_losses
+from heron_server.models.transformer.vocabulary_loss import most_likely, next_token_losses
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 from heron_server.programs.parity import check_outputs

@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 import pytest
 
-from heron_client.channel import SealingChannel
+from heron_client.network.channel import SealingChannel
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, ErrorCode
-from heron_common.grpc_options import channel_options
+from heron_common.protocol.grpc_options import channel_options
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub

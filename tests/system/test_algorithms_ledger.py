@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_common.algorithm.plan import Algorithm, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.plan_counts import forward_equivalents, round_bytes
+from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
-from heron_common.plan import Algorithm, HeadTraining, Objective, Plan, UpdateEncoding
-from heron_common.plan_counts import forward_equivalents, round_bytes
-from heron_common.presets import PRESETS
 from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.publish import complete_algorithm

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from heron_common.grpc_options import STREAMS_PER_CLIENT, UNREAD_STREAM_BYTES
+from heron_common.protocol.grpc_options import STREAMS_PER_CLIENT, UNREAD_STREAM_BYTES
 from tests.harness.cluster import NARROWEST, Cluster, log_of, wait_for_exit
 
 GREEDY = 30

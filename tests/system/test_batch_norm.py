@@ -13,12 +13,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from heron_cli.audit import prove
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_common.algorithm.plan_counts import round_bytes
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
-from heron_common.plan_counts import round_bytes
 from heron_server.models.registry import build_model, parse_model_options
 from heron_server.programs.publish import complete_algorithm
 from heron_server.publication import configured_algorithm

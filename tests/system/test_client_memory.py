@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_common.process_memory import resident_memory
+from heron_common.process.process_memory import resident_memory
 from tests.harness.cluster import Cluster, wait_for_exit
 from tests.harness.polling import eventually
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heron_client.transport import Transport
+from heron_client.network.transport import Transport
 from heron_proto.v1 import split_training_pb2
 from heron_server.service.servicer import Servicer
 from tests.harness.cluster import Cluster, free_port, log_of, wait_for_exit

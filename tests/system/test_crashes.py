@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from heron_common.crash_points import CrashPoint
+from heron_common.process.crash_points import CrashPoint
 from tests.harness.cluster import Cluster
 from tests.harness.crashes import Outcome, Trial, assert_nothing_was_lost
 from tests.harness.forks import Forks

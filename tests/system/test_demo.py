@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from heron_cli.processes import read_summary
-from heron_common.process_memory import resident_memory
+from heron_common.process.process_memory import resident_memory
 from tests.harness.interrupts import heed_interrupts
 from tests.harness.polling import eventually
 

@@ -21,8 +21,8 @@ from heron_common.errors import CheckpointError, ConfigurationError, HeronError,
 from heron_common.exit_codes import ExitCode
 from heron_server.exports import delivery, formats
 from heron_server.exports.delivery import ExportFormat, deliver
-from heron_server.training.trained_model import load_trained
-from heron_server.training.vouching import Vouched
+from heron_server.exports.trained_model import load_trained
+from heron_server.exports.vouching import Vouched
 from tests.harness.trained import OPTIONS, WORDS, TrainedRuns
 from tests.system import plain_reader
 

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-import heron_cli.simulation
-from heron_cli.simulated_clients import client_name, shares
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+import heron_cli.simulation.run
+from heron_cli.simulation.clients import client_name, shares
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
+from heron_common.algorithm.presets import PRESETS
 from heron_common.assignment import evaluation_specs
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.held_out import split_shard
 from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource, open_source
-from heron_common.presets import PRESETS
-from heron_common.tensors import total_bytes
+from heron_common.numerics.tensors import total_bytes
+from heron_server.exports.trained_model import load_trained
 from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel, load_moving_state, predict
 from heron_server.training.evaluation import Score, evaluate
-from heron_server.training.trained_model import load_trained
 from tests.harness.simulated import TINY_FRONT, SimulatedRun, differing, run_simulation
 from tests.harness.trained import SHORT, TrainedRuns
 
@@ -71,7 +71,7 @@ def test_a_run_with_held_out_samples_is_the_run_without_them_and_their_score_is_
 ) -> None:
     run = run_simulation(tmp_path / "held-out", **SHAPE, preset=preset, held_out=FRACTION)
     with monkeypatch.context() as patch:
-        patch.setattr(heron_cli.simulation, "shares", without_held_out)
+        patch.setattr(heron_cli.simulation.run, "shares", without_held_out)
         plain = run_simulation(tmp_path / "plain", **SHAPE, preset=preset)
     assert [differing(*pair) for pair in zip(run.boundaries, plain.boundaries, strict=True)] == [[]] * (SHAPE["rounds"] + 1)
     for name in ("local_loss", "server_loss", "client_forward_equivalents", "test_accuracy"):

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from heron_cli.cli import main as heron
-from heron_common.atomic import write_atomically
-from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import StorageError
 from heron_common.exit_codes import ExitCode
+from heron_common.files.atomic import write_atomically
+from heron_common.files.directory_lock import DirectoryLock
 from heron_server.cli import main as heron_server
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.spool import Spool

@@ -12,21 +12,22 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from heron_cli import audit, cuts, demo, simulation, status
+from heron_cli import audit, cuts, demo, status
 from heron_cli.cli import main
 from heron_cli.evaluate import _print as print_evaluation
 from heron_cli.report_page.markup import paragraph, table
+from heron_cli.simulation import run as simulation
 from heron_cli.watching.page import rows_of
 from heron_cli.watching.scrape import parse
-from heron_client.channel import translate
-from heron_client.device_findings import Finding
-from heron_client.self_check import _Page
-from heron_common.console import LiveConsole, make_table
+from heron_client.device.device_findings import Finding
+from heron_client.device.self_check import _Page
+from heron_client.network.channel import translate
 from heron_common.data.inspection import Inspection, page
 from heron_common.error_catalog import ERROR_CODE_METADATA
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
-from heron_common.output import refuse, say
+from heron_common.terminal.console import LiveConsole, make_table
+from heron_common.terminal.output import refuse, say
 from tests.common.test_foreign_text import HOSTILE, harmless
 from tests.harness.trained import TrainedRuns
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from heron_common.data.sources import open_source
-from heron_common.process_memory import resident_memory
+from heron_common.process.process_memory import resident_memory
 from heron_common.version import VERSION
 from tests.harness.cluster import Cluster, log_of, wait_for_exit
 from tests.harness.polling import eventually

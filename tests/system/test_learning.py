@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heron_common.timing import DEFAULT_LIVENESS_SECONDS
+from heron_common.protocol.timing import DEFAULT_LIVENESS_SECONDS
 from heron_server.storage.ledger import Balance, Ledger
 from tests.harness.cluster import NARROWEST, Cluster, log_of, wait_for_exit
 from tests.harness.fault_proxy import Fault, FaultProxy, Harm

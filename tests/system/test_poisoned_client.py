@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_cli import simulation
-from heron_cli.simulated_clients import client_name
-from heron_client import passes
+from heron_cli.simulation import run as simulation
+from heron_cli.simulation.clients import client_name
+from heron_client.training import passes
 from heron_common.data.rows import RowReader
 from heron_common.data.sources import DataSource
-from heron_common.tensors import Int64Array
-from heron_common.wire_dtypes import encode_rows
+from heron_common.numerics.tensors import Int64Array
+from heron_common.numerics.wire_dtypes import encode_rows
 from tests.harness.simulated import TINY_FRONT, differing, run_simulation
 
 POISONED = client_name(0)

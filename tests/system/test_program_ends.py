@@ -15,8 +15,9 @@ from tests.harness.polling import eventually
 SCRIPT = """
 import functools, sys
 sys.path.insert(0, sys.argv.pop(1))
-from heron_client import runtime, session
-from heron_client.program_runs import ProgramRuns
+from heron_client import session
+from heron_client.training import runtime
+from heron_client.training.program_runs import ProgramRuns
 from tests.client.test_program_runs import Loaded, long_program
 
 endless = Loaded(long_program())

@@ -11,8 +11,8 @@ from heron_cli.reference import main, pages
 from heron_client.config import OPTION_HELP
 from heron_common.error_catalog import ErrorCode
 from heron_common.exit_codes import ExitCode
-from heron_server.config import ServerConfig
-from heron_server.options import flag_of, sections_of
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import flag_of, sections_of
 from tests.harness.sources import ROOT, folder_of
 
 FOLDER = ROOT / "docs" / "reference"

@@ -10,8 +10,8 @@ import pytest
 
 from heron_cli.cli import main
 from heron_cli.evaluate import evaluate_checkpoint
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 from heron_client.session import Session
 from heron_common.data import open_source
 from heron_common.errors import DataError

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heron_cli.plots import WITHOUT_MATPLOTLIB
 from heron_cli.simulate import run_simulate
-from heron_cli.simulation import SimulationError, simulate
-from heron_cli.simulation_config import simulation_config
-from heron_client.local_training import LocalRound
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.plots import WITHOUT_MATPLOTLIB
+from heron_cli.simulation.run import SimulationError, simulate
+from heron_client.training.local_training import LocalRound
 from heron_common.errors import ConfigurationError, DataError, StorageError
 from heron_server.training.trainer import Trainer
 from tests.harness.cluster import NARROW, Cluster, wait_for_exit
@@ -211,7 +211,7 @@ def test_without_matplotlib_a_sentence_stands_for_the_plot(
 
 
 def test_a_plot_of_a_run_without_scores_or_rounds_is_drawn_all_the_same(tmp_path: Path) -> None:
-    from heron_cli.plots import draw_rounds
+    from heron_cli.simulation.plots import draw_rounds
 
     row = {"round_index": 0, "test_accuracy": None, "test_loss": None, "server_loss": 1.0, "local_loss": None}
     for rounds in ([], [row], [row, {**row, "round_index": 1, "server_loss": None}]):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from heron_cli.evaluate import evaluate_checkpoint
-from heron_cli.simulated_clients import client_name, shares
-from heron_cli.simulation import simulate
-from heron_cli.simulation_config import simulation_config
+from heron_cli.simulation.clients import client_name, shares
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
+from heron_common.algorithm.presets import PRESETS
 from heron_common.assignment import PADDING
 from heron_common.data.batch_order import BatchOrder
 from heron_common.data.held_out import split_shard
@@ -20,9 +21,8 @@ from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.ids import RoundReference
-from heron_common.presets import PRESETS
+from heron_server.exports.trained_model import load_trained
 from heron_server.training.evaluation import Score, evaluate
-from heron_server.training.trained_model import load_trained
 from tests.harness.cluster import Cluster, wait_for_exit
 from tests.harness.tokenizers import word_tokenizer
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from heron_common.data.partition import SampleOrder, permutation
-from heron_common.directions import PerturbationSeed, derive_seed, raw_words
 from heron_common.ids import RoundReference
-from heron_common.tensors import Int64Array
+from heron_common.numerics.directions import PerturbationSeed, derive_seed, raw_words
+from heron_common.numerics.tensors import Int64Array
 
 
 class Draw(NamedTuple):

@@ -13,7 +13,7 @@ from heron_common.data.image_files import ImageRows
 from heron_common.data.reading import SampleReader
 from heron_common.data.rows import StringRows
 from heron_common.data.sources import DataSource
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError, DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 DIGITS_SPECIFICATION = DataSpecification("digits", (1, 8, 8), 10, mean=4.8, standard_deviation=16.0)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from heron_common.directions import PerturbationSeed
+from heron_common.numerics.directions import PerturbationSeed
 
 _WORDS_AT_ONCE = 64
 

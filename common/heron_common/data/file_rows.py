@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_common.errors import DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 
 class FileRows:

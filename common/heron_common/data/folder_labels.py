@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 
 class FolderLabels:

@@ -8,9 +8,9 @@ import numpy as np
 
 from heron_common.data.batch_order import Draw
 from heron_common.data.partition import permutation
-from heron_common.directions import derive_seed
 from heron_common.ids import RoundReference
-from heron_common.tensors import Int64Array
+from heron_common.numerics.directions import derive_seed
+from heron_common.numerics.tensors import Int64Array
 
 _ALL_ROUNDS = RoundReference(0, 0)
 """The same samples are held out in every round and attempt, or the model would be scored on what it was trained on."""

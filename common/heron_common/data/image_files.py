@@ -14,7 +14,7 @@ from heron_common.data.left_out import LeftOut
 from heron_common.data.rows import RowReader
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 _MODES = {1: "L", 3: "RGB"}
 

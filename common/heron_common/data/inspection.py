@@ -15,8 +15,8 @@ from heron_common.data.labels import LabelReader
 from heron_common.data.reading import SampleReader, Samples
 from heron_common.data.sources import DataSource
 from heron_common.errors import DataError
-from heron_common.tensors import Int64Array
-from heron_common.text_lengths import smallest_lengths
+from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.text_lengths import smallest_lengths
 
 _ROWS_AT_ONCE = 256
 _SHOWN = 20

@@ -12,7 +12,7 @@ from heron_common.data.folder_labels import FolderLabels
 from heron_common.data.numbers import is_whole_number, whole_number
 from heron_common.data.rows import RowReader, StringRows, numbers_of, place_of
 from heron_common.errors import DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 _NAMES_SHOWN = 20
 

@@ -9,10 +9,10 @@ from enum import StrEnum
 import numpy as np
 
 from heron_common.data.dirichlet import dirichlet
-from heron_common.directions import PerturbationSeed, derive_seed, raw_words
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.ids import RoundReference
-from heron_common.tensors import Int64Array
+from heron_common.numerics.directions import PerturbationSeed, derive_seed, raw_words
+from heron_common.numerics.tensors import Int64Array
 
 _SHARD_SEED = PerturbationSeed(0x5348415244, 1)
 _DEAL_SEED = PerturbationSeed(0x5348415244, 2)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from heron_common.data.digits import MemoryRows
 from heron_common.data.rows import RowReader, StringRows, check_characters
 from heron_common.errors import ConfigurationError, DataError, HeronError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 PYTHON_USAGE = "python:package.module:callable (returns arrays x and y, or an object with len() whose [i] is one x and y)"
 

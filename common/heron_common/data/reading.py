@@ -17,8 +17,8 @@ from heron_common.data.text_files import TextFiles
 from heron_common.data.text_samples import TextSamples, TokenSamples
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import DataError
-from heron_common.tensors import Int64Array
-from heron_common.text_lengths import cut_to_length, smallest_lengths
+from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.text_lengths import cut_to_length, smallest_lengths
 
 Samples = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from heron_common.data.numbers import decimal_number
 from heron_common.errors import DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 
 class RowReader(Protocol):

@@ -31,7 +31,7 @@ from heron_common.data.specification import parse_specification as parse_specifi
 from heron_common.data.text_files import TEXT_USAGE, TextFiles, open_text
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from heron_common.data.rows import NoLabels, RowReader
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.data.unpacked import unpacked_once
 from heron_common.errors import ConfigurationError, DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 TEXT_USAGE = "text:PATH (a file, or a folder of .txt files, for next-token)"
 

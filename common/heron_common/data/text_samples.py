@@ -13,7 +13,7 @@ from heron_common.assignment import IGNORED, PADDING, DataSpecification, Task
 from heron_common.data.rows import RowReader, StringRows
 from heron_common.data.tokeniser import TokenisedText, Tokeniser
 from heron_common.errors import DataError
-from heron_common.tensors import Int64Array
+from heron_common.numerics.tensors import Int64Array
 
 
 class TextSamples:

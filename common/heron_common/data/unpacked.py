@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from heron_common.atomic import replace_atomically
 from heron_common.errors import DataError
-from heron_common.user_directories import cache_home
+from heron_common.files.atomic import replace_atomically
+from heron_common.files.user_directories import cache_home
 
 PACKING_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError)
 """What damaged .gz and .tar.gz files raise; other OSErrors are about the disk, not about the content."""

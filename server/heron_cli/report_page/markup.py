@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from heron_common.foreign_text import printable
+from heron_common.terminal.foreign_text import printable
 
 Cell = str
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from heron_common.addresses import split_host_port
 from heron_common.errors import ConfigurationError, TransportError
+from heron_common.process.addresses import split_host_port
 
 TIMEOUT_SECONDS = 5.0
 _MAX_BYTES = 1 << 20

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.tls_directory import date_of
+from heron_common.files.tls_directory import date_of
 from heron_server.certificates.presented import PresentedCertificate
 from heron_server.certificates.record import serial_text
 

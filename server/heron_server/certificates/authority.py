@@ -12,11 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from heron_common.atomic import write_atomically
-from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
+from heron_common.files.atomic import write_atomically
+from heron_common.files.directory_lock import DirectoryLock
+from heron_common.files.tls_directory import AUTHORITY_KEY_FILE, CA_FILE, REVOCATION_FILE, TlsRole
 from heron_common.ids import checked_client_name
-from heron_common.tls_directory import AUTHORITY_KEY_FILE, CA_FILE, REVOCATION_FILE, TlsRole
 from heron_server.certificates.making import (
     AUTHORITY_YEARS,
     Issuer,

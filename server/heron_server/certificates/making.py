@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from heron_common.tls_directory import TlsRole
+from heron_common.files.tls_directory import TlsRole
 
 AUTHORITY_YEARS = 10
 

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from heron_common.atomic import write_json_atomically
 from heron_common.errors import StorageError
-from heron_common.tls_directory import TlsRole
+from heron_common.files.atomic import write_json_atomically
+from heron_common.files.tls_directory import TlsRole
 
 DEFAULT_DAYS = 365.0
 """A year: a device that nobody visits for longer is better forgotten."""

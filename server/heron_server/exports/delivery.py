@@ -16,9 +16,9 @@ from heron_common.errors import ConfigurationError, ProgramError, StorageError
 from heron_common.version import VERSION
 from heron_server.exports import formats, hub
 from heron_server.exports.formats import Run
+from heron_server.exports.trained_model import TrainedModel
 from heron_server.exports.whole import Samples, Whole, check_difference, has_adapters, random_samples, whole_of
-from heron_server.models.pretrained import PREFIX
-from heron_server.training.trained_model import TrainedModel
+from heron_server.models.transformer.pretrained import PREFIX
 
 
 class ExportFormat(StrEnum):

@@ -10,8 +10,8 @@ from typing import Any
 from heron_common.assignment import Task
 from heron_server.exports.formats import NOTE, Run
 from heron_server.exports.whole import Whole
-from heron_server.models.pretrained import PREFIX
 from heron_server.models.split_model import SplitModel
+from heron_server.models.transformer.pretrained import PREFIX
 
 BASE = "base"
 """Folder of the model without its adapters, below the one of the adapters: its last layers were trained too, so the original would not do."""

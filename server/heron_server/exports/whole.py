@@ -13,8 +13,8 @@ from heron_common.assignment import PADDING, Task
 from heron_common.errors import ConfigurationError, ParityError
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.models.token_input import TokenInput
-from heron_server.models.transformer_families import longest_sequence
-from heron_server.models.user_module import whole_state
+from heron_server.models.transformer.transformer_families import longest_sequence
+from heron_server.models.user.user_module import whole_state
 
 TOLERANCE = 1e-4
 """Of outputs, relative to the largest: merged adapters, fused operations and another library's kernels differ by rounding."""

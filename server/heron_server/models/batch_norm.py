@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heron_common.errors import ProgramError
-from heron_common.tensors import Float32Array
+from heron_common.numerics.tensors import Float32Array
 
 
 class FrozenStatistics(nn.Module):

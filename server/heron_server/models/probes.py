@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from heron_common.data.reading import SampleReader
-from heron_common.tensors import Float32Array
+from heron_common.numerics.tensors import Float32Array
 
 _NUMBERS = 1 << 16
 """A model is run once on all of them, so that nothing that is tried later is new to it: as many samples as have so many numbers together ..."""

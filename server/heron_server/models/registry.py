@@ -11,16 +11,16 @@ from pydantic import ValidationError
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
-from heron_common.spelling import did_you_mean
+from heron_common.terminal.spelling import did_you_mean
 from heron_server.models.cnn import CnnOptions, build_cnn
 from heron_server.models.family_options import FamilyOptions
-from heron_server.models.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.probes import Probes
 from heron_server.models.resnet import ResnetOptions, build_resnet
 from heron_server.models.split_model import SplitModel
-from heron_server.models.transformer import build_transformer
-from heron_server.models.user_code import PREFIX
-from heron_server.models.user_module import UserModel
+from heron_server.models.transformer.pretrained import PREFIX as HUB_PREFIX
+from heron_server.models.transformer.transformer import build_transformer
+from heron_server.models.user.user_code import PREFIX
+from heron_server.models.user.user_module import UserModel
 
 _FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification, str], SplitModel]]] = {
     "cnn": (CnnOptions, build_cnn),

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, IGNORED, PADDING, BlobReference, DataSpecification, ModelSpec, Task
-from heron_common.tensors import DType, Float32Array, TensorSpec
+from heron_common.numerics.tensors import DType, Float32Array, TensorSpec
 from heron_server.models.base import BaseStorage, FrozenTensor, frozen_tensors, named_frozen
 from heron_server.models.batch_norm import running_statistics
 from heron_server.models.probes import Probes
 from heron_server.models.token_input import TokenInput
-from heron_server.models.vocabulary_loss import next_token_losses
+from heron_server.models.transformer.vocabulary_loss import next_token_losses
 
 SampleLosses = Callable[[Any, torch.Tensor], torch.Tensor]
 """(what a head or back returns, labels) -> [B]."""

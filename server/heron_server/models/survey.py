@@ -11,13 +11,13 @@ from torch import nn
 
 from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
-from heron_server.models.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.probes import Probes
 from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel
-from heron_server.models.transformer_survey import block_places
-from heron_server.models.user_code import PREFIX
-from heron_server.models.user_module import UserModel
+from heron_server.models.transformer.pretrained import PREFIX as HUB_PREFIX
+from heron_server.models.transformer.transformer_survey import block_places
+from heron_server.models.user.user_code import PREFIX
+from heron_server.models.user.user_module import UserModel
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heron_common.base_layout import BaseLayout, base_layout
-from heron_common.tensors import DType, num_parameters
+from heron_common.numerics.base_layout import BaseLayout, base_layout
+from heron_common.numerics.tensors import DType, num_parameters
 from heron_server.models.base import named_frozen
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.programs.cost import client_cost

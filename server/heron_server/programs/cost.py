@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from heron_common.plan import Plan
+from heron_common.algorithm.plan import Plan
 from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters
 
 PERTURBATION_FLOPS_PER_WEIGHT = 8

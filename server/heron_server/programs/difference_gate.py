@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from heron_common.directions import Directions, derive_seed
+from heron_common.algorithm.plan import Objective, Plan
 from heron_common.errors import ParityError
 from heron_common.ids import RoundReference
-from heron_common.layout import FlatLayout
-from heron_common.plan import Objective, Plan
-from heron_common.tensors import Float32Array, Float64Array
-from heron_common.zeroth_order import FiniteDifference, directional_derivatives
+from heron_common.numerics.directions import Directions, derive_seed
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import Float32Array, Float64Array
+from heron_common.numerics.zeroth_order import FiniteDifference, directional_derivatives
 from heron_server.models.split_model import SplitModel, flat_parameters, predict, trained_parameters
 from heron_server.programs.compile import ClientPart
 from heron_server.programs.cost import client_cost

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
 from heron_common.assignment import (
     Assignment,
     BlobReference,
@@ -19,9 +20,8 @@ from heron_common.assignment import (
 )
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.plan import ServerSchedule, UpdateEncoding
-from heron_common.tensors import Float32Array, TensorSpec, check_specs, total_bytes
-from heron_common.text_lengths import announced_model
+from heron_common.numerics.tensors import Float32Array, TensorSpec, check_specs, total_bytes
+from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.held_out import HeldOutUploads
 from heron_server.rounds.schedule import TrainingOrder, UploadSlot

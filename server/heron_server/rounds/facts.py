@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from heron_common.algorithm.plan import Algorithm
 from heron_common.assignment import BlobReference, DataSpecification, ModelSpec, ProgramReference
-from heron_common.plan import Algorithm
 
 
 @dataclass(frozen=True)

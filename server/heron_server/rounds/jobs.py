@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from heron_common.algorithm.plan import Plan
 from heron_common.ids import RoundReference
-from heron_common.plan import Plan
-from heron_common.tensors import Float32Array
+from heron_common.numerics.tensors import Float32Array
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 
 

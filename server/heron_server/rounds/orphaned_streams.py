@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from heron_common.clock import Clock
+from heron_common.process.clock import Clock
 
 STALLED_STREAM_SECONDS = 5.0
 """A stream whose round is over hears so with its next chunk; after so long it is cancelled."""

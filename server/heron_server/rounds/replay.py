@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.assignment import weight_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.layout import FlatLayout
-from heron_common.plan import UpdateEncoding
-from heron_common.tensors import Float32Array, decode
-from heron_common.update_log import replay, weights_digest
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import Float32Array, decode
+from heron_common.numerics.update_log import replay, weights_digest
 from heron_server.rounds.attempt import Attempt
 
 

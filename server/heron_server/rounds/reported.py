@@ -9,8 +9,8 @@ import numpy as np
 from heron_common.assignment import LocalStatistics, ModelSpec
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.reported_ranges import out_of_range
-from heron_common.tensors import num_parameters
+from heron_common.numerics.tensors import num_parameters
+from heron_common.protocol.reported_ranges import out_of_range
 from heron_server.storage.spool import SpoolEntry
 
 MOST_CHANGE = {"second_moment": 100.0, "derivative_quantile": 10.0}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 
-from heron_common.clock import Clock
-from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
+from heron_common.process.clock import Clock
+from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.beginning import PreparedInputs, begin_attempt

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from heron_common.data.partition import permutation
-from heron_common.directions import derive_seed
 from heron_common.ids import RoundReference
+from heron_common.numerics.directions import derive_seed
 
 
 class Phase(StrEnum):

@@ -8,9 +8,9 @@ import math
 import threading
 from dataclasses import replace
 
-from heron_common.clock import Clock
-from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import StorageError
+from heron_common.process.clock import Clock
+from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.jobs import Job, RoundInputs
 from heron_server.rounds.owner import RoundOwner

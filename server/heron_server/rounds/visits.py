@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import new_token
+from heron_common.process.clock import Clock
 from heron_server.rounds.clients import ClientRecord
 
 VISITS_BY_ADDRESS = 128

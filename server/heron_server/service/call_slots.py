@@ -14,11 +14,11 @@ from typing import Any
 
 import grpc
 
-from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.grpc_options import STREAMS_PER_CLIENT
-from heron_common.timing import LONGEST_STALL_SECONDS, Timing
+from heron_common.process.clock import Clock
+from heron_common.protocol.grpc_options import STREAMS_PER_CLIENT
+from heron_common.protocol.timing import LONGEST_STALL_SECONDS, Timing
 from heron_server.service.call_pool import CallPool, OpenCall, PoolFullError
 from heron_server.service.seldom import SeldomWarnings
 

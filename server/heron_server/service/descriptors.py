@@ -8,7 +8,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from heron_common.clock import Clock
+from heron_common.process.clock import Clock
 from heron_server.service.seldom import SeldomWarnings
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import grpc
 
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
-from heron_common.seal import Damaged, Unparsable, forgiving, opening, sealing
+from heron_common.protocol.seal import Damaged, Unparsable, forgiving, opening, sealing
 from heron_common.version import PROTOCOL_VERSION
 
 _SERVICE = "/heron.v1."

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from heron_common.addresses import join_host_port
-from heron_common.clock import Clock
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError
-from heron_common.grpc_options import server_options
-from heron_common.timing import Timing
+from heron_common.process.addresses import join_host_port
+from heron_common.process.clock import Clock
+from heron_common.protocol.grpc_options import server_options
+from heron_common.protocol.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
 from heron_server.service.call_slots import CallSlots, SlotInterceptor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from heron_common.tls_directory import REVOCATION_FILE, TlsRole, date_of, read_credentials
+from heron_common.files.tls_directory import REVOCATION_FILE, TlsRole, date_of, read_credentials
 from heron_server.certificates.admission import Admission
 from heron_server.certificates.revocation import RevocationList
 from heron_server.service.guard import CertificateGuard

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from heron_common.atomic import write_atomically
 from heron_common.errors import CheckpointError, StorageError
-from heron_common.plain_files import is_plain, plain_folder, read_plain
-from heron_common.process_memory import available_memory
-from heron_common.tensors import Float64Array
+from heron_common.files.atomic import write_atomically
+from heron_common.files.plain_files import is_plain, plain_folder, read_plain
+from heron_common.numerics.tensors import Float64Array
+from heron_common.process.process_memory import available_memory
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from heron_common.atomic import finite, write_atomically, write_json_atomically
-from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import CheckpointError, ConfigurationError
-from heron_common.plain_files import MOST_DOCUMENT_BYTES, plain_folder, plain_name, read_plain
-from heron_common.process_memory import available_memory
+from heron_common.files.atomic import finite, write_atomically, write_json_atomically
+from heron_common.files.plain_files import MOST_DOCUMENT_BYTES, plain_folder, plain_name, read_plain
+from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.process.process_memory import available_memory
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from heron_common.atomic import write_atomically
 from heron_common.errors import StorageError
-from heron_common.tensors import Float32Array
+from heron_common.files.atomic import write_atomically
+from heron_common.numerics.tensors import Float32Array
 
 _NAME = "probes.safetensors"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from heron_common.assignment import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
-from heron_common.reported_ranges import within_ranges
+from heron_common.protocol.reported_ranges import within_ranges
 
 
 @dataclass(frozen=True)

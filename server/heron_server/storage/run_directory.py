@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heron_common.atomic import write_json_atomically
-from heron_common.directory_lock import DirectoryLock
 from heron_common.errors import ConfigurationError, StorageError
+from heron_common.files.atomic import write_json_atomically
+from heron_common.files.directory_lock import DirectoryLock
+from heron_common.files.plain_files import MOST_DOCUMENT_BYTES, read_plain
 from heron_common.ids import new_token
-from heron_common.plain_files import MOST_DOCUMENT_BYTES, read_plain
-from heron_common.tensors import Float32Array
+from heron_common.numerics.tensors import Float32Array
 from heron_server.storage.probe_file import write_probe_file
 
 _IDENTITY = "run.json"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.errors import SpoolFullError, StorageError
-from heron_common.plain_files import is_plain
+from heron_common.files.plain_files import is_plain
+from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_server.storage.recorded import StoredFile
 
 

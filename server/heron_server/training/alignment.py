@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from heron_common.plan import Alignment
-from heron_common.tensors import Float32Array
+from heron_common.algorithm.plan import Alignment
+from heron_common.numerics.tensors import Float32Array
 from heron_server.models.split_model import SplitModel, device_of, flat_parameters, predict, trained_parameters
 from heron_server.training.aligned import aligned_tensor
 from heron_server.training.uploads import DecodedUpload, padded_alike

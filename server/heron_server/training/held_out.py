@@ -6,7 +6,7 @@ from typing import Any
 
 from heron_common.assignment import ModelSpec, UploadKey, UploadPurpose, evaluation_specs
 from heron_common.ids import RoundReference
-from heron_common.text_lengths import of_length
+from heron_common.specification.text_lengths import of_length
 from heron_server.rounds.jobs import ScoreJob
 from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.training.evaluation import Score

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from heron_common.ids import RoundReference
-from heron_common.reported_ranges import known_figure
+from heron_common.protocol.reported_ranges import known_figure
 from heron_server.rounds.jobs import RoundInputs, SaveJob
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.trainer import Trainer

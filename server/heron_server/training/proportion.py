@@ -15,7 +15,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from heron_common.tensors import Float64Array
+from heron_common.numerics.tensors import Float64Array
 
 WINDOW = 32
 """Values that are kept of a figure."""

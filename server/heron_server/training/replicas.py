@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.tensors import Float64Array
+from heron_common.numerics.tensors import Float64Array
 
 MakeOptimiser = Callable[[nn.Module], torch.optim.Optimizer]
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from heron_common.tensors import Float32Array
+from heron_common.numerics.tensors import Float32Array
 from heron_server.models.split_model import trained_parameters
 from heron_server.training.proportion import Proportion, StepReason, StepRefusal
 

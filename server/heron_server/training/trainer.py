@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from heron_common.errors import ConfigurationError
-from heron_common.tensors import Float32Array, Float64Array
+from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_server.models.batch_norm import flat_statistics, load_flat_statistics
 from heron_server.models.split_model import (
     SplitModel,

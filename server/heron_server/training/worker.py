@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from heron_common.algorithm.plan import Algorithm
 from heron_common.assignment import LocalStatistics, ModelSpec, Task
-from heron_common.clock import Clock
-from heron_common.crash_points import CrashPoint, crash_point
 from heron_common.data.reading import SampleReader
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
-from heron_common.plan import Algorithm
-from heron_common.reported_ranges import known_figure
+from heron_common.process.clock import Clock
+from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.protocol.reported_ranges import known_figure
 from heron_server.metrics import ServerMetrics
 from heron_server.programs.publish import scales_in_round, scales_of
-from heron_server.rounds.aggregation import aggregation_weights
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.reported import combined
 from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.ledger import Ledger
 from heron_server.summary import RoundRecord, round_rows, skipped_round
+from heron_server.training.aggregation import aggregation_weights
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.evaluation import evaluate

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 
 import grpc
 
-from heron_common.seal import seal
+from heron_common.protocol.seal import seal
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.harness.raw_http2 import flood

@@ -14,8 +14,8 @@ import grpc
 import pytest
 import torch
 
-from heron_client.channel import SealingChannel
-from heron_common.grpc_options import channel_options
+from heron_client.network.channel import SealingChannel
+from heron_common.protocol.grpc_options import channel_options
 from heron_common.version import PROTOCOL_VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub

@@ -1,0 +1,238 @@
+"""What an algorithm is: a plan (what a client does in a round) and what the server does around it, as frozen values.
+
+An algorithm is a plan, not a subclass: every client runs every plan with the same loop. The table of presets is in `presets.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from heron_common.algorithm.aggregation_rule import AggregationRule
+from heron_common.numerics.directions import DirectionDistribution
+from heron_common.numerics.wire_dtypes import WireDtype
+from heron_common.numerics.zeroth_order import FiniteDifference
+
+
+class Objective(StrEnum):
+    """Whose loss the front descends: a local head's, the server's by its scalars, or the server's by its gradients at the cut."""
+
+    NONE = "none"
+    AUXILIARY = "auxiliary"
+    SERVER = "server"
+    CUT_GRADIENT = "cut_gradient"
+
+
+class Estimator(StrEnum):
+    """How a client finds its direction of descent."""
+
+    NONE = "none"
+    ZEROTH_ORDER = "zeroth_order"
+    FIRST_ORDER = "first_order"
+
+
+class ClientOptimiser(StrEnum):
+    """How a client turns an estimate or a gradient into a step; the state of all of them starts anew each round."""
+
+    SGD = "sgd"
+    MOMENTUM = "momentum"
+    ADAM = "adam"
+    ADAMW = "adamw"
+    SCALAR_ADAPTIVE = "scalar_adaptive"
+
+
+class HeadTraining(StrEnum):
+    """Who trains the auxiliary head: nobody (unused), the client with its front, the server first-order on the labels, or the server by alignment.
+
+    ALIGNMENT keeps a head per client and fits its gradients at the cut to the back's (FSL-SAGE, arXiv 2505.23182).
+    """
+
+    NONE = "none"
+    CLIENT = "client"
+    SERVER = "server"
+    ALIGNMENT = "alignment"
+
+
+class DirectionScale(StrEnum):
+    """The standard deviation of a direction's entries: 1, each tensor's root mean square, or that of all trained weights together.
+
+    BLOCK_RMS is the last in one layer a round, the layers in turn, and 0 in the others: fewer weights move at a time, each by a better estimate.
+    """
+
+    UNIT = "unit"
+    TENSOR_RMS = "tensor_rms"
+    GLOBAL_RMS = "global_rms"
+    BLOCK_RMS = "block_rms"
+
+
+class ServerSchedule(StrEnum):
+    """In which order the server trains on uploads: as they arrive, client after client, step after step, or a step's uploads mixed."""
+
+    ARRIVAL = "arrival"
+    SEQUENTIAL = "sequential"
+    LOCKSTEP = "lockstep"
+    SHUFFLED = "shuffled"
+
+
+class Weighting(StrEnum):
+    """How clients count in the average: by the rows the server received from them, or all alike."""
+
+    EXAMPLES = "examples"
+    UNIFORM = "uniform"
+
+
+class UpdateEncoding(StrEnum):
+    """What a client submits: the coefficients of its directions, or its resulting weights; AUTO leaves the choice to the server's counts."""
+
+    AUTO = "auto"
+    LOG = "log"
+    DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a client does in one round. Sent with every assignment; complete, so that a client needs no table."""
+
+    preset: str
+    objective: Objective
+    estimator: Estimator
+    difference: FiniteDifference
+    distribution: DirectionDistribution
+    direction_groups: int
+    smoothing_radius: float
+    head_training: HeadTraining
+    local_steps: int
+    upload_interval: int
+    batch_size: int
+    micro_batch: int
+    optimiser: ClientOptimiser
+    learning_rate: float
+    clip_factor: float
+    num_directions: int = 1
+    """Directions per group; each costs another pass of the group and divides the estimate's variance."""
+    wire_dtype: WireDtype = WireDtype.FLOAT32
+    """Of activations and of gradients at the cut; losses and finite differences are never quantised."""
+    update_encoding: UpdateEncoding = UpdateEncoding.DENSE
+    momentum: float = 0.9
+    """Of the momentum optimiser; nine tenths is everybody's default."""
+    weight_decay: float = 0.0
+    """Decoupled, of adamw."""
+
+    @property
+    def trains_front(self) -> bool:
+        """Whether the front's weights change in this round."""
+        return self.estimator is not Estimator.NONE
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the client's step covers the auxiliary head too."""
+        return self.trains_front and self.head_training is HeadTraining.CLIENT
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether the client evaluates the auxiliary head at all."""
+        return self.trains_front and self.objective is Objective.AUXILIARY
+
+    @property
+    def num_probes(self) -> int:
+        """How many perturbed copies of the batch's activations go up with each step: 0 unless the server judges them."""
+        if self.objective is not Objective.SERVER or not self.trains_front:
+            return 0
+        return self.num_directions * (1 if self.difference is FiniteDifference.FORWARD else 2)
+
+    @property
+    def needs_cut_gradient(self) -> bool:
+        """Whether every upload is answered with lambda, the gradients of its samples' losses at the cut."""
+        return self.trains_front and self.objective is Objective.CUT_GRADIENT
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether a step needs the server's answer to its own upload."""
+        return self.num_probes > 0 or self.needs_cut_gradient
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether a step evaluates perturbed weights."""
+        return self.estimator is Estimator.ZEROTH_ORDER
+
+    @property
+    def logs(self) -> bool:
+        """Whether the client submits its coefficients instead of its weights."""
+        return self.perturbs and self.update_encoding is UpdateEncoding.LOG
+
+    def uploads_at(self, local_step: int) -> bool:
+        """Whether the server trains on this step's activations."""
+        return local_step % self.upload_interval == 0
+
+    def sends_at(self, local_step: int) -> bool:
+        """Whether anything goes up at this step: an upload, or probes for the server to judge."""
+        return self.num_probes > 0 or self.uploads_at(local_step)
+
+    @property
+    def sending_steps(self) -> tuple[int, ...]:
+        """The local steps at which something goes up, in order."""
+        return tuple(step for step in range(self.local_steps) if self.sends_at(step))
+
+    @property
+    def group_size(self) -> int:
+        """Samples that share a direction."""
+        return self.batch_size // self.direction_groups
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the server fits each client's head to the gradients at the cut (FSL-SAGE, arXiv 2505.23182, alignment)."""
+
+    interval_rounds: int = 1
+    """Every so many rounds; the paper's code aligns every tenth of its much longer rounds."""
+    epochs: int = 10
+    """Passes over the rows that were kept."""
+    learning_rate: float = 1e-3
+    """Adam's, as in the authors' code."""
+    max_rows: int = 1000
+    """Latest rows per client that are kept for it, as in the authors' code."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A plan and what the server does around it."""
+
+    plan: Plan
+    schedule: ServerSchedule
+    weighting: Weighting
+    direction_scale: DirectionScale
+    scale_floor: float
+    warmup_rounds: int
+    final_rate_fraction: float
+    """The client's learning rate falls linearly over the run to this fraction of itself; 1 keeps it constant."""
+    aggregation: AggregationRule = AggregationRule.MEAN
+    replicates_back: bool = False
+    """Whether every client has a back of its own, averaged with the fronts at the end of a round (SFLV1, arXiv 2004.12088)."""
+    alignment: Alignment = Alignment()
+    rate_times_dimension: float = math.inf
+    """The client's learning rate is at most this over the number of trained weights: plain zeroth-order descent is stable up to 1/(L d) only
+    (Nesterov and Spokoiny 2017, theorem 8)."""
+    rate_times_root_dimension: float = math.inf
+    """The client's learning rate is at most this over the root of the number of trained weights: the more weights, the more of a step is noise, which
+    clients with unlike data do not average away."""
+
+    def rate_at_most(self, dimension: int) -> float:
+        """Return the largest client learning rate for so many trained weights."""
+        return min(self.rate_times_dimension / dimension, self.rate_times_root_dimension / math.sqrt(dimension))
+
+    def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False, step_factor: float = 1.0) -> Plan:
+        """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly.
+
+        Args:
+            round_index, num_rounds: where in the run.
+            rests: keep the front as it is, because it diverged.
+            step_factor: the share of its learning rate that it takes, less than 1 once a run had to go back.
+
+        """
+        if round_index < self.warmup_rounds or rests:
+            return dataclasses.replace(self.plan, objective=Objective.NONE, estimator=Estimator.NONE)
+        progress = round_index / num_rounds
+        rate = self.plan.learning_rate * (1.0 - (1.0 - self.final_rate_fraction) * progress) * step_factor
+        return dataclasses.replace(self.plan, learning_rate=rate)

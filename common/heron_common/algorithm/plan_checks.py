@@ -1,0 +1,162 @@
+"""Every mistake in a plan or an algorithm, all at once, each with the two fields that contradict each other and the remedy."""
+
+from __future__ import annotations
+
+import math
+
+from heron_common.algorithm.plan import (
+    Algorithm,
+    ClientOptimiser,
+    Estimator,
+    HeadTraining,
+    Objective,
+    Plan,
+    ServerSchedule,
+    UpdateEncoding,
+)
+from heron_common.assignment import HEAD_STATISTICS, ModelSpec
+from heron_common.numerics.directions import DirectionDistribution
+from heron_common.numerics.wire_dtypes import WireDtype
+from heron_common.numerics.zeroth_order import FiniteDifference
+
+_REPLAYED = {ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE}
+"""Optimisers whose step is a sum of directions, so that a list of coefficients is the whole step."""
+
+MAX_COUNT = 1_000_000
+"""Of steps, samples, groups and directions: a client that is told more has been told nonsense, and would be at it for ever."""
+
+
+def plan_mistakes(plan: Plan) -> list[str]:
+    """Return every mistake in a complete plan, each one sentence with what to write instead; empty if there is none."""
+    counts = ("local_steps", "upload_interval", "batch_size", "direction_groups", "num_directions", "micro_batch")
+    reals = (("smoothing_radius", plan.smoothing_radius), ("client_learning_rate", plan.learning_rate), ("clip_factor", plan.clip_factor))
+    wrong = [name for name in counts if not 1 <= getattr(plan, name) <= MAX_COUNT]
+    mistakes = [f"{name} must be at least 1 and at most {MAX_COUNT}, not {getattr(plan, name)}: give such a number" for name in wrong]
+    mistakes += [
+        f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
+        for name, value in reals
+        if not (value > 0 and math.isfinite(value))
+    ]
+    mistakes += [
+        f"{name} must be at least 0 and below {limit:g}, not {value}: give such a number"
+        for name, value, limit in (("client_momentum", plan.momentum, 1.0), ("client_weight_decay", plan.weight_decay, math.inf))
+        if not 0 <= value < limit
+    ]
+    return mistakes + _size_mistakes(plan, set(wrong)) + _objective_mistakes(plan) + _encoding_mistakes(plan)
+
+
+def _size_mistakes(plan: Plan, wrong: set[str]) -> list[str]:
+    mistakes: list[str] = []
+    if not wrong & {"upload_interval", "local_steps"} and plan.upload_interval > plan.local_steps:
+        mistakes.append(
+            f"upload_interval {plan.upload_interval} exceeds local_steps {plan.local_steps}: the server would train once a round; lower it"
+        )
+    if wrong & {"batch_size", "direction_groups"}:
+        return mistakes
+    if plan.batch_size % plan.direction_groups:
+        mistakes.append(f"direction_groups {plan.direction_groups} does not divide batch_size {plan.batch_size}: choose a divisor")
+    elif "micro_batch" not in wrong and plan.group_size % plan.micro_batch:
+        mistakes.append(f"micro_batch {plan.micro_batch} does not divide a group of {plan.group_size} samples: choose a divisor")
+    return mistakes
+
+
+def _objective_mistakes(plan: Plan) -> list[str]:
+    mistakes: list[str] = []
+    if plan.objective is Objective.NONE and plan.trains_front:
+        mistakes.append(
+            f"objective=none gives estimator={plan.estimator.value} nothing to descend: set objective to auxiliary, server or cut_gradient, or estimator to none"
+        )
+    if plan.objective is Objective.AUXILIARY and plan.head_training is HeadTraining.NONE:
+        mistakes.append("objective=auxiliary needs a head: set head_training to client, server or alignment, not none")
+    if plan.objective is Objective.SERVER and plan.head_training in (HeadTraining.CLIENT, HeadTraining.ALIGNMENT):
+        mistakes.append(f"objective=server has no local head to train: set head_training to none or server, not {plan.head_training.value}")
+    if plan.objective is Objective.SERVER and plan.estimator is Estimator.FIRST_ORDER:
+        mistakes.append("objective=server returns scalars, which estimator=first_order cannot use: set objective to cut_gradient")
+    if plan.objective is Objective.CUT_GRADIENT and plan.head_training is not HeadTraining.NONE:
+        mistakes.append(f"objective=cut_gradient needs no head: set head_training to none, not {plan.head_training.value}")
+    if plan.objective is Objective.CUT_GRADIENT and plan.upload_interval > 1:
+        mistakes.append(
+            f"objective=cut_gradient needs the gradients of every step, but upload_interval is {plan.upload_interval}: set upload_interval to 1"
+        )
+    if plan.estimator is Estimator.FIRST_ORDER and plan.optimiser is ClientOptimiser.SCALAR_ADAPTIVE:
+        mistakes.append(
+            "client_optimiser=scalar_adaptive scales directions, of which estimator=first_order has none: use sgd, momentum, adam or adamw"
+        )
+    if plan.trains_front and 0 < plan.weight_decay < math.inf and plan.optimiser is not ClientOptimiser.ADAMW:
+        mistakes.append(
+            f"client_weight_decay is adamw's alone, and client_optimiser={plan.optimiser.value} would ignore it: set client_optimiser to adamw"
+        )
+    return mistakes
+
+
+def _encoding_mistakes(plan: Plan) -> list[str]:
+    mistakes: list[str] = []
+    if plan.objective is Objective.SERVER and plan.wire_dtype is not WireDtype.FLOAT32:
+        mistakes.append(
+            f"objective=server takes differences of what wire_dtype={plan.wire_dtype.value} would round away: set wire_dtype to float32"
+        )
+    if plan.update_encoding is not UpdateEncoding.LOG or not plan.trains_front:
+        return mistakes
+    if plan.estimator is Estimator.FIRST_ORDER:
+        mistakes.append("update_encoding=log records directions, of which estimator=first_order has none: set update_encoding to dense")
+    elif plan.optimiser not in _REPLAYED:
+        mistakes.append(
+            f"update_encoding=log cannot replay client_optimiser={plan.optimiser.value}: use sgd or scalar_adaptive, or set update_encoding to dense"
+        )
+    if plan.distribution is not DirectionDistribution.RADEMACHER:
+        mistakes.append(
+            f"update_encoding=log needs directions that are equal on every machine, which distribution={plan.distribution.value} is not: "
+            "use rademacher, or set update_encoding to dense"
+        )
+    return mistakes
+
+
+def can_log(plan: Plan) -> bool:
+    """Whether a log of coefficients replays this plan's rounds exactly."""
+    return plan.perturbs and plan.optimiser in _REPLAYED and plan.distribution is DirectionDistribution.RADEMACHER
+
+
+def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
+    """Return every mistake in an algorithm whose plan is complete."""
+    plan = algorithm.plan
+    mistakes = plan_mistakes(plan)
+    if plan.objective is Objective.SERVER and algorithm.schedule is ServerSchedule.SEQUENTIAL:
+        mistakes.append("objective=server with server_schedule=sequential would idle every client but one: use arrival or lockstep")
+    if plan.waits_for_answers and algorithm.schedule is ServerSchedule.SHUFFLED:
+        mistakes.append(
+            f"objective={plan.objective.value} needs an answer to each upload, which server_schedule=shuffled does not give: use arrival or lockstep"
+        )
+    if algorithm.replicates_back and algorithm.schedule is ServerSchedule.SHUFFLED:
+        mistakes.append("server_schedule=shuffled mixes clients, but a back per client (sflv1) keeps them apart: use arrival or lockstep")
+    return mistakes
+
+
+def statistics_mistakes(plan: Plan, model: ModelSpec) -> list[str]:
+    """Return every mistake in a complete plan for a model whose batch normalisation takes the batch's own statistics; none for other models."""
+    if not model.statistics:
+        return []
+    layer = model.statistics[0].name.rpartition(".")[0]
+    other = "choose a normalisation that treats samples alone (norm=group or batch-frozen, batch_norm=frozen)"
+    mistakes: list[str] = []
+    if plan.direction_groups > 1:
+        mistakes.append(
+            f"direction_groups {plan.direction_groups} would normalise each group by itself, but norm=batch ({layer}) takes the statistics of the whole "
+            f"batch: set direction_groups to 1, or {other}"
+        )
+    elif plan.micro_batch < plan.batch_size:
+        mistakes.append(
+            f"micro_batch {plan.micro_batch} would normalise each part by itself, but norm=batch ({layer}) takes the statistics of the whole "
+            f"batch_size {plan.batch_size}: set micro_batch to {plan.batch_size}, or {other}"
+        )
+    if plan.objective is Objective.AUXILIARY and plan.difference is FiniteDifference.CENTRAL and plan.perturbs and plan.upload_interval > 1:
+        mistakes.append(
+            f"difference=central with upload_interval {plan.upload_interval} has steps without a base pass, which would leave the running statistics of "
+            f"norm=batch ({layer}) behind: set difference to forward or upload_interval to 1"
+        )
+    in_head = next((spec.name.rpartition(".")[0] for spec in model.statistics if spec.name.startswith(HEAD_STATISTICS)), None)
+    if plan.head_training is HeadTraining.ALIGNMENT and in_head is not None:
+        mistakes.append(
+            f"head_training=alignment fits a head sample by sample, but norm=batch in it ({in_head}) takes the statistics of a batch: give a head without "
+            "batch normalisation, or batch_norm=frozen"
+        )
+    return mistakes

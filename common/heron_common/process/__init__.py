@@ -1,0 +1,1 @@
+"""A process and its machine: clock, signals, addresses, memory, the metrics' port."""

@@ -1,0 +1,361 @@
+"""Domain values to protobuf and back, in pairs `x_to_proto` and `x_from_proto`; the only domain module that knows protobuf."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.assignment import (
+    MAX_COLUMNS,
+    MAX_LENGTHS,
+    Assignment,
+    BlobReference,
+    DataSpecification,
+    LocalStatistics,
+    Membership,
+    ModelSpec,
+    NextStep,
+    ProgramKind,
+    ProgramReference,
+    Task,
+    UploadAnswer,
+    UploadLoss,
+    UploadPurpose,
+    Wait,
+)
+from heron_common.assignment import Finished as FinishedRun
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import RefusedError
+from heron_common.ids import RoundReference
+from heron_common.numerics.directions import DirectionDistribution
+from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
+from heron_common.numerics.wire_dtypes import WireDtype
+from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_proto.v1 import split_training_pb2 as pb
+
+Member = TypeVar("Member")
+
+
+def _table(members: Any, wire_enum: Any, prefix: str) -> dict[Any, int]:
+    """Return {domain member: wire number}; fails at import if the two enums do not name the same things."""
+    table = {member: wire_enum.Value(f"{prefix}_{member.name}") for member in members}
+    if len(table) != len(wire_enum.keys()) - 1:
+        raise RuntimeError(f"the wire enum with prefix {prefix} and its domain enum name different things")
+    return table
+
+
+_DTYPE = _table(DType, pb.DType, "DTYPE")
+_PROGRAM_KIND = _table(ProgramKind, pb.ProgramKind, "PROGRAM_KIND")
+_TASK = _table(Task, pb.Task, "TASK")
+_PURPOSE = _table(UploadPurpose, pb.UploadPurpose, "UPLOAD_PURPOSE")
+_ENCODING = _table((UpdateEncoding.DENSE, UpdateEncoding.LOG), pb.UpdateEncoding, "UPDATE_ENCODING")
+_PLAN_ENUMS: dict[str, dict[Any, int]] = {
+    "objective": _table(Objective, pb.Objective, "OBJECTIVE"),
+    "estimator": _table(Estimator, pb.Estimator, "ESTIMATOR"),
+    "difference": _table(FiniteDifference, pb.FiniteDifference, "FINITE_DIFFERENCE"),
+    "distribution": _table(DirectionDistribution, pb.DirectionDistribution, "DIRECTION_DISTRIBUTION"),
+    "head_training": _table(HeadTraining, pb.HeadTraining, "HEAD_TRAINING"),
+    "optimiser": _table(ClientOptimiser, pb.ClientOptimiser, "CLIENT_OPTIMISER"),
+    "wire_dtype": {member: _DTYPE[DType(member.value)] for member in WireDtype},
+    "update_encoding": _ENCODING,
+}
+
+
+MAX_TENSORS = 8192
+"""Of one kind in a message; a transformer of a hundred blocks has some two thousand."""
+
+MAX_NAME_CHARACTERS = 512
+"""Of a tensor: a path through modules."""
+
+MAX_CLASS_NAMES = 1 << 16
+"""In a data specification."""
+
+MAX_CHANNELS = 1 << 12
+"""With a mean and a deviation of their own."""
+
+SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.001, 3600.0
+"""Between two questions of a client without work."""
+
+MAX_LOSSES = 1 << 16
+"""In an answer: far more uploads than a client has under way."""
+
+
+def _few(values: Any, most: int, what: str) -> Any:
+    """Return `values` if they are not too many: a message of a mebibyte may hold half a million of them, and each becomes an object."""
+    if len(values) > most:
+        raise RefusedError(ErrorCode.OVERSIZED, f"a message has at most {most} {what}, but {len(values)} came: update the older side")
+    return values
+
+
+def _member(table: dict[Member, int], number: int, what: str) -> Member:
+    for member, value in table.items():
+        if value == number:
+            return member
+    raise RefusedError(ErrorCode.INVALID_TENSOR, f"{what} {number} is not one that this version knows: update the older side")
+
+
+def tensor_spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
+    """Encode a tensor specification."""
+    return pb.TensorSpec(name=spec.name, dtype=_DTYPE[spec.dtype], shape=spec.shape)  # type: ignore[arg-type]
+
+
+def tensor_spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
+    """Decode a tensor specification; refuses unknown dtypes, more than MAX_RANK dimensions and dimensions below 1."""
+    if len(message.shape) > MAX_RANK or any(dimension < 1 for dimension in message.shape):
+        raise RefusedError(
+            ErrorCode.INVALID_TENSOR, f"a shape has at most {MAX_RANK} dimensions of at least 1, but {list(message.shape)[:16]} came"
+        )
+    if len(message.name) > MAX_NAME_CHARACTERS:
+        raise RefusedError(
+            ErrorCode.INVALID_TENSOR, f"a tensor's name has at most {MAX_NAME_CHARACTERS} characters, but {message.name[:80]!r}... came"
+        )
+    return TensorSpec(message.name, _member(_DTYPE, message.dtype, "dtype"), tuple(message.shape))
+
+
+def tensor_specs_from_proto(messages: Any) -> tuple[TensorSpec, ...]:
+    """Decode several tensor specifications; refuses more than MAX_TENSORS."""
+    return tuple(tensor_spec_from_proto(message) for message in _few(messages, MAX_TENSORS, "tensors"))
+
+
+def blob_to_proto(blob: BlobReference) -> pb.Blob:
+    """Encode a blob reference."""
+    return pb.Blob(sha256=blob.sha256, size_bytes=blob.size_bytes)
+
+
+def blob_from_proto(message: pb.Blob) -> BlobReference:
+    """Decode a blob reference."""
+    return BlobReference(message.sha256, message.size_bytes)
+
+
+def round_to_proto(reference: RoundReference) -> pb.RoundReference:
+    """Encode a round reference."""
+    return pb.RoundReference(round_index=reference.round_index, attempt=reference.attempt)
+
+
+def round_from_proto(message: pb.RoundReference) -> RoundReference:
+    """Decode a round reference."""
+    return RoundReference(message.round_index, message.attempt)
+
+
+def plan_to_proto(plan: Plan) -> pb.Plan:
+    """Encode a plan."""
+    values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    encoded: dict[str, Any] = {name: _PLAN_ENUMS[name][value] if name in _PLAN_ENUMS else value for name, value in values.items()}
+    return pb.Plan(**encoded)
+
+
+def plan_from_proto(message: pb.Plan) -> Plan:
+    """Decode a plan; refuses members of an enum that this version does not know."""
+    values = {f.name: getattr(message, f.name) for f in dataclasses.fields(Plan)}
+    decoded: dict[str, Any] = {
+        name: _member(_PLAN_ENUMS[name], value, name) if name in _PLAN_ENUMS else value for name, value in values.items()
+    }
+    return Plan(**decoded)
+
+
+def data_specification_to_proto(data: DataSpecification) -> pb.DataSpecification:
+    """Encode what the model expects of data."""
+    values = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    encoded: dict[str, Any] = values | {"task": _TASK[data.task], "tokenizer": blob_to_proto(data.tokenizer) if data.tokenizer else None}
+    return pb.DataSpecification(**encoded)
+
+
+def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecification:
+    """Decode what the model expects of data; refuses a task that this version does not know."""
+    return DataSpecification(
+        name=message.name,
+        input_shape=tuple(_few(message.input_shape, MAX_RANK, "dimensions of a sample")),
+        num_classes=message.num_classes,
+        mean=message.mean,
+        standard_deviation=message.standard_deviation,
+        task=_member(_TASK, message.task, "task"),
+        tokens=message.tokens,
+        class_names=tuple(_few(message.class_names, MAX_CLASS_NAMES, "class names")),
+        channel_means=tuple(_few(message.channel_means, MAX_CHANNELS, "channels")),
+        channel_deviations=tuple(_few(message.channel_deviations, MAX_CHANNELS, "channels")),
+        tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
+        refuses_overlong=message.refuses_overlong,
+        lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
+        columns=tuple(_few(message.columns, MAX_COLUMNS, "columns")),
+    )
+
+
+def model_to_proto(model: ModelSpec) -> pb.Model:
+    """Encode the tensors of the client's part."""
+    return pb.Model(
+        client_model=[tensor_spec_to_proto(spec) for spec in model.client_model],
+        auxiliary_head=[tensor_spec_to_proto(spec) for spec in model.auxiliary_head],
+        cut=tensor_spec_to_proto(model.cut),
+        labels=tensor_spec_to_proto(model.labels),
+        context=[tensor_spec_to_proto(spec) for spec in model.context],
+        base=[tensor_spec_to_proto(spec) for spec in model.base],
+        statistics=[tensor_spec_to_proto(spec) for spec in model.statistics],
+        lengths=model.lengths,
+    )
+
+
+def model_from_proto(message: pb.Model) -> ModelSpec:
+    """Decode the tensors of the client's part."""
+    return ModelSpec(
+        client_model=tensor_specs_from_proto(message.client_model),
+        auxiliary_head=tensor_specs_from_proto(message.auxiliary_head),
+        cut=tensor_spec_from_proto(message.cut),
+        labels=tensor_spec_from_proto(message.labels),
+        context=tensor_specs_from_proto(message.context),
+        base=tensor_specs_from_proto(message.base),
+        statistics=tensor_specs_from_proto(message.statistics),
+        lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
+    )
+
+
+def membership_to_proto(membership: Membership) -> pb.JoinResponse:
+    """Encode the answer to a join."""
+    return pb.JoinResponse(
+        run_id=membership.run_id,
+        session=membership.session,
+        run_seed=membership.run_seed,
+        data_specification=data_specification_to_proto(membership.data_specification),
+        model=model_to_proto(membership.model),
+        programs=[
+            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch, length=p.length)  # type: ignore[arg-type]
+            for p in membership.programs
+        ],
+        heartbeat_seconds=membership.heartbeat_seconds,
+        num_rounds=membership.num_rounds,
+        base=blob_to_proto(membership.base) if membership.base else None,
+        held_out=membership.held_out,
+        evaluation_batches=membership.evaluation_batches,
+        plan=plan_to_proto(membership.plan) if membership.plan else None,
+        server_time_seconds=membership.server_time_seconds,
+    )
+
+
+def membership_from_proto(message: pb.JoinResponse) -> Membership:
+    """Decode the answer to a join."""
+    return Membership(
+        run_id=message.run_id,
+        session=message.session,
+        run_seed=message.run_seed,
+        data_specification=data_specification_from_proto(message.data_specification),
+        model=model_from_proto(message.model),
+        programs=tuple(
+            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch, p.length)
+            for p in _few(message.programs, len(ProgramKind) * MAX_LENGTHS, "programs")
+        ),
+        heartbeat_seconds=message.heartbeat_seconds,
+        num_rounds=message.num_rounds,
+        base=blob_from_proto(message.base) if message.HasField("base") else None,
+        held_out=message.held_out,
+        evaluation_batches=message.evaluation_batches,
+        plan=plan_from_proto(message.plan) if message.HasField("plan") else None,
+        server_time_seconds=message.server_time_seconds,
+    )
+
+
+def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
+    """Encode an assignment."""
+    return pb.Assignment(
+        round=round_to_proto(assignment.round),
+        plan=plan_to_proto(assignment.plan),
+        client_model=blob_to_proto(assignment.client_model),
+        auxiliary_head=blob_to_proto(assignment.auxiliary_head) if assignment.auxiliary_head else None,
+        direction_scales=assignment.direction_scales,
+        second_moment=assignment.second_moment,
+        derivative_quantile=assignment.derivative_quantile,
+        statistics=blob_to_proto(assignment.statistics) if assignment.statistics else None,
+    )
+
+
+def assignment_from_proto(message: pb.Assignment) -> Assignment:
+    """Decode an assignment."""
+    return Assignment(
+        round=round_from_proto(message.round),
+        plan=plan_from_proto(message.plan),
+        client_model=blob_from_proto(message.client_model),
+        auxiliary_head=blob_from_proto(message.auxiliary_head) if message.HasField("auxiliary_head") else None,
+        direction_scales=tuple(_few(message.direction_scales, 2 * MAX_TENSORS, "direction scales")),
+        second_moment=message.second_moment,
+        derivative_quantile=message.derivative_quantile,
+        statistics=blob_from_proto(message.statistics) if message.HasField("statistics") else None,
+    )
+
+
+def next_step_to_proto(step: NextStep, losses: tuple[UploadLoss, ...]) -> pb.NextAssignmentResponse:
+    """Encode what a client should do next."""
+    encoded = [loss_to_proto(loss) for loss in losses]
+    if isinstance(step, Assignment):
+        return pb.NextAssignmentResponse(assignment=assignment_to_proto(step), losses=encoded)
+    if isinstance(step, Wait):
+        return pb.NextAssignmentResponse(wait=pb.Wait(seconds=step.seconds, reason=step.reason), losses=encoded)
+    return pb.NextAssignmentResponse(finished=pb.Finished(reason=step.reason), losses=encoded)
+
+
+def next_step_from_proto(message: pb.NextAssignmentResponse) -> NextStep:
+    """Decode what to do next; an answer of a kind this version does not know is a short wait, and no wait is longer than LONGEST_WAIT_SECONDS."""
+    which = message.WhichOneof("next")
+    if which == "assignment":
+        return assignment_from_proto(message.assignment)
+    if which == "finished":
+        return FinishedRun(message.finished.reason[:1000])
+    seconds = message.wait.seconds
+    # What is no time at all would make a client ask again and again without a pause.
+    return Wait(min(seconds, LONGEST_WAIT_SECONDS) if seconds >= SHORTEST_WAIT_SECONDS else 1.0, message.wait.reason[:1000])
+
+
+def loss_to_proto(loss: UploadLoss) -> pb.UploadLoss:
+    """Encode the server's loss on an upload."""
+    return pb.UploadLoss(
+        round=round_to_proto(loss.round), local_step=loss.local_step, server_loss=loss.server_loss, server_version=loss.server_version
+    )
+
+
+def losses_from_proto(messages: Any) -> tuple[UploadLoss, ...]:
+    """Decode the server's losses on uploads."""
+    return tuple(
+        UploadLoss(round_from_proto(m.round), m.local_step, m.server_loss, m.server_version) for m in _few(messages, MAX_LOSSES, "losses")
+    )
+
+
+def answer_to_proto(answer: UploadAnswer) -> pb.UploadAnswer:
+    """Encode the answer to an upload."""
+    return pb.UploadAnswer(
+        server_version=answer.server_version, probe_losses=answer.probe_losses, losses=[loss_to_proto(loss) for loss in answer.losses]
+    )
+
+
+def answer_from_proto(message: pb.UploadAnswer) -> UploadAnswer:
+    """Decode the answer to an upload."""
+    return UploadAnswer(message.server_version, tuple(message.probe_losses), losses_from_proto(message.losses))
+
+
+def encoding_to_proto(encoding: UpdateEncoding) -> Any:
+    """Encode an update's encoding."""
+    return _ENCODING[encoding]
+
+
+def encoding_from_proto(number: int) -> UpdateEncoding:
+    """Decode an update's encoding; refuses unknown ones."""
+    encoding: UpdateEncoding = _member(_ENCODING, number, "update encoding")
+    return encoding
+
+
+def purpose_to_proto(purpose: UploadPurpose) -> Any:
+    """Encode an upload's purpose."""
+    return _PURPOSE[purpose]
+
+
+def purpose_from_proto(number: int) -> UploadPurpose:
+    """Decode an upload's purpose; refuses unknown ones."""
+    purpose: UploadPurpose = _member(_PURPOSE, number, "upload purpose")
+    return purpose
+
+
+def statistics_to_proto(statistics: LocalStatistics) -> pb.LocalStatistics:
+    """Encode a client's own measurements."""
+    return pb.LocalStatistics(**dataclasses.asdict(statistics))
+
+
+def statistics_from_proto(message: pb.LocalStatistics) -> LocalStatistics:
+    """Decode a client's own measurements."""
+    return LocalStatistics(**{f.name: getattr(message, f.name) for f in dataclasses.fields(LocalStatistics)})

@@ -1,0 +1,1 @@
+"""What people give on a command line and read on a screen or in a log."""

@@ -1,0 +1,185 @@
+"""`heron-client --self-check`: can this device take part in the server's run? One page of sentences, no part in the run."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heron_client.config import ClientConfig
+from heron_client.device.device_findings import Finding, clock_finding, disk_finding, memory_finding, processor_finding, transport_finding
+from heron_client.device.memory import return_freed_memory
+from heron_client.device.round_memory import memory_verdict
+from heron_client.network.downloads import FileDownload, MemoryDownload
+from heron_client.network.tls import diagnose_tls
+from heron_client.network.transport import Transport
+from heron_client.state_directory import StateDirectory
+from heron_client.training.program_runs import ProgramRuns
+from heron_client.training.program_timing import ProgramTiming, round_sentence, time_programs
+from heron_client.training.runtime import self_test
+from heron_client.training.supplies import Supplies
+from heron_common.assignment import BlobReference, Membership
+from heron_common.data.sources import DataSource, open_source
+from heron_common.errors import HeronError, InUseError, RefusedError, SelfCheckError, TransportError
+from heron_common.ids import new_token
+from heron_common.process.clock import MonotonicClock
+from heron_common.terminal.output import say
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The run as it was told to this visitor, and how long the answer took."""
+
+    membership: Membership
+    answer_seconds: float
+
+
+class _Page:
+    """Prints findings as they come, so that a device that dies at one of them shows at which."""
+
+    def __init__(self) -> None:
+        self.in_the_way: list[str] = []
+
+    def add(self, finding: Finding) -> None:
+        """Print one."""
+        say(f"{finding.topic:<12}  {'' if finding.go else 'NO: '}{finding.sentence}")
+        if not finding.go:
+            self.in_the_way.append(finding.topic)
+
+    @contextmanager
+    def section(self, topic: str) -> Iterator[None]:
+        """Turn an error into a finding; what depends on the section is asked only if there was none."""
+        try:
+            yield
+        except HeronError as exc:
+            self.add(Finding(topic, f"{exc}.", go=False))
+            raise _CannotGoOnError from exc
+
+
+class _CannotGoOnError(Exception):
+    """What comes next needs what has just failed."""
+
+
+def self_check(config: ClientConfig) -> None:
+    """Look at the device, ask the server once, run every program, and print what was found.
+
+    Raises:
+        SelfCheckError: something stands in the way of taking part.
+
+    """
+    page = _Page()
+    try:
+        with ExitStack() as stack:
+            _look(config, page, stack)
+    except _CannotGoOnError:
+        pass
+    if page.in_the_way:
+        say(f"{'verdict':<12}  no-go")
+        raise SelfCheckError(
+            f"this device cannot take part as it is, because of its {', '.join(page.in_the_way)}: see the lines with NO above"
+        )
+    say(f"{'verdict':<12}  go")
+
+
+def _look(config: ClientConfig, page: _Page, stack: ExitStack) -> None:
+    with page.section("processor"):
+        self_test()
+        page.add(processor_finding())
+    page.add(memory_finding(config.memory_limit_bytes))
+    with page.section("disk"):
+        state = _state(config, stack)
+        page.add(disk_finding(config.state_dir))
+    with page.section("data"):
+        source = open_source(config.data).shard(config.partition, config.shard) if config.data else None
+        page.add(_data_finding(config, source))
+    transport = Transport(config.server, _ignore, _ignore, credentials=config.credentials)
+    stack.callback(transport.close)
+    with page.section("server"):
+        joined = _join(transport, config, source)
+        stack.callback(_leave, transport)
+        page.add(Finding("server", _server_sentence(config, joined)))
+    page.add(transport_finding(config))
+    page.add(clock_finding(joined.membership.server_time_seconds, joined.answer_seconds, config.credentials is not None))
+    with page.section("programs"):
+        timings = _timings(transport, state, config, joined.membership)
+        for timing in timings:
+            page.add(Finding("program", timing.sentence()))
+    page.add(Finding("round", round_sentence(joined.membership, timings)))
+    page.add(memory_verdict(joined.membership, config.window_bytes, config.memory_limit_bytes))
+
+
+def _state(config: ClientConfig, stack: ExitStack) -> StateDirectory:
+    """Open the state directory, so that what is fetched now is there later; another one where a client is at work with it."""
+    try:
+        state = StateDirectory(config.state_dir, config.name)
+    except InUseError as exc:
+        log.info("checking with a temporary state directory", extra={"reason": str(exc)})
+        state = StateDirectory(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "state", config.name)
+    stack.callback(state.close)
+    return state
+
+
+def _data_finding(config: ClientConfig, source: DataSource | None) -> Finding:
+    if source is None:
+        return Finding("data", "not looked at: give --data, and --check-data compares every sample with the run.")
+    return Finding(
+        "data", f"{config.data} opens and has {source.num_examples} samples for this device; --check-data compares each with the run."
+    )
+
+
+def _join(transport: Transport, config: ClientConfig, source: DataSource | None) -> _Joined:
+    clock = MonotonicClock()
+    started = clock.now()
+    try:
+        membership = transport.join(config.name, new_token(), source.num_examples if source else 0, only_checks=True)
+    except TransportError as exc:
+        if (found := diagnose_tls(config)) is None:
+            raise
+        raise TransportError(f"{exc}; {found}") from exc
+    return _Joined(membership, clock.now() - started)
+
+
+def _server_sentence(config: ClientConfig, joined: _Joined) -> str:
+    membership = joined.membership
+    return (
+        f"{config.server} answers in {joined.answer_seconds * 1e3:.0f} ms, connecting included; its run is {membership.run_id[:12]} of "
+        f"{membership.num_rounds} rounds on {membership.data_specification.name!r}."
+    )
+
+
+def _timings(transport: Transport, state: StateDirectory, config: ClientConfig, membership: Membership) -> list[ProgramTiming]:
+    def fetch(blob: BlobReference, kind: str, what: str) -> bytes:
+        data = bytearray(blob.size_bytes)
+        fetch_into(blob, kind, what, memoryview(data))
+        return bytes(data)
+
+    def fetch_into(blob: BlobReference, kind: str, _: str, target: memoryview) -> None:
+        transport.fetch(MemoryDownload(blob, target), kind)
+
+    def fetch_file(blob: BlobReference, kind: str, _: str, path: Path) -> None:
+        with closing(FileDownload(blob, path)) as download:
+            transport.fetch(download, kind)
+
+    runs = ProgramRuns()
+    supplies = Supplies(fetch, fetch_into, fetch_file, state, MonotonicClock(), return_freed_memory, runs)
+    _, programs = supplies.programs(membership, config.threads, arenas=True)
+    with runs.watched(threading.Event()):
+        return time_programs(programs, MonotonicClock())
+
+
+def _leave(transport: Transport) -> None:
+    try:
+        transport.leave("checked its device", 0)
+    except (TransportError, RefusedError) as exc:
+        log.debug("left without the server hearing it", extra={"reason": str(exc)})
+
+
+def _ignore(*_: Any) -> None:
+    """Nobody counts what a check sends."""

@@ -1,0 +1,120 @@
+"""When a failed call is tried again: one policy for control calls, uploads and updates."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from random import Random
+
+from heron_common.error_catalog import CATALOG, ErrorCode
+from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
+from heron_common.process.clock import Clock
+from heron_common.process.retry import BackoffPolicy
+
+log = logging.getLogger(__name__)
+
+_PACING = {ErrorCode.TOO_FAR_AHEAD, ErrorCode.SPOOL_FULL, ErrorCode.STREAM_BUSY}
+"""Refusals that only mean "later" are the normal course of things and are not logged."""
+
+
+Diagnose = Callable[[], str | None]
+"""Finds out why the server cannot be reached, in one sentence, or cannot tell."""
+
+DIAGNOSE_AFTER_FAILURES = 3
+"""A server that restarts is back by then, or refuses connections, which gRPC's own words say."""
+
+
+WAKE_SECONDS = 0.2
+"""How soon one that waits for its next attempt notices that another thread has reached the server."""
+
+
+def _no_diagnosis() -> None:
+    return None
+
+
+class Patience:
+    """Backs off on transport failures and retryable refusals until asked to stop, or until the server was out of reach for too long."""
+
+    def __init__(
+        self,
+        stop: threading.Event,
+        clock: Clock,
+        random: Random,
+        give_up_after_seconds: float,
+        backoff: BackoffPolicy | None = None,
+        diagnose: Diagnose | None = None,
+    ) -> None:
+        """`give_up_after_seconds` of 0 means never; `diagnose` is asked after repeated failures in a row."""
+        self._stop = stop
+        self._clock = clock
+        self._random = random
+        self._give_up_after = give_up_after_seconds
+        self._backoff = backoff or BackoffPolicy()
+        self._diagnose = diagnose or _no_diagnosis
+        self._woken = 0
+
+    def begin(self, what: str) -> Attempts:
+        """Start counting for one call; `what` completes "could not ..." in the log."""
+        return Attempts(self, what)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until this process is asked to stop; raises Interrupted then."""
+        if self._stop.wait(seconds):
+            raise Interrupted("asked to stop")
+
+    def wake(self) -> None:
+        """The server answers again: whoever waits for its next attempt makes it now."""
+        self._woken += 1
+
+    def pause_before_attempt(self, seconds: float) -> None:
+        """Wait like `pause`, but not longer than until somebody heard of the server again."""
+        woken, left = self._woken, seconds
+        while left > 0 and self._woken == woken:
+            self.pause(min(left, WAKE_SECONDS))
+            left -= WAKE_SECONDS
+
+
+class Attempts:
+    """The failures of one call."""
+
+    def __init__(self, patience: Patience, what: str) -> None:
+        self._patience = patience
+        self._what = what
+        self._delays = patience._backoff.delays(patience._random)
+        self._started = patience._clock.now()
+        self._unreachable = 0
+        self._diagnose_at = DIAGNOSE_AFTER_FAILURES
+
+    def wait(self, error: HeronError) -> None:
+        """Wait until the next attempt makes sense.
+
+        Raises:
+            Interrupted: this process was asked to stop.
+            HeronError: `error` itself, if it is a refusal for good or patience is at an end.
+
+        """
+        patience = self._patience
+        patience.pause(0.0)
+        delay = next(self._delays)
+        if isinstance(error, RefusedError):
+            if not CATALOG[error.code].retryable:
+                raise error
+            # Never sooner than the server says; not all together either, for it tells many the same.
+            delay = error.retry_after_seconds * patience._random.uniform(1.0, 1.25) if error.retry_after_seconds else delay
+        elif 0 < patience._give_up_after <= patience._clock.now() - self._started:
+            found = patience._diagnose()
+            raise TransportError(f"{error}; {found}") if found else error
+        else:
+            self._look_into_it()
+        if not (isinstance(error, RefusedError) and error.code in _PACING):
+            log.warning(f"could not {self._what}, trying again", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
+        patience.pause_before_attempt(delay)
+
+    def _look_into_it(self) -> None:
+        """Say what is wrong, if that can be known, at the third failure in a row and then ever more seldom."""
+        self._unreachable += 1
+        if self._unreachable >= self._diagnose_at:
+            self._diagnose_at *= 4
+            if found := self._patience._diagnose():
+                log.error(found)

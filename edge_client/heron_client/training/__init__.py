@@ -1,0 +1,1 @@
+"""A round on the device: programs and their buffers, passes, steps."""

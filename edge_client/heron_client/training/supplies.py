@@ -1,0 +1,213 @@
+"""What a client fetches before it can train: programs, cached by digest, and the weights of a round."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heron_client.state_directory import ClientState, has_digest
+from heron_client.training.base import MappedBase
+from heron_client.training.local_training import HeldOutSamples, LocalContext, ReadBatch
+from heron_client.training.parameters import LocalParameters
+from heron_client.training.program_runs import ProgramRuns
+from heron_client.training.programs import Programs
+from heron_client.training.runtime import Program, check_reference
+from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
+from heron_common.data.held_out import split_shard
+from heron_common.data.reading import SampleReader
+from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
+from heron_common.errors import ProgramError, StorageError
+from heron_common.numerics.tensors import Int64Array, raw_bytes
+from heron_common.process.clock import Clock
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[BlobReference, str, str], bytes]
+"""(blob, its kind for the byte count, its name for the log) -> bytes that match the digest; tries as long as patience lasts."""
+
+FetchInto = Callable[[BlobReference, str, str, memoryview], None]
+"""The same into memory of the blob's size."""
+
+FetchFile = Callable[[BlobReference, str, str, Path], None]
+"""The same into a file, which appears when it is whole; what came before an interruption is not fetched again."""
+
+
+class Supplies:
+    """Turns a membership into a context that can train, and an assignment into weights in its buffers."""
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        fetch_into: FetchInto,
+        fetch_file: FetchFile,
+        state: ClientState,
+        clock: Clock,
+        give_memory_back: Callable[[], None],
+        runs: ProgramRuns | None = None,
+    ) -> None:
+        self._fetch = fetch
+        self._fetch_into = fetch_into
+        self._fetch_file = fetch_file
+        self._state = state
+        self._clock = clock
+        self._give_memory_back = give_memory_back
+        self._runs = runs or ProgramRuns()
+
+    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
+        """Load every program of the run once over fresh buffers, and look at the length of every text.
+
+        With `arenas` each program keeps the memory of its temporaries.
+
+        Raises:
+            ProgramError: a program is not what its reference says, or cannot be loaded on this device.
+
+        """
+        parameters, programs = self.programs(membership, threads, arenas)
+        programs.load_each()
+        split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
+        lengths = _lengths(reader)
+        held_out = HeldOutSamples(
+            _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
+        )
+        return LocalContext(
+            client_name,
+            membership.run_seed,
+            membership.model,
+            parameters,
+            programs,
+            _reader(reader, split.training),
+            len(split.training),
+            self._clock,
+            held_out if held_out.num_examples else None,
+            _some(lengths, split.training),
+        )
+
+    def programs(self, membership: Membership, threads: int, arenas: bool) -> tuple[LocalParameters, Programs]:
+        """Return the run's programs, fetched and loaded when they are asked for, and the fresh buffers that they read."""
+        parameters = LocalParameters(membership.model)
+        base = MappedBase(self._base_file(membership), membership.model.base)
+        return parameters, Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
+
+    def tokenizer(self, specification: DataSpecification) -> bytes | None:
+        """Fetch the tokenizer that a run names, if it names one; kept for next time as a program is.
+
+        Raises:
+            ProgramError: it is larger than any tokenizer.
+
+        """
+        blob = specification.tokenizer
+        if blob is None:
+            return None
+        check_tokenizer(blob)
+        data = self._state.cached_program(blob)
+        if data is None:
+            data = self._fetch(blob, "tokenizer", "the tokenizer")
+            self._state.keep_program(blob, data)
+        return data
+
+    def load_weights(self, parameters: LocalParameters, assignment: Assignment) -> None:
+        """Fetch the weights and running statistics that an assignment names into the client's buffers.
+
+        Raises:
+            ProgramError: they do not have the model's size, or statistics are missing.
+
+        """
+        targets = (
+            (assignment.client_model, parameters.front, "front weights"),
+            (assignment.auxiliary_head, parameters.head, "head weights"),
+            (assignment.statistics, parameters.statistics, "running statistics"),
+        )
+        if parameters.statistics.size and assignment.statistics is None:
+            raise ProgramError("the model has running statistics, but the assignment names none to start from: restart the server")
+        for blob, target, what in targets:
+            if blob is None:
+                continue
+            if blob.size_bytes != target.nbytes:
+                raise ProgramError(
+                    f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server"
+                )
+            self._fetch_into(blob, "weights", what, raw_bytes(target))
+
+    def _base_file(self, membership: Membership) -> Path | None:
+        if membership.base is None:
+            return None
+        path = self._state.large_blob_path(membership.base)
+        if path.exists() and has_digest(path, membership.base):
+            return path
+        if path.exists():
+            # A device that lost power while it wrote has nobody beside it who would delete a file.
+            log.warning("the frozen weights kept here are damaged, fetching them again", extra={"path": str(path)})
+            path.unlink()
+        check_room(path, membership.base)
+        log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
+        self._fetch_file(membership.base, "base", "the frozen weights", path)
+        return path
+
+    def _program(
+        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int, arena: bool
+    ) -> Program:
+        check_reference(reference)
+        data = self._state.cached_program(reference.blob)
+        if data is None:
+            data = self._fetch(reference.blob, "program", "a program")
+            self._state.keep_program(reference.blob, data)
+        # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
+        self._give_memory_back()
+        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, arena, self._runs)
+        self._give_memory_back()
+        return program
+
+
+def check_tokenizer(blob: BlobReference) -> None:
+    """Refuse a tokenizer that is too large to be one, before it is fetched.
+
+    Raises:
+        ProgramError: it is.
+
+    """
+    if blob.size_bytes > MAX_TOKENIZER_BYTES:
+        raise ProgramError(
+            f"a tokenizer has at most {MAX_TOKENIZER_BYTES} bytes, but the run's has {blob.size_bytes}: choose another on the server"
+        )
+
+
+def _lengths(reader: SampleReader) -> Int64Array | None:
+    lengths = reader.lengths()
+    if lengths is not None:
+        counts = {str(length): int(np.sum(lengths == length)) for length in reader.specification.lengths}
+        log.info("texts by length in tokens", extra=counts)
+    return lengths
+
+
+def _some(lengths: Int64Array | None, rows: Int64Array) -> Int64Array | None:
+    return None if lengths is None else lengths[rows]
+
+
+def check_room(path: Path, blob: BlobReference) -> None:
+    """Refuse a blob that would leave less than a tenth of what is free on its disk, before it is fetched.
+
+    Raises:
+        StorageError: it would.
+
+    """
+    free = shutil.disk_usage(path.parent).free
+    if blob.size_bytes > free - free // 10:
+        raise StorageError(
+            f"the frozen weights take {blob.size_bytes} bytes, but {path.parent} has {free} free, a tenth of which stays so: "
+            "free some space or choose another --state-dir"
+        )
+
+
+def _reader(reader: SampleReader, rows: Int64Array) -> ReadBatch:
+    """Return what reads some of these rows of the shard, by their place among them."""
+
+    def read_batch(indices: Int64Array, length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        return reader.batch(rows[indices], length)
+
+    return read_batch

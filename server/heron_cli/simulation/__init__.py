@@ -1,0 +1,1 @@
+"""`heron simulate`: a server and its clients in one process."""

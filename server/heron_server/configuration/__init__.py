@@ -1,0 +1,1 @@
+"""What an operator may set: options, their sections, and all mistakes at once."""

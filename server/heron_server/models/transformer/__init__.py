@@ -1,0 +1,1 @@
+"""Transformers by name: their families, adapters, heads and losses."""
