@@ -15,8 +15,8 @@ from heron_common.data.sources import open_source
 from heron_server.exports.trained_model import load_trained
 from heron_server.exports.vouching import Vouched
 from tests.harness.tokenizers import word_tokenizer
-from tests.server.token_models import SOURCE as TOKENS_SOURCE
-from tests.server.user_models import SOURCE
+from tests.server.models.token_models import SOURCE as TOKENS_SOURCE
+from tests.server.models.user_models import SOURCE
 
 WORDS = " ".join(f"w{number}" for number in range(1, 20))
 

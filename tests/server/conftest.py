@@ -13,7 +13,7 @@ from heron_common.data.sources import parse_specification
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache
-from tests.server.killed_run import Run
+from tests.server.rounds.killed_run import Run
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer, tiny_config
 
 

@@ -28,7 +28,7 @@ from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
 from heron_common.terminal.console import LiveConsole, make_table
 from heron_common.terminal.output import refuse, say
-from tests.common.test_foreign_text import HOSTILE, harmless
+from tests.common.terminal.test_foreign_text import HOSTILE, harmless
 from tests.harness.trained import TrainedRuns
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv.pop(1))
 from heron_client import session
 from heron_client.training import runtime
 from heron_client.training.program_runs import ProgramRuns
-from tests.client.test_program_runs import Loaded, long_program
+from tests.client.training.test_program_runs import Loaded, long_program
 
 endless = Loaded(long_program())
 session.ProgramRuns = functools.partial(ProgramRuns, longest_seconds=float(sys.argv[1]))
