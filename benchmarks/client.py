@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from client_report import write_report
 
 from heron_cli.processes import LoggedProcess, ProcessGroup, read_summary, start_server
-from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.files.atomic import write_json_atomically
 from heron_common.process.process_memory import resident_memory
 from heron_common.process.quiet_libraries import quiet_libraries
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import ProgramKind
 from heron_common.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]

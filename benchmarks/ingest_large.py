@@ -15,12 +15,13 @@ import numpy as np
 
 from heron_client.network.transport import Transport
 from heron_client.network.uploader import Uploader, UploadRequest
-from heron_common.assignment import Assignment, LocalStatistics, Submission, UploadPurpose, upload_specs
+from heron_common.algorithm.payload_shapes import upload_specs
 from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows
 from heron_common.process.clock import MonotonicClock
 from heron_common.protocol.chunks import usual_chunk_bytes
 from heron_common.protocol.grpc_options import channel_options
+from heron_common.protocol.messages import Assignment, LocalStatistics, Submission, UploadPurpose
 from heron_server.storage.spool import Spool
 
 ROWS, CUT = 64, (64, 32, 32)

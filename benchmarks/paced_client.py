@@ -48,8 +48,10 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     from heron_client.training.local_training import LocalRound
     from heron_client.training.passes import Batch
     from heron_client.training.runtime import Program
-    from heron_common.assignment import BlobReference, DataSpecification, ProgramKind, ProgramReference, UploadAnswer
     from heron_common.numerics.tensors import total_bytes
+    from heron_common.protocol.messages import UploadAnswer
+    from heron_common.specification.data_specification import DataSpecification
+    from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 
     loaded: list[Program] = []
 

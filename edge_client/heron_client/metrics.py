@@ -7,8 +7,8 @@ import threading
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from heron_common.assignment import Assignment, LocalStatistics
 from heron_common.process.metrics_server import ProcessMemoryCollector
+from heron_common.protocol.messages import Assignment, LocalStatistics
 
 PHASES = ("new", "joined", "training", "left")
 _STEP_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

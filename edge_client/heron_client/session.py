@@ -30,16 +30,6 @@ from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.supplies import Supplies
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import (
-    Assignment,
-    BlobReference,
-    Finished,
-    LocalStatistics,
-    Membership,
-    UploadAnswer,
-    UploadLoss,
-    Wait,
-)
 from heron_common.data.check import check_source
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
@@ -49,6 +39,8 @@ from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.process.process_memory import resident_memory
 from heron_common.process.retry import BackoffPolicy
+from heron_common.protocol.messages import Assignment, Finished, LocalStatistics, Membership, UploadAnswer, UploadLoss, Wait
+from heron_common.specification.model_spec import BlobReference
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from heron_common.assignment import BlobReference
 from heron_common.errors import ConfigurationError, HeronError, ProgramError, StorageError
 from heron_common.files.atomic import write_atomically
 from heron_common.files.directory_lock import DirectoryLock
 from heron_common.ids import new_token
 from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.specification.model_spec import BlobReference
 
 KEPT_PROGRAM_BYTES = 256 << 20
 """Of programs and tokenizers: those of a dozen runs or more. Frozen weights are kept until they are deleted by hand."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from heron_cli.trained_options import add_trained_options, checkpoint_of, vouched_by
-from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
+from heron_common.specification.data_specification import Task
 from heron_common.terminal.foreign_text import printable
 from heron_common.terminal.option_parser import at_least
 from heron_common.terminal.output import say

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from heron_common.algorithm.plan import Algorithm
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import BlobReference, DataSpecification
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
 from heron_common.data.reading import SampleReader
@@ -17,6 +16,8 @@ from heron_common.data.sources import DataSource, open_source
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.files.user_directories import cache_home
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.models.base import write_base

@@ -13,9 +13,9 @@ import transformers
 
 from heron_cli.cli import main
 from heron_cli.cuts import costs, run_cuts
-from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.base import write_base
 from heron_server.models.registry import build_model
 from heron_server.models.survey import survey

@@ -13,9 +13,10 @@ from torch.func import functional_call
 
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.runtime import Program
-from heron_common.assignment import BlobReference, DataSpecification, ProgramKind, ProgramReference
 from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import Float32Array
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function

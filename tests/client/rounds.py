@@ -19,7 +19,6 @@ from heron_client.training.programs import Programs
 from heron_client.training.round_meter import RoundMeter
 from heron_common.algorithm.plan import Plan
 from heron_common.algorithm.presets import PRESETS
-from heron_common.assignment import Assignment, BlobReference, ProgramKind, UploadAnswer
 from heron_common.data.partition import SampleOrder
 from heron_common.errors import HeronError
 from heron_common.ids import RoundReference
@@ -27,6 +26,8 @@ from heron_common.numerics.tensors import Float32Array, Int64Array
 from heron_common.numerics.wire_dtypes import WireDtype, encode_rows
 from heron_common.process.clock import ManualClock
 from heron_common.process.retry import BackoffPolicy
+from heron_common.protocol.messages import Assignment, UploadAnswer
+from heron_common.specification.model_spec import BlobReference, ProgramKind
 from heron_server.programs.publish import needed_programs
 from tests.client.models import TinyModel
 

@@ -10,9 +10,9 @@ from heron_client.config import default_name, default_state_dir, parse_config
 from heron_client.network.tls import warn_of_transport
 from heron_client.state_directory import StateDirectory
 from heron_client.training.runtime import check_reference
-from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.data.partition import Partition, PartitionKind, Shard
 from heron_common.errors import ConfigurationError, ProgramError
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_server.certificates.authority import Authority
 
 GOOD = ["--server", "127.0.0.1:50051", "--data", "digits:train"]

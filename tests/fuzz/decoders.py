@@ -19,22 +19,14 @@ from heron_client.network.answer_reader import AnswerReader
 from heron_client.network.assignment_checks import check_assignment
 from heron_client.network.membership_checks import check_membership
 from heron_client.state_directory import StateDirectory
+from heron_common.algorithm.payload_shapes import update_specs
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import (
-    Assignment,
-    BlobReference,
-    DataSpecification,
-    Membership,
-    ProgramKind,
-    ProgramReference,
-    UploadKey,
-    update_specs,
-)
 from heron_common.data.sources import open_source
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.numerics.base_layout import base_layout
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype, check_row_values, decode_rows, row_bytes
+from heron_common.protocol.messages import Assignment, Membership, UploadKey
 from heron_common.protocol.program_check import check_program
 from heron_common.protocol.wire import (
     answer_from_proto,
@@ -48,6 +40,8 @@ from heron_common.protocol.wire import (
     statistics_from_proto,
     tensor_specs_from_proto,
 )
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.configuration.config import ServerConfig
 from heron_server.configuration.options import OptionSource, read_options

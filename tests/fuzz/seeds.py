@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import Assignment, UploadAnswer, UploadLoss, UploadPurpose
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import Assignment, UploadAnswer, UploadLoss, UploadPurpose
 from heron_common.protocol.wire import (
     answer_to_proto,
     encoding_to_proto,

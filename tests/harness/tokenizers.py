@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
-from heron_common.assignment import BlobReference
+from heron_common.specification.model_spec import BlobReference
 
 UNKNOWN, START, END = 0, 1, 2
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from heron_common.algorithm.plan import Plan, ServerSchedule, UpdateEncoding
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import Assignment, BlobReference, ModelSpec, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.protocol.messages import Assignment, UploadKey, UploadPurpose
+from heron_common.specification.model_spec import BlobReference, ModelSpec
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry

@@ -14,13 +14,13 @@ from heron_cli.simulation.clients import client_name, shares
 from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
 from heron_common.algorithm.presets import PRESETS
-from heron_common.assignment import PADDING
 from heron_common.data.batch_order import BatchOrder
 from heron_common.data.held_out import split_shard
 from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.ids import RoundReference
+from heron_common.specification.data_specification import PADDING
 from heron_server.exports.trained_model import load_trained
 from heron_server.training.evaluation import Score, evaluate
 from tests.harness.cluster import Cluster, wait_for_exit

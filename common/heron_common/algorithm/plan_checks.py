@@ -14,10 +14,10 @@ from heron_common.algorithm.plan import (
     ServerSchedule,
     UpdateEncoding,
 )
-from heron_common.assignment import HEAD_STATISTICS, ModelSpec
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.specification.model_spec import HEAD_STATISTICS, ModelSpec
 
 _REPLAYED = {ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE}
 """Optimisers whose step is a sum of directions, so that a list of coefficients is the whole step."""

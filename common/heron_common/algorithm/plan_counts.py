@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs
 from heron_common.algorithm.plan import Estimator, HeadTraining, Objective, Plan
-from heron_common.assignment import ModelSpec, cut_gradient_specs, update_specs, upload_specs
 from heron_common.numerics.tensors import num_parameters, total_bytes
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.specification.model_spec import ModelSpec
 
 BACKWARD_EQUIVALENTS = 2
 """A backward pass costs two forward passes: one product for the input's gradient, one for the weights'."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.data.image_files import ImageRows
 from heron_common.data.reading import SampleReader
 from heron_common.data.rows import StringRows
 from heron_common.data.sources import DataSource
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import DataSpecification, Task
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.cifar_pickle import write_records
 from heron_common.data.file_rows import FileRows, JoinedRows
 from heron_common.data.unpacked import PACKING_ERRORS, unpacked_once
 from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import DataSpecification
 
 CIFAR_10_SPECIFICATION = DataSpecification("cifar-10", (3, 32, 32), 10, mean=120.7, standard_deviation=64.2)
 

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from heron_common.assignment import MAX_COLUMNS, DataSpecification
 from heron_common.data.rows import RowReader, StringRows
 from heron_common.errors import DataError
+from heron_common.specification.data_specification import MAX_COLUMNS, DataSpecification
 
 _MOST_CHARACTERS = 1 << 20
 """Of all names together: a specification travels in one message."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import DataSpecification
 
 DIGITS_SPECIFICATION = DataSpecification("digits", (1, 8, 8), 10, mean=4.8, standard_deviation=16.0)
 

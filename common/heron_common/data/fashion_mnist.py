@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.file_rows import FileRows
 from heron_common.data.idx import IDX_PREFIXES, open_idx_folder
 from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import DataSpecification
 
 FASHION_MNIST_SPECIFICATION = DataSpecification("fashion-mnist", (1, 28, 28), 10, mean=72.94, standard_deviation=90.02)
 

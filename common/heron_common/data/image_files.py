@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.left_out import LeftOut
 from heron_common.data.rows import RowReader
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import DataSpecification
 
 _MODES = {1: "L", 3: "RGB"}
 

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from heron_common.assignment import IGNORED, DataSpecification, Task
 from heron_common.data.columns import order_in_words, shortened
 from heron_common.data.labels import LabelReader
 from heron_common.data.reading import SampleReader, Samples
 from heron_common.data.sources import DataSource
 from heron_common.errors import DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import IGNORED, DataSpecification, Task
 from heron_common.specification.text_lengths import smallest_lengths
 
 _ROWS_AT_ONCE = 256

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.data.folder_labels import FolderLabels
 from heron_common.data.numbers import is_whole_number, whole_number
 from heron_common.data.rows import RowReader, StringRows, numbers_of, place_of
 from heron_common.errors import DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import DataSpecification, Task
 
 _NAMES_SHOWN = 20
 

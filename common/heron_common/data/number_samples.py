@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.rows import RowReader, StringRows, numbers_of, place_of
 from heron_common.errors import DataError
 from heron_common.numerics.tensors import Float32Array, Int64Array
+from heron_common.specification.data_specification import DataSpecification
 
 _ELEMENTS_AT_ONCE = 1 << 14
 """128 KiB of float64 at a time, whatever a batch has: larger pieces come from the kernel anew every time, five times as slow."""

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import IGNORED, DataSpecification, Task
 from heron_common.data.image_files import ImageFiles
 from heron_common.data.labels import LabelReader
 from heron_common.data.number_samples import NumberSamples
@@ -18,6 +17,7 @@ from heron_common.data.text_samples import TextSamples, TokenSamples
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import IGNORED, DataSpecification, Task
 from heron_common.specification.text_lengths import cut_to_length, smallest_lengths
 
 Samples = npt.NDArray[Any]

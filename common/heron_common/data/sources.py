@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.cifar import open_cifar_10
 from heron_common.data.columns import in_order_of, order_in_words
 from heron_common.data.csv_rows import CSV_USAGE, open_csv
@@ -32,6 +31,7 @@ from heron_common.data.text_files import TEXT_USAGE, TextFiles, open_text
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import DataSpecification
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from heron_common.assignment import MAX_COLUMNS, MAX_LENGTHS, DataSpecification, Task
 from heron_common.data.cifar import CIFAR_10_SPECIFICATION
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.fashion_mnist import FASHION_MNIST_SPECIFICATION
 from heron_common.data.numbers import decimal_number, whole_number
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import MAX_COLUMNS, MAX_LENGTHS, DataSpecification, Task
 
 SPECIFICATIONS: dict[str, DataSpecification] = {
     specification.name: specification for specification in (DIGITS_SPECIFICATION, FASHION_MNIST_SPECIFICATION, CIFAR_10_SPECIFICATION)

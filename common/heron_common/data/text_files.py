@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import PADDING, DataSpecification
 from heron_common.data.file_rows import FileRows
 from heron_common.data.left_out import LeftOut, listed
 from heron_common.data.record_file import RecordFile
@@ -18,6 +17,7 @@ from heron_common.data.tokeniser import Tokeniser
 from heron_common.data.unpacked import unpacked_once
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import PADDING, DataSpecification
 
 TEXT_USAGE = "text:PATH (a file, or a folder of .txt files, for next-token)"
 

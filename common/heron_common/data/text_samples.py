@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import IGNORED, PADDING, DataSpecification, Task
 from heron_common.data.rows import RowReader, StringRows
 from heron_common.data.tokeniser import TokenisedText, Tokeniser
 from heron_common.errors import DataError
 from heron_common.numerics.tensors import Int64Array
+from heron_common.specification.data_specification import IGNORED, PADDING, DataSpecification, Task
 
 
 class TextSamples:

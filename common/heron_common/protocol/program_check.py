@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from dataclasses import field as attribute
 
-from heron_common.assignment import MAX_PROGRAM_BYTES
 from heron_common.errors import ProgramError
 from heron_common.protocol.program_operators import OPERATORS, Divisions
 from heron_common.protocol.protobuf_fields import BYTES, VARINT, Field, MalformedMessageError, fields, packed_varints
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES
 
 STANDARD_DOMAINS = (b"", b"ai.onnx")
 """Two names of the one domain whose operators every build of ONNX Runtime has; what it adds in loading a program it adds itself."""

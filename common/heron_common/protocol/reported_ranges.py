@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from heron_common.assignment import LocalStatistics
+from heron_common.protocol.messages import LocalStatistics
 
 _COUNT = (0, 10**15)
 """A million steps of a billion samples."""

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from heron_common.assignment import IGNORED, DataSpecification, Task
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import NUMPY_DTYPES, DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype, check_row_values
+from heron_common.specification.data_specification import IGNORED, DataSpecification, Task
 
 
 def check_values(spec: TensorSpec, data: bytes | memoryview, expected: DataSpecification, offset: int = 0) -> None:

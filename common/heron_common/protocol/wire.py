@@ -6,25 +6,6 @@ import dataclasses
 from typing import Any, TypeVar
 
 from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
-from heron_common.assignment import (
-    MAX_COLUMNS,
-    MAX_LENGTHS,
-    Assignment,
-    BlobReference,
-    DataSpecification,
-    LocalStatistics,
-    Membership,
-    ModelSpec,
-    NextStep,
-    ProgramKind,
-    ProgramReference,
-    Task,
-    UploadAnswer,
-    UploadLoss,
-    UploadPurpose,
-    Wait,
-)
-from heron_common.assignment import Finished as FinishedRun
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
@@ -32,6 +13,10 @@ from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.protocol.messages import Assignment, LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss, UploadPurpose, Wait
+from heron_common.protocol.messages import Finished as FinishedRun
+from heron_common.specification.data_specification import MAX_COLUMNS, MAX_LENGTHS, DataSpecification, Task
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_proto.v1 import split_training_pb2 as pb
 
 Member = TypeVar("Member")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_common.assignment import IGNORED, PADDING, ModelSpec
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import DType, Int64Array, TensorSpec
+from heron_common.specification.data_specification import IGNORED, PADDING
+from heron_common.specification.model_spec import ModelSpec
 
 Samples = npt.NDArray[Any]
 

@@ -10,11 +10,11 @@ from heron_client.network.downloads import MemoryDownload
 from heron_client.network.tls import diagnose_tls, warn_of_transport
 from heron_client.network.transport import Transport
 from heron_client.training.supplies import check_tokenizer
-from heron_common.assignment import Membership
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.sources import open_source
 from heron_common.errors import DataError, RefusedError, TransportError
 from heron_common.ids import new_token
+from heron_common.protocol.messages import Membership
 from heron_common.terminal.output import say
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from heron_client.device.device_findings import Finding
 from heron_client.network.memory_budget import round_memory
-from heron_common.assignment import Membership
 from heron_common.process.process_memory import available_memory, resident_memory
+from heron_common.protocol.messages import Membership
 from heron_common.terminal.console import human_bytes
 
 

@@ -23,11 +23,12 @@ from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.program_timing import ProgramTiming, round_sentence, time_programs
 from heron_client.training.runtime import self_test
 from heron_client.training.supplies import Supplies
-from heron_common.assignment import BlobReference, Membership
 from heron_common.data.sources import DataSource, open_source
 from heron_common.errors import HeronError, InUseError, RefusedError, SelfCheckError, TransportError
 from heron_common.ids import new_token
 from heron_common.process.clock import MonotonicClock
+from heron_common.protocol.messages import Membership
+from heron_common.specification.model_spec import BlobReference
 from heron_common.terminal.output import say
 
 log = logging.getLogger(__name__)

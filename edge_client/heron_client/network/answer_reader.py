@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from heron_common.assignment import UploadAnswer
 from heron_common.errors import RefusedError, TransportError
 from heron_common.numerics.tensors import TensorSpec, total_bytes
 from heron_common.protocol.chunks import StreamReceiver
+from heron_common.protocol.messages import UploadAnswer
 
 
 class AnswerReader:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from heron_client.network.memory_budget import check_assignment_memory
 from heron_common.algorithm.plan import Estimator, Objective, Plan
 from heron_common.algorithm.plan_checks import plan_mistakes
-from heron_common.assignment import Assignment, BlobReference, Membership, ModelSpec, ProgramKind
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import TensorSpec, total_bytes
+from heron_common.protocol.messages import Assignment, Membership
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHOWS_ACTIVATIONS = (ProgramKind.FRONT, ProgramKind.LOSS, ProgramKind.GRADIENT)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from heron_client.state_directory import has_digest
-from heron_common.assignment import BlobReference
 from heron_common.errors import ProgramError, StorageError
+from heron_common.specification.model_spec import BlobReference
 
 
 class Download(Protocol):

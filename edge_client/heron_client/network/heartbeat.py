@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 
 from heron_client.network.transport import Transport
-from heron_common.assignment import Assignment, Finished, UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import Assignment, Finished, UploadLoss
 
 log = logging.getLogger(__name__)
 

@@ -11,20 +11,13 @@ from collections.abc import Iterator
 
 from heron_client.network.memory_budget import check_membership_memory
 from heron_common.algorithm.plan_checks import plan_mistakes
-from heron_common.assignment import (
-    FRONT_STATISTICS,
-    HEAD_STATISTICS,
-    MAX_PROGRAM_BYTES,
-    BlobReference,
-    DataSpecification,
-    Membership,
-    ModelSpec,
-    Task,
-)
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import ProgramError
 from heron_common.numerics.base_layout import base_layout
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
+from heron_common.protocol.messages import Membership
+from heron_common.specification.data_specification import DataSpecification, Task
+from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, MAX_PROGRAM_BYTES, BlobReference, ModelSpec
 
 HEARTBEAT_SECONDS = (0.01, 1e8)
 """A client beats at most a hundred times a second, whatever it is told; simulated ones, whose time is not the clock's, once in years."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from heron_common.algorithm.plan import Estimator, Plan
-from heron_common.assignment import Assignment, DataSpecification, Membership, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import TensorSpec, num_parameters, total_bytes
 from heron_common.process.process_memory import usable_memory
+from heron_common.protocol.messages import Assignment, Membership
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import ModelSpec, ProgramKind, ProgramReference
 
 UNKNOWN_DEVICE_BYTES = 1 << 30
 """Taken for the device's memory where its kernel does not tell."""

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from heron_common.assignment import Membership
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
+from heron_common.protocol.messages import Membership
 
 log = logging.getLogger(__name__)
 

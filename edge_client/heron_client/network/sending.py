@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from heron_client.network.patience import Patience
 from heron_client.network.uploader import StreamEnded, Upload, Uploader, UploadRequest
-from heron_common.assignment import UploadAnswer
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.numerics.tensors import Float32Array
+from heron_common.protocol.messages import UploadAnswer
 
 Stream = Callable[[Upload], Float32Array]
 """Writes one upload, from the beginning, and returns the base losses; the same call writes the same bytes."""

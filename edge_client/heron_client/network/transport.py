@@ -19,7 +19,14 @@ from heron_client.network.membership_checks import check_membership
 from heron_client.network.memory_budget import memory_budget
 from heron_client.network.stall import Progress, StallWatch
 from heron_client.network.uploader import Chunk, UploadRequest
-from heron_common.assignment import (
+from heron_common.error_catalog import ErrorCode
+from heron_common.errors import ProgramError, RefusedError, TransportError
+from heron_common.ids import RoundReference
+from heron_common.numerics.tensors import raw_bytes, total_bytes
+from heron_common.process.clock import MonotonicClock
+from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.protocol.chunks import StreamAccount, split_rows, usual_chunk_bytes
+from heron_common.protocol.messages import (
     EVALUATION_KIND,
     LocalStatistics,
     Membership,
@@ -29,13 +36,6 @@ from heron_common.assignment import (
     UploadLoss,
     UploadPurpose,
 )
-from heron_common.error_catalog import ErrorCode
-from heron_common.errors import ProgramError, RefusedError, TransportError
-from heron_common.ids import RoundReference
-from heron_common.numerics.tensors import raw_bytes, total_bytes
-from heron_common.process.clock import MonotonicClock
-from heron_common.process.crash_points import CrashPoint, crash_point
-from heron_common.protocol.chunks import StreamAccount, split_rows, usual_chunk_bytes
 from heron_common.protocol.seal import ChunkMessage, Damaged
 from heron_common.protocol.timing import LONGEST_CALL_DEADLINE_SECONDS, Timing
 from heron_common.protocol.wire import (

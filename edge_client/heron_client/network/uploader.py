@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from heron_common.assignment import UploadAnswer, UploadPurpose
 from heron_common.errors import HeronError, TransportError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import TensorSpec, total_bytes
 from heron_common.process.clock import Clock
 from heron_common.protocol.chunks import MAX_CHUNK_BYTES, split_rows, usual_chunk_bytes
+from heron_common.protocol.messages import UploadAnswer, UploadPurpose
 
 DEFAULT_WINDOW_BYTES = 4 << 20
 """Enough to hide a round trip, little beside the client's fixed memory."""

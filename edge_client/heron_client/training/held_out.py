@@ -11,7 +11,7 @@ from heron_client.network.sending import StepSender
 from heron_client.network.uploader import Upload, UploadRequest
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.passes import ACTIVATIONS, LABELS, MASK, Batch
-from heron_common.assignment import Assignment, UploadPurpose, evaluation_specs
+from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.data.batch_order import Draw
 from heron_common.data.held_out import evaluation_batches
 from heron_common.error_catalog import ErrorCode
@@ -19,6 +19,7 @@ from heron_common.errors import RefusedError
 from heron_common.numerics.directions import derive_seed
 from heron_common.numerics.tensors import Float32Array, raw_bytes
 from heron_common.numerics.wire_dtypes import encode_rows
+from heron_common.protocol.messages import Assignment, UploadPurpose
 from heron_common.specification.text_lengths import of_length
 
 log = logging.getLogger(__name__)

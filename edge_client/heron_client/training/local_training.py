@@ -18,23 +18,16 @@ from heron_client.training.passes import LABELS, MASK, Batch, CutGradient, Passe
 from heron_client.training.programs import Programs
 from heron_client.training.round_meter import RoundMeter
 from heron_client.training.runtime import Program
+from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs
 from heron_common.algorithm.plan import ClientOptimiser, Estimator, Objective, UpdateEncoding
-from heron_common.assignment import (
-    Assignment,
-    ModelSpec,
-    ProgramKind,
-    Submission,
-    UploadPurpose,
-    cut_gradient_specs,
-    update_specs,
-    upload_specs,
-)
 from heron_common.data.batch_order import BatchOrder
 from heron_common.numerics.directions import Directions, derive_seed
 from heron_common.numerics.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
 from heron_common.numerics.update_log import step_directions, weights_digest
 from heron_common.numerics.zeroth_order import FiniteDifference, RunningQuantile, SecondMoment, directional_derivatives, guard
 from heron_common.process.clock import Clock
+from heron_common.protocol.messages import Assignment, Submission, UploadPurpose
+from heron_common.specification.model_spec import ModelSpec, ProgramKind
 from heron_common.specification.text_lengths import of_length
 
 ReadBatch = Callable[[Int64Array, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]

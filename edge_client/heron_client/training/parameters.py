@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from heron_common.assignment import ModelSpec
 from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import Float32Array
+from heron_common.specification.model_spec import ModelSpec
 
 
 class LocalParameters:

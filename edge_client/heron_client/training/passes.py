@@ -14,10 +14,10 @@ from heron_client.training.round_meter import RoundMeter
 from heron_client.training.runtime import Program
 from heron_common.algorithm.plan import Plan
 from heron_common.algorithm.plan_counts import BACKWARD_EQUIVALENTS
-from heron_common.assignment import ProgramKind
 from heron_common.numerics.directions import Directions, PerturbationSeed
 from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.wire_dtypes import decode_rows, encode_rows, row_bytes
+from heron_common.specification.model_spec import ProgramKind
 
 ACTIVATIONS, LABELS, MASK = 0, 1, 2
 """Indices of the tensors of an upload; sequences of tokens alone have a mask."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from heron_client.training.programs import Programs
 from heron_common.algorithm.plan_counts import BACKWARD_EQUIVALENTS, forward_equivalents, round_bytes
-from heron_common.assignment import Membership, ProgramKind
 from heron_common.process.clock import Clock
+from heron_common.protocol.messages import Membership
+from heron_common.specification.model_spec import ProgramKind
 from heron_common.terminal.console import human_bytes
 
 MOST_RUNS = 5

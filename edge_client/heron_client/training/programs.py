@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from heron_client.training.runtime import Program
-from heron_common.assignment import ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
+from heron_common.specification.model_spec import ProgramKind, ProgramReference
 
 
 class Programs:

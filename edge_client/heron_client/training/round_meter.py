@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heron_common.assignment import LocalStatistics
 from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.zeroth_order import GuardedDerivatives, RunningQuantile, SecondMoment
+from heron_common.protocol.messages import LocalStatistics
 
 
 @dataclass

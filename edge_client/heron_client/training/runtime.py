@@ -13,11 +13,12 @@ import onnxruntime
 from heron_client.training.base import MappedBase
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.program_runs import ProgramRuns
-from heron_common.assignment import MAX_PROGRAM_BYTES, DataSpecification, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
 from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import NUMPY_DTYPES, Float32Array
 from heron_common.protocol.program_check import check_program
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ModelSpec, ProgramKind, ProgramReference
 from heron_common.specification.text_lengths import of_length
 
 PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {

@@ -18,13 +18,15 @@ from heron_client.training.parameters import LocalParameters
 from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.programs import Programs
 from heron_client.training.runtime import Program, check_reference
-from heron_common.assignment import Assignment, BlobReference, DataSpecification, Membership, ProgramReference
 from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import ProgramError, StorageError
 from heron_common.numerics.tensors import Int64Array, raw_bytes
 from heron_common.process.clock import Clock
+from heron_common.protocol.messages import Assignment, Membership
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import BlobReference, ProgramReference
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from heron_client.network.transport import Transport
 from heron_client.network.uploader import DEFAULT_WINDOW_BYTES
 from heron_client.session import Session, SessionSettings
 from heron_client.training.program_runs import ProgramRuns
-from heron_common.assignment import BlobReference
 from heron_common.data.partition import Partition, Shard, partition_all
 from heron_common.data.sources import DataSource
 from heron_common.process.clock import Clock
+from heron_common.specification.model_spec import BlobReference
 
 _STACK_BYTES = 1 << 20
 """Nothing in a session recurses; the default of eight megabytes would only reserve address space."""

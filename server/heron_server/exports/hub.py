@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from heron_common.assignment import Task
+from heron_common.specification.data_specification import Task
 from heron_server.exports.formats import NOTE, Run
 from heron_server.exports.whole import Whole
 from heron_server.models.split_model import SplitModel

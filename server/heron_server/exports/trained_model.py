@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.specification import parse_specification
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
 from heron_common.files.plain_files import is_plain, reading
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.configuration.config import RunSection
 from heron_server.exports.vouching import Vouched
 from heron_server.models.base import base_digest

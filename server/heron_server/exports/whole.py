@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from heron_common.assignment import PADDING, Task
 from heron_common.errors import ConfigurationError, ParityError
+from heron_common.specification.data_specification import PADDING, Task
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.models.token_input import TokenInput
 from heron_server.models.transformer.transformer_families import longest_sequence

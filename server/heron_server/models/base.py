@@ -12,10 +12,10 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-from heron_common.assignment import BlobReference
 from heron_common.files.atomic import replace_atomically
 from heron_common.numerics.base_layout import base_layout
 from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.specification.model_spec import BlobReference
 from heron_server.models.batch_norm import moving_layers
 
 LARGE_BUFFER = 1024

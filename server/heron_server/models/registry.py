@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification
 from heron_common.terminal.spelling import did_you_mean
 from heron_server.models.cnn import CnnOptions, build_cnn
 from heron_server.models.family_options import FamilyOptions

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from heron_common.assignment import DataSpecification
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.batch_norm import FrozenBatchNorm2d
 from heron_server.models.family_options import FamilyOptions
 from heron_server.models.head import auxiliary_head

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, IGNORED, PADDING, BlobReference, DataSpecification, ModelSpec, Task
 from heron_common.numerics.tensors import DType, Float32Array, TensorSpec
+from heron_common.specification.data_specification import IGNORED, PADDING, DataSpecification, Task
+from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, BlobReference, ModelSpec
 from heron_server.models.base import BaseStorage, FrozenTensor, frozen_tensors, named_frozen
 from heron_server.models.batch_norm import running_statistics
 from heron_server.models.probes import Probes

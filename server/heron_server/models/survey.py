@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.probes import Probes
 from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel

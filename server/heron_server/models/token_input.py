@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from heron_common.assignment import PADDING
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import PADDING
 
 OPTIONS = {"tokenizer", "vocabulary_size", "pad_token"}
 """Options of a model of tokens that are not its callable's, though a callable may take `vocabulary_size` too."""

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from heron_common.assignment import FRONT_STATISTICS, HEAD_STATISTICS, ProgramKind
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import DType
+from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, ProgramKind
 from heron_server.models.base import named_frozen, widened
 from heron_server.models.batch_norm import moving_layers, normalising
 from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters

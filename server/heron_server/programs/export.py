@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from heron_common.assignment import MAX_PROGRAM_BYTES, ProgramKind
 from heron_common.errors import ProgramError
 from heron_common.files.atomic import write_atomically
 from heron_common.protocol.program_check import check_program
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.programs.gradient import with_backward_rules

@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from heron_common.assignment import ProgramKind
 from heron_common.errors import ParityError, ProgramError
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.split_model import SplitModel, trained_parameters
 from heron_server.programs.compile import ClientPart, CompiledFunction, compile_function
 

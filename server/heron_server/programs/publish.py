@@ -13,11 +13,11 @@ import numpy as np
 from heron_common.algorithm.plan import Algorithm, DirectionScale, Estimator, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, statistics_mistakes
 from heron_common.algorithm.plan_counts import prefers_log
-from heron_common.assignment import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import Float64Array
 from heron_common.numerics.zeroth_order import global_scales, tensor_scales
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_server.models.split_model import SplitModel, flat_parameters
 from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
 from heron_server.programs.difference_gate import check_difference, fitting_radius

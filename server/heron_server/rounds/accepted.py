@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heron_common.assignment import LocalStatistics, UploadKey
+from heron_common.protocol.messages import LocalStatistics, UploadKey
 from heron_server.storage.recorded import StoredAnswer
 from heron_server.storage.spool import SpoolEntry
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import TensorSpec, total_bytes
+from heron_common.protocol.messages import LocalStatistics, UploadAnswer, UploadKey, UploadPurpose
 from heron_common.specification.text_lengths import announced_length
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt

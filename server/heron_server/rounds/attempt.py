@@ -7,20 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs
 from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
-from heron_common.assignment import (
-    Assignment,
-    BlobReference,
-    ModelSpec,
-    UploadKey,
-    UploadPurpose,
-    cut_gradient_specs,
-    update_specs,
-    upload_specs,
-)
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import Float32Array, TensorSpec, check_specs, total_bytes
+from heron_common.protocol.messages import Assignment, UploadKey, UploadPurpose
+from heron_common.specification.model_spec import BlobReference, ModelSpec
 from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.held_out import HeldOutUploads

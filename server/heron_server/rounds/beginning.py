@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heron_common.assignment import Assignment, BlobReference
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import Assignment
+from heron_common.specification.model_spec import BlobReference
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import RoundInputs

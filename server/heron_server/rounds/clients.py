@@ -10,10 +10,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from heron_common.assignment import UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.ids import checked_client_name, new_token
+from heron_common.protocol.messages import UploadLoss
 from heron_common.protocol.reported_ranges import within_range
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from heron_common.algorithm.plan import Algorithm
-from heron_common.assignment import BlobReference, DataSpecification, ModelSpec, ProgramReference
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramReference
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.algorithm.plan import Plan, ServerSchedule
-from heron_common.assignment import ModelSpec, UploadKey, evaluation_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import TensorSpec, check_specs
+from heron_common.protocol.messages import UploadKey
+from heron_common.specification.model_spec import ModelSpec
 from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.storage.spool import SpoolEntry

@@ -6,10 +6,10 @@ import dataclasses
 import time
 from random import Random
 
-from heron_common.assignment import Assignment, Finished, Membership, NextStep, Wait
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import Assignment, Finished, Membership, NextStep, Wait
 from heron_common.protocol.timing import Timing
 from heron_server.rounds.clients import ClientRecord, session_over
 from heron_server.rounds.pacing import Pace, ask_again_seconds

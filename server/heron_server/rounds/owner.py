@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from random import Random
 from typing import TypeVar
 
-from heron_common.assignment import LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss
 from heron_server.rounds import admission, membership, progress, resuming
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.admission import Admission, Cancel, UpdateHeader, UploadHeader

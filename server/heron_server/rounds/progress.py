@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from heron_common.assignment import UploadLoss
+from heron_common.protocol.messages import UploadLoss
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.jobs import AbandonJob, Job, RoundInputs, SaveJob, ScoreJob, TrainJob

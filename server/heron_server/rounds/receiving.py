@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Generic
 
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import LocalStatistics
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, SpoolFullError, StorageError
 from heron_common.numerics.tensors import TensorSpec
+from heron_common.protocol.messages import LocalStatistics
 from heron_server.rounds.admission import Admission, AnyHeader, Cancel, UpdateHeader, UploadHeader
 from heron_server.rounds.owner import Answered, RoundOwner
 from heron_server.rounds.replay import replay_update

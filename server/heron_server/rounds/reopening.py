@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from heron_common.assignment import Assignment, UploadPurpose
 from heron_common.errors import StorageError
+from heron_common.protocol.messages import Assignment, UploadPurpose
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.schedule import UploadSlot

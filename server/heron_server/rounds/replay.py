@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from heron_common.algorithm.payload_shapes import weight_specs
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import weight_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.layout import FlatLayout

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heron_common.assignment import LocalStatistics, ModelSpec
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import num_parameters
+from heron_common.protocol.messages import LocalStatistics
 from heron_common.protocol.reported_ranges import out_of_range
+from heron_common.specification.model_spec import ModelSpec
 from heron_server.storage.spool import SpoolEntry
 
 MOST_CHANGE = {"second_moment": 100.0, "derivative_quantile": 10.0}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from heron_common.assignment import EVALUATION_KIND, DataSpecification, UploadPurpose
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.protocol.chunks import USUAL_CHUNK_BYTES, StreamAccount
+from heron_common.protocol.messages import EVALUATION_KIND, UploadPurpose
 from heron_common.protocol.wire import (
     answer_to_proto,
     encoding_from_proto,
@@ -21,6 +21,7 @@ from heron_common.protocol.wire import (
     statistics_from_proto,
     tensor_specs_from_proto,
 )
+from heron_common.specification.data_specification import DataSpecification
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingServicer

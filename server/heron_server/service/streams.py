@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from heron_common.assignment import DataSpecification
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.protocol.chunks import StreamReceiver
 from heron_common.protocol.tensor_checks import check_values
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.rounds.receiving import Incoming
 
 

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 from pathlib import Path
 
-from heron_common.assignment import BlobReference
+from heron_common.specification.model_spec import BlobReference
 
 
 class BlobStore:

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from heron_common.assignment import LocalStatistics, UploadKey
 from heron_common.errors import StorageError
 from heron_common.files.plain_files import is_plain
 from heron_common.ids import RoundReference
 from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.protocol.messages import LocalStatistics, UploadKey
 from heron_server.storage import ledger_schema as sql
 from heron_server.storage.recorded import RecordedAttempt, StoredAnswer, StoredFile, answer_to_json, read_attempts, read_drops
 

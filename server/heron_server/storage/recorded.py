@@ -6,8 +6,8 @@ import json
 import sqlite3
 from dataclasses import dataclass, field
 
-from heron_common.assignment import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.protocol.reported_ranges import within_ranges
 
 

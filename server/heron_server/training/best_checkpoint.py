@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from heron_common.assignment import Task
 from heron_common.data.reading import SampleReader
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
+from heron_common.specification.data_specification import Task
 from heron_server.metrics import ServerMetrics
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.training.evaluation import evaluate

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from heron_common.assignment import IGNORED, Task
 from heron_common.data.reading import SampleReader
+from heron_common.specification.data_specification import IGNORED, Task
 from heron_server.models.split_model import SplitModel, device_of, predict
 from heron_server.models.transformer.vocabulary_loss import most_likely
 from heron_server.training.aligned import aligned_tensor

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from heron_common.algorithm.plan import Algorithm, Plan
-from heron_common.assignment import ModelSpec
 from heron_common.errors import StorageError
 from heron_common.numerics.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.numerics.update_log import weights_digest
+from heron_common.specification.model_spec import ModelSpec
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.audit import AuditFacts, AuditRound, AuditTrail
 from heron_server.training.aggregation import aggregate, in_proportion

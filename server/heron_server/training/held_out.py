@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from heron_common.assignment import ModelSpec, UploadKey, UploadPurpose, evaluation_specs
+from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import UploadKey, UploadPurpose
+from heron_common.specification.model_spec import ModelSpec
 from heron_common.specification.text_lengths import of_length
 from heron_server.rounds.jobs import ScoreJob
 from heron_server.rounds.trainer_queue import TrainerQueue

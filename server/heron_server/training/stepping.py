@@ -9,10 +9,11 @@ from functools import partial
 import numpy as np
 
 from heron_common.algorithm.plan import Plan
-from heron_common.assignment import ModelSpec, UploadKey
 from heron_common.numerics.directions import derive_seed
 from heron_common.numerics.wire_dtypes import encode_rows
 from heron_common.process.clock import Clock
+from heron_common.protocol.messages import UploadKey
+from heron_common.specification.model_spec import ModelSpec
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.jobs import TrainJob

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from heron_common.assignment import LocalStatistics
 from heron_common.errors import StorageError
+from heron_common.protocol.messages import LocalStatistics
 from heron_server.rounds.clients import FORGOTTEN
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.ledger import Ledger

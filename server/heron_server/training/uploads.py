@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heron_common.algorithm.payload_shapes import upload_specs
 from heron_common.algorithm.plan import Plan
-from heron_common.assignment import IGNORED, ModelSpec, upload_specs
 from heron_common.data.partition import permutation
 from heron_common.numerics.directions import PerturbationSeed
 from heron_common.numerics.tensors import Float32Array, Int64Array, TensorSpec, Uint8Array, decode
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows
+from heron_common.specification.data_specification import IGNORED
+from heron_common.specification.model_spec import ModelSpec
 from heron_common.specification.text_lengths import of_length
 from heron_server.rounds.accepted import AcceptedUpload
 

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from heron_common.algorithm.plan import Algorithm
-from heron_common.assignment import LocalStatistics, ModelSpec, Task
 from heron_common.data.reading import SampleReader
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
 from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.protocol.messages import LocalStatistics
 from heron_common.protocol.reported_ranges import known_figure
+from heron_common.specification.data_specification import Task
+from heron_common.specification.model_spec import ModelSpec
 from heron_server.metrics import ServerMetrics
 from heron_server.programs.publish import scales_in_round, scales_of
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob

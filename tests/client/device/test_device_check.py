@@ -12,9 +12,9 @@ from heron_client.device.device_check import check_device, load_libraries, proce
 from heron_client.device.device_findings import clock_finding, disk_finding
 from heron_client.device.round_memory import memory_verdict
 from heron_client.training.program_timing import ProgramTiming, round_sentence
-from heron_common.assignment import ProgramKind
 from heron_common.errors import ClockError, ConfigurationError, UnsupportedError
 from heron_common.exit_codes import PERMANENT, ExitCode, exit_code_of
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.certificates.authority import Authority
 from tests.common.protocol.test_wire import MEMBERSHIP, PLAN
 

@@ -14,22 +14,14 @@ from heron_client.network.answer_reader import AnswerReader
 from heron_client.network.assignment_checks import check_assignment
 from heron_client.network.membership_checks import check_membership
 from heron_common.algorithm.presets import PRESETS
-from heron_common.assignment import (
-    Assignment,
-    BlobReference,
-    DataSpecification,
-    Membership,
-    ModelSpec,
-    ProgramKind,
-    ProgramReference,
-    Task,
-    UploadAnswer,
-)
 from heron_common.errors import ProgramError, TransportError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.process.process_memory import usable_memory
 from heron_common.protocol.chunks import StreamAccount
+from heron_common.protocol.messages import Assignment, Membership, UploadAnswer
+from heron_common.specification.data_specification import DataSpecification, Task
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 
 BUDGET = 64 << 20
 DIGEST = "ab" * 32

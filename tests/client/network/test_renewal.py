@@ -10,11 +10,13 @@ from dataclasses import replace
 import pytest
 
 from heron_client.network.renewal import Renewal, RunChanged
-from heron_common.assignment import BlobReference, DataSpecification, Membership, ModelSpec, ProgramReference
 from heron_common.data.sources import parse_specification
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.protocol.messages import Membership
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramReference
 
 DATA: DataSpecification = parse_specification("1x4x4:3")
 MODEL = ModelSpec((TensorSpec("w", DType.FLOAT32, (3,)),), (), TensorSpec("activations", DType.FLOAT32, (2,)))

@@ -12,7 +12,6 @@ import pytest
 from heron_client.network.patience import Patience
 from heron_client.network.sending import RoundStopped, StepSender
 from heron_client.network.uploader import Chunk, StreamEnded, Upload, Uploader, UploadRequest
-from heron_common.assignment import UploadAnswer, UploadPurpose
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.ids import RoundReference
@@ -20,6 +19,7 @@ from heron_common.numerics.tensors import DType, Float32Array, TensorSpec, raw_b
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.retry import BackoffPolicy
 from heron_common.protocol.chunks import MAX_CHUNK_BYTES, USUAL_CHUNK_BYTES
+from heron_common.protocol.messages import UploadAnswer, UploadPurpose
 from tests.harness.polling import eventually
 
 QUICK = BackoffPolicy(initial_seconds=0.001, cap_seconds=0.002, floor_seconds=0.0005)

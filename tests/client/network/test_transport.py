@@ -14,9 +14,10 @@ import pytest
 
 from heron_client.network.downloads import FileDownload, MemoryDownload
 from heron_client.network.transport import Transport
-from heron_common.assignment import BlobReference, UploadLoss
 from heron_common.errors import ProgramError, TransportError
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import UploadLoss
+from heron_common.specification.model_spec import BlobReference
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.harness.cluster import free_port
 

@@ -17,14 +17,16 @@ from heron_client.training.held_out import send_held_out
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
+from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.algorithm.plan import Plan
-from heron_common.assignment import Assignment, ProgramKind, UploadPurpose, evaluation_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, RefusedError, TransportError
 from heron_common.numerics.directions import derive_seed
 from heron_common.numerics.tensors import total_bytes
 from heron_common.numerics.wire_dtypes import WireDtype, encode_rows
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import Assignment, UploadPurpose
+from heron_common.specification.model_spec import ProgramKind
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import BLOB, QUICK, ROUND, RUN_SEED, Network, samples, small_plan
 from tests.client.training.test_local_training_batch_norm import Twin, plan_of

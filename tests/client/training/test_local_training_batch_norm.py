@@ -17,12 +17,13 @@ from heron_client.training.runtime import Program
 from heron_client.training.supplies import Supplies
 from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Plan, UpdateEncoding
 from heron_common.algorithm.plan_counts import round_bytes
-from heron_common.assignment import Assignment, BlobReference, ProgramKind
 from heron_common.errors import ProgramError, TransportError
 from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.update_log import replay, step_directions, weights_digest
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import Assignment
+from heron_common.specification.model_spec import BlobReference, ProgramKind
 from heron_server.models.batch_norm import flat_statistics
 from heron_server.models.split_model import SplitModel, cross_entropy, load_flat_parameters
 from heron_server.programs.compile import compile_function

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Objective, Plan
-from heron_common.assignment import UploadPurpose
 from heron_common.errors import TransportError
 from heron_common.numerics.directions import derive_seed
 from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.protocol.messages import UploadPurpose
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import ROUND, RUN_SEED, Network, batch, run_round, small_plan
 

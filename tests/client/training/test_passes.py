@@ -18,15 +18,17 @@ from heron_client.network.uploader import Chunk, Uploader, UploadRequest
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
+from heron_common.algorithm.payload_shapes import cut_gradient_specs
 from heron_common.algorithm.plan import Plan, UpdateEncoding
 from heron_common.algorithm.presets import PRESETS
-from heron_common.assignment import Assignment, BlobReference, ModelSpec, ProgramKind, ProgramReference, UploadAnswer, cut_gradient_specs
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec, total_bytes
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.process.clock import ManualClock
 from heron_common.protocol.chunks import MAX_CHUNK_BYTES
+from heron_common.protocol.messages import Assignment, UploadAnswer
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 
 CUT = (64, 1024)
 """A quarter of a mebibyte a sample in float32."""

@@ -11,8 +11,8 @@ import torch
 
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.runtime import Program, self_test
-from heron_common.assignment import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_common.errors import ProgramError
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from tests.client.models import SHAPE, TinyModel, tiny_model
 
 

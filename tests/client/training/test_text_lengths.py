@@ -24,24 +24,16 @@ from heron_client.training.local_training import HeldOutSamples, LocalContext, L
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
 from heron_client.training.runtime import Program
+from heron_common.algorithm.payload_shapes import evaluation_specs, upload_specs
 from heron_common.algorithm.plan import Plan
 from heron_common.algorithm.presets import PRESETS
-from heron_common.assignment import (
-    IGNORED,
-    PADDING,
-    Assignment,
-    BlobReference,
-    DataSpecification,
-    ProgramKind,
-    ProgramReference,
-    UploadAnswer,
-    evaluation_specs,
-    upload_specs,
-)
 from heron_common.data.batch_order import Draw
 from heron_common.errors import ProgramError, TransportError
 from heron_common.numerics.tensors import Int64Array
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import Assignment, UploadAnswer
+from heron_common.specification.data_specification import IGNORED, PADDING, DataSpecification
+from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 from heron_common.specification.text_lengths import cut_to_length, of_length, smallest_lengths
 from heron_server.models.base import write_base
 from heron_server.models.split_model import SplitModel, next_tokens

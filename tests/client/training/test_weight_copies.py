@@ -21,10 +21,11 @@ from heron_client.network.uploader import Chunk, Uploader, UploadRequest
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters, SentFront
 from heron_client.training.programs import Programs
-from heron_common.assignment import Assignment, BlobReference, ModelSpec, ProgramKind, UploadAnswer
 from heron_common.errors import TransportError
 from heron_common.numerics.tensors import DType, TensorSpec, raw_bytes
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import Assignment, UploadAnswer
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import BLOB, ROUND, Network, run_round, small_plan

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs, weight_specs
 from heron_common.algorithm.plan import (
     Algorithm,
     ClientOptimiser,
@@ -22,12 +23,12 @@ from heron_common.algorithm.plan import (
 )
 from heron_common.algorithm.plan_checks import algorithm_mistakes, plan_mistakes
 from heron_common.algorithm.presets import PRESETS, preset
-from heron_common.assignment import ModelSpec, cut_gradient_specs, update_specs, upload_specs, weight_specs
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.specification.model_spec import ModelSpec
 
 COMPLETE = dataclasses.replace(PRESETS["heron"].plan, direction_groups=16, micro_batch=2)
 

@@ -11,11 +11,11 @@ import pytest
 from heron_common.algorithm.plan import Algorithm, ClientOptimiser, Estimator, HeadTraining, Objective, Plan, ServerSchedule, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, plan_mistakes, statistics_mistakes
 from heron_common.algorithm.presets import PRESETS, preset
-from heron_common.assignment import ModelSpec
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.specification.model_spec import ModelSpec
 
 COMPLETE = dataclasses.replace(PRESETS["heron"].plan, direction_groups=16, micro_batch=2)
 

@@ -12,10 +12,10 @@ from heron_common.algorithm.plan import Algorithm, Estimator, HeadTraining, Obje
 from heron_common.algorithm.plan_checks import algorithm_mistakes
 from heron_common.algorithm.plan_counts import REPLAY_ADDITIONS_PER_BYTE, forward_equivalents, prefers_log, round_bytes
 from heron_common.algorithm.presets import PRESETS, preset
-from heron_common.assignment import ModelSpec
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.specification.model_spec import ModelSpec
 from tests.client.models import TinyModel, tiny_model
 from tests.client.rounds import Finished, Network, run_round, small_plan
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heron_common.assignment import DataSpecification
 from heron_common.data import SampleReader, open_source
 from heron_common.data.check import check_source
 from heron_common.data.columns import with_columns
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import DataSpecification
 
 NAMED = parse_specification("temperature+pressure:2")
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heron_common.assignment import DataSpecification
 from heron_common.data import SampleReader, open_source
 from heron_common.data.check import check_source
 from heron_common.data.csv_rows import open_csv
@@ -20,6 +19,7 @@ from heron_common.data.partition import Shard, parse_partition
 from heron_common.data.rows import StringRows
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import DataSpecification
 from tests.harness.tokenizers import word_tokenizer
 
 TWO_FEATURES = parse_specification("2:cat,dog")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heron_common.assignment import DataSpecification
 from heron_common.data import open_source, source_names
 from heron_common.data.check import check_samples, check_source
 from heron_common.data.digits import DIGITS_SPECIFICATION, MemoryRows
@@ -15,6 +14,7 @@ from heron_common.data.partition import Shard, parse_partition, partition_rows
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource, parse_specification
 from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import DataSpecification
 
 
 def source_of(labels: np.ndarray, shape: tuple[int, ...] = (1, 2)) -> DataSource:

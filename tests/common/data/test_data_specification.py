@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.data import SampleReader, open_source
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.protocol.wire import data_specification_from_proto, data_specification_to_proto
+from heron_common.specification.data_specification import DataSpecification, Task
 
 FORMS = {
     "text:64:next-token": {"input_shape": (64,), "num_classes": 0, "tokens": True, "task": Task.NEXT_TOKEN},

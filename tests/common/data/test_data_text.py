@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_common.assignment import IGNORED, PADDING, DataSpecification
 from heron_common.data import SampleReader, open_source
 from heron_common.data.check import check_source
 from heron_common.data.inspection import inspect_source, page
@@ -20,6 +19,7 @@ from heron_common.data.specification import parse_specification
 from heron_common.data.text_files import _pieces
 from heron_common.data.tokeniser import Tokeniser
 from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import IGNORED, PADDING, DataSpecification
 from tests.harness.tokenizers import END, START, UNKNOWN, word_tokenizer
 
 WORDS = word_tokenizer("a b c d e f g h")

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from heron_common.assignment import IGNORED, DataSpecification, Task
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import (
@@ -23,6 +22,7 @@ from heron_common.numerics.tensors import (
     total_bytes,
 )
 from heron_common.protocol.tensor_checks import check_values
+from heron_common.specification.data_specification import IGNORED, DataSpecification, Task
 
 SPEC = TensorSpec("activations", DType.FLOAT32, (2, 3))
 LABELS = TensorSpec("labels", DType.INT64, (4,))

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from heron_common.assignment import MAX_PROGRAM_BYTES, ProgramKind
 from heron_common.errors import ProgramError
 from heron_common.protocol.program_check import check_program
 from heron_common.protocol.program_operators import OPERATORS
 from heron_common.protocol.protobuf_fields import MalformedMessageError, fields, packed_varints
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from tests.client.models import tiny_model
 
 

@@ -10,22 +10,6 @@ import pytest
 
 from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.presets import PRESETS
-from heron_common.assignment import (
-    Assignment,
-    BlobReference,
-    DataSpecification,
-    Finished,
-    LocalStatistics,
-    Membership,
-    ModelSpec,
-    ProgramKind,
-    ProgramReference,
-    Task,
-    UploadAnswer,
-    UploadLoss,
-    UploadPurpose,
-    Wait,
-)
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
@@ -33,6 +17,9 @@ from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.protocol import wire
+from heron_common.protocol.messages import Assignment, Finished, LocalStatistics, Membership, UploadAnswer, UploadLoss, UploadPurpose, Wait
+from heron_common.specification.data_specification import DataSpecification, Task
+from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_proto.v1 import split_training_pb2 as pb
 
 BLOB = BlobReference("ab" * 32, 2**40)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heron_common.algorithm.payload_shapes import evaluation_specs, upload_specs
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import IGNORED, PADDING, ModelSpec, evaluation_specs, upload_specs
 from heron_common.data import SampleReader, open_source
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.specification import parse_specification
@@ -17,6 +17,8 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, DataError, RefusedError
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.protocol.wire import data_specification_from_proto, data_specification_to_proto, model_from_proto, model_to_proto
+from heron_common.specification.data_specification import IGNORED, PADDING
+from heron_common.specification.model_spec import ModelSpec
 from heron_common.specification.text_lengths import announced_length, announced_model, of_length, smallest_lengths
 from tests.harness.tokenizers import word_tokenizer
 

@@ -16,10 +16,11 @@ from heron_client.training.base import MappedBase
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.runtime import Program
 from heron_client.training.supplies import Supplies
-from heron_common.assignment import BlobReference, Membership, ProgramKind, ProgramReference
 from heron_common.errors import ConfigurationError, ProgramError
 from heron_common.numerics.base_layout import ALIGNMENT, base_layout
 from heron_common.numerics.tensors import DType, TensorSpec
+from heron_common.protocol.messages import Membership
+from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 from heron_server.models.base import BaseStorage, frozen_tensors, round_to_storage, widened, write_base
 from heron_server.models.split_model import flat_parameters, predict
 from heron_server.programs.compile import compile_function

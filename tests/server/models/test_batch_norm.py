@@ -16,8 +16,9 @@ from torch import nn
 import heron_server.programs.parity as parity_module
 from heron_common.algorithm.plan import HeadTraining
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import ConfigurationError, ParityError, ProgramError
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.base import LARGE_BUFFER, named_frozen
 from heron_server.models.batch_norm import flat_statistics, load_flat_statistics, running_statistics
 from heron_server.models.registry import build_model

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import StorageError
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.behaviour import behaves_otherwise, behaviour, computes_otherwise
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
-from heron_common.assignment import DataSpecification, ProgramKind, Task
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification, Task
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.exports.trained_model import load_trained
 from heron_server.exports.vouching import Vouched
 from heron_server.models.registry import build_model

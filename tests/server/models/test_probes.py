@@ -14,8 +14,8 @@ import torch
 from heron_cli.cli import main
 from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
-from heron_common.assignment import DataSpecification
 from heron_common.errors import ConfigurationError, StorageError
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.exports.trained_model import load_trained
 from heron_server.exports.vouching import Vouched
 from heron_server.models.probes import Probes

@@ -13,9 +13,10 @@ import torch
 
 from heron_common.algorithm.plan_checks import algorithm_mistakes
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import IGNORED, PADDING, ProgramKind, Task
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.tensors import DType, num_parameters
+from heron_common.specification.data_specification import IGNORED, PADDING, Task
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.split_model import SplitModel, next_tokens, predict
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from heron_common.assignment import IGNORED, PADDING, ProgramKind, Task
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import IGNORED, PADDING, Task
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.models.transformer.vocabulary_loss import most_likely, next_token_losses

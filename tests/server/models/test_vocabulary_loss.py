@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from heron_common.assignment import IGNORED
+from heron_common.specification.data_specification import IGNORED
 from heron_server.models.transformer import vocabulary_loss
 from heron_server.models.transformer.vocabulary_loss import most_likely, next_token_losses, token_losses
 

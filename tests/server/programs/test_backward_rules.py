@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import heron_server.programs.convolution_gradient as convolution_gradient
-from heron_common.assignment import ProgramKind
 from heron_common.errors import ProgramError
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 from heron_server.programs.gradient import with_backward_rules

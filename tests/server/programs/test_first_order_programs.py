@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from heron_common.assignment import DataSpecification, ProgramKind
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function

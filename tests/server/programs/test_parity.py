@@ -16,8 +16,9 @@ import heron_server.programs.difference_gate as difference_gate_module
 import heron_server.programs.export as export_module
 from heron_common.algorithm.plan import Algorithm, DirectionScale
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import DataSpecification, ProgramKind
 from heron_common.errors import HeronError, ParityError
+from heron_common.specification.data_specification import DataSpecification
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, check_difference, difference_error

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from heron_common.algorithm.payload_shapes import evaluation_specs, upload_specs
 from heron_common.algorithm.plan import Alignment, ServerSchedule
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import IGNORED, PADDING, ModelSpec, ProgramKind, UploadPurpose, evaluation_specs, upload_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.numerics.directions import PerturbationSeed
 from heron_common.numerics.tensors import DType, TensorSpec, total_bytes
+from heron_common.protocol.messages import UploadPurpose
+from heron_common.specification.data_specification import IGNORED, PADDING
+from heron_common.specification.model_spec import ModelSpec, ProgramKind
 from heron_common.specification.text_lengths import of_length
 from heron_server.models.split_model import SplitModel, next_tokens, trained_parameters
 from heron_server.programs.publish import complete_algorithm, publish

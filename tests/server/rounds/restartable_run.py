@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from heron_common.algorithm.payload_shapes import cut_gradient_specs
 from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import DataSpecification, cut_gradient_specs
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import total_bytes
 from heron_common.process.clock import ManualClock
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.metrics import ServerMetrics
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.accepted import AcceptedUpload

@@ -10,22 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heron_common.algorithm.payload_shapes import evaluation_specs, update_specs, upload_specs
 from heron_common.algorithm.plan import UpdateEncoding
-from heron_common.assignment import (
-    Assignment,
-    LocalStatistics,
-    Membership,
-    UploadKey,
-    UploadPurpose,
-    evaluation_specs,
-    update_specs,
-    upload_specs,
-)
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, StorageError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import total_bytes
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import Assignment, LocalStatistics, Membership, UploadKey, UploadPurpose
 from heron_server.rounds.admission import UpdateHeader, UploadHeader
 from heron_server.rounds.clients import ClientRecord
 from heron_server.rounds.jobs import AbandonJob, CloseJob

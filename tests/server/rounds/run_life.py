@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from heron_common.assignment import (
-    UploadKey,
-    UploadPurpose,
-)
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.rounds import run_state, trainer_queue
 from heron_server.storage import ledger, spool
 from tests.conftest import DISCIPLINE

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from heron_common.algorithm.payload_shapes import update_specs
 from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
-from heron_common.assignment import UploadKey, UploadPurpose, update_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec, total_bytes
+from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.rounds.accepted import AcceptedUpdate
 from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry

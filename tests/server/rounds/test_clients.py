@@ -6,10 +6,10 @@ import hashlib
 
 import pytest
 
-from heron_common.assignment import UploadLoss
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import UploadLoss
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 
 KEY, OTHER_KEY = "k" * 16, "o" * 16

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heron_common.assignment import UploadLoss
 from heron_common.ids import RoundReference
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import UploadLoss
 from heron_server.rounds.clients import FORGOTTEN, MAX_DEPARTED, MAX_LOSSES, ClientRecord, ClientRegistry
 from heron_server.rounds.visits import VISITS_BY_ADDRESS
 from heron_server.summary import client_table, restore_clients

@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
-from heron_common.assignment import UploadKey, UploadPurpose
 from heron_common.process.crash_points import CrashPoint
+from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.storage import ledger as ledger_module
 from tests.server.rounds.restartable_run import LOCAL_STEPS, RestartableRun, RunShape
 from tests.server.rounds.run_devices import DrivenRun

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from heron_common.algorithm.plan import ServerSchedule
-from heron_common.assignment import BlobReference, LocalStatistics, UploadKey, UploadPurpose
+from heron_common.protocol.messages import LocalStatistics, UploadKey, UploadPurpose
+from heron_common.specification.model_spec import BlobReference
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.reopening import inputs_digest, member_statuses, recover, refill
 from heron_server.rounds.state import MemberStatus

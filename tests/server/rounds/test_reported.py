@@ -19,13 +19,13 @@ from prometheus_client import CollectorRegistry
 
 from heron_common.algorithm.aggregation_rule import AggregationRule
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import LocalStatistics
 from heron_common.data.sources import parse_specification
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import LocalStatistics
 from heron_common.protocol.reported_ranges import RANGES, out_of_range, within_range, within_ranges
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.metrics import ServerMetrics

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from heron_common.algorithm.plan import ServerSchedule
-from heron_common.assignment import UploadKey, UploadPurpose
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.rounds.state import WithoutQuorum
 from tests.server.rounds.restartable_run import DEADLINE, LIVENESS, LOCAL_STEPS, RunShape
 from tests.server.rounds.run_devices import DEVICES

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from heron_common.assignment import BlobReference
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.process.clock import ManualClock
+from heron_common.specification.model_spec import BlobReference
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.rounds.state import Phase
 from heron_server.rounds.visits import MAX_VISITS, VISITS_BY_ADDRESS, VISITS_BY_CERTIFICATE, Visits

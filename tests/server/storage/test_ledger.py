@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from heron_common.assignment import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.errors import StorageError
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import LocalStatistics, UploadKey, UploadPurpose
 from heron_server.storage import ledger as ledger_module
 from heron_server.storage.ledger import Balance, Ledger
 from heron_server.storage.recorded import StoredAnswer, StoredFile

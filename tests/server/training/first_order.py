@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import nn
 
-from heron_common.assignment import ProgramKind
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.split_model import SplitModel, cross_entropy
 from heron_server.programs.parity import load_runner
 

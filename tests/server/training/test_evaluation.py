@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from heron_common.assignment import DataSpecification
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
 from heron_common.files.atomic import finite
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.split_model import SplitModel
 from heron_server.training.evaluation import Score, evaluate
 

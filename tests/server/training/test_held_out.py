@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.algorithm.plan import ServerSchedule
-from heron_common.assignment import Task, UploadKey, UploadPurpose, evaluation_specs
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import DType, TensorSpec, total_bytes
+from heron_common.protocol.messages import UploadKey, UploadPurpose
+from heron_common.specification.data_specification import Task
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer.vocabulary_loss import next_token_losses

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from heron_cli.audit import prove
 from heron_cli.cli import main
 from heron_common.algorithm.presets import preset
-from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import Task
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.exports.trained_model import load_trained
 from heron_server.metrics import ServerMetrics

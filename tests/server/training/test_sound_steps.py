@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from heron_common.algorithm.plan import Alignment
-from heron_common.assignment import UploadKey, UploadPurpose
 from heron_common.data.sources import parse_specification
 from heron_common.ids import RoundReference
 from heron_common.process.clock import ManualClock
+from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.metrics import ServerMetrics
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, cross_entropy

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from heron_common.assignment import LocalStatistics
 from heron_common.ids import RoundReference
+from heron_common.protocol.messages import LocalStatistics
 from heron_server.rounds.clients import FORGOTTEN
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.ledger import Ledger

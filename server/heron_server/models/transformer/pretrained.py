@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError, HeronError
+from heron_common.specification.data_specification import DataSpecification, Task
 from heron_server.models.transformer.transformer_families import default_pad_token, family_of, is_token
 
 PREFIX = "hf:"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.assignment import Task
+from heron_common.specification.data_specification import Task
 from heron_server.models.head import auxiliary_head
 from heron_server.models.transformer.transformer_families import PooledClassifier
 

@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification, Task
 from heron_server.models.base import BaseStorage, round_to_storage
 from heron_server.models.split_model import SplitModel, predict, sample_losses_of
 from heron_server.models.transformer.adapters import Adapter, add_adapter

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.assignment import DataSpecification
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer.pretrained import PREFIX, Pretrained, load_configuration, model_without_weights, read_as_configured
 from heron_server.models.transformer.transformer import adapted, check_length, parse_options, split_at

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.assignment import IGNORED
+from heron_common.specification.data_specification import IGNORED
 
 BLOCK_ROWS = 512
 """Rows of the unembedding at a time: a block of 768 columns is 1.6 MB."""

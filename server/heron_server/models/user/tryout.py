@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification, Task
 from heron_server.models.copies import copied, generators_kept
 from heron_server.models.probes import Probes
 from heron_server.models.token_input import TokenInput

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from heron_common.assignment import Task
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import Task
 from heron_server.models.batch_norm import keep_frozen
 from heron_server.models.head import auxiliary_head
 from heron_server.models.split_model import SplitModel, predict

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.assignment import DataSpecification, Task
 from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import DataSpecification, Task
 from heron_server.models.copies import copied
 from heron_server.models.probes import Probes, made_up
 from heron_server.models.source_digest import code_digest, fingerprint
