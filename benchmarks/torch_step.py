@@ -16,7 +16,7 @@ from torch import nn
 
 
 class Front(nn.Module):
-    """The 3x3 stem and first block of heron_server.models.resnet, written out so that nothing but torch is imported."""
+    """The 3x3 stem and first block of heron_server.models.families.resnet, written out so that nothing but torch is imported."""
 
     def __init__(self, width: int = 64, groups: int = 8) -> None:
         super().__init__()

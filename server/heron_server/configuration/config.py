@@ -16,7 +16,7 @@ from heron_common.protocol.timing import DEFAULT_LIVENESS_SECONDS
 from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.configuration.section import Section, checked
-from heron_server.models.registry import OUTSIDE, check_family, parse_family_options, parse_model_options
+from heron_server.models.families.registry import OUTSIDE, check_family, parse_family_options, parse_model_options
 from heron_server.rounds.state import WithoutQuorum, cohort_size
 from heron_server.storage.run_directory import has_begun
 

@@ -21,7 +21,7 @@ from heron_server.models.base import BaseStorage, FrozenTensor, frozen_tensors, 
 from heron_server.models.batch_norm import running_statistics
 from heron_server.models.probes import Probes
 from heron_server.models.token_input import TokenInput
-from heron_server.models.transformer.vocabulary_loss import next_token_losses
+from heron_server.models.vocabulary_loss import next_token_losses
 
 SampleLosses = Callable[[Any, torch.Tensor], torch.Tensor]
 """(what a head or back returns, labels) -> [B]."""

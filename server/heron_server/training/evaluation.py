@@ -13,7 +13,7 @@ import torch
 from heron_common.data.reading import SampleReader
 from heron_common.specification.data_specification import IGNORED, Task
 from heron_server.models.split_model import SplitModel, device_of, predict
-from heron_server.models.transformer.vocabulary_loss import most_likely
+from heron_server.models.vocabulary_loss import most_likely
 from heron_server.training.aligned import aligned_tensor
 
 _BATCH = 256

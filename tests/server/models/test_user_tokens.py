@@ -15,9 +15,9 @@ from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import IGNORED, PADDING, Task
 from heron_common.specification.model_spec import ProgramKind
-from heron_server.models.registry import build_model
+from heron_server.models.families.registry import build_model
 from heron_server.models.split_model import SplitModel, predict
-from heron_server.models.transformer.vocabulary_loss import most_likely, next_token_losses
+from heron_server.models.vocabulary_loss import most_likely, next_token_losses
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 from heron_server.programs.parity import check_outputs

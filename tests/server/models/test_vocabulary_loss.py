@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from heron_common.specification.data_specification import IGNORED
-from heron_server.models.transformer import vocabulary_loss
-from heron_server.models.transformer.vocabulary_loss import most_likely, next_token_losses, token_losses
+from heron_server.models import vocabulary_loss
+from heron_server.models.vocabulary_loss import most_likely, next_token_losses, token_losses
 
 
 @pytest.fixture(params=[1, 7, 32, 33, 1000])

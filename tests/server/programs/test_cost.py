@@ -14,7 +14,7 @@ from heron_common.algorithm.plan import ServerSchedule
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ConfigurationError, HeronError
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.registry import build_model
+from heron_server.models.families.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import (
     MICRO_BATCH_BYTES,

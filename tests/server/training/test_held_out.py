@@ -20,7 +20,7 @@ from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_common.specification.data_specification import Task
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.models.split_model import SplitModel
-from heron_server.models.transformer.vocabulary_loss import next_token_losses
+from heron_server.models.vocabulary_loss import next_token_losses
 from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry
 from heron_server.training.evaluation import Score

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.terminal.spelling import did_you_mean
-from heron_server.models.cnn import CnnOptions, build_cnn
-from heron_server.models.family_options import FamilyOptions
+from heron_server.models.families.cnn import CnnOptions, build_cnn
+from heron_server.models.families.family_options import FamilyOptions
+from heron_server.models.families.resnet import ResnetOptions, build_resnet
 from heron_server.models.probes import Probes
-from heron_server.models.resnet import ResnetOptions, build_resnet
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.transformer.transformer import build_transformer

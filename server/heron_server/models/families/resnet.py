@@ -11,9 +11,9 @@ from torch import nn
 
 from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.batch_norm import FrozenBatchNorm2d
-from heron_server.models.family_options import FamilyOptions
+from heron_server.models.families.family_options import FamilyOptions
+from heron_server.models.families.resnet_blocks import BasicBlock, Bottleneck, MakeNorm, convolution
 from heron_server.models.head import auxiliary_head
-from heron_server.models.resnet_blocks import BasicBlock, Bottleneck, MakeNorm, convolution
 from heron_server.models.split_model import SplitModel, sample_losses_of
 
 _BLOCKS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {

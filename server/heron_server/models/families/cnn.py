@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.family_options import FamilyOptions
+from heron_server.models.families.family_options import FamilyOptions
 from heron_server.models.split_model import SplitModel, sample_losses_of
 
 

@@ -1,0 +1,1 @@
+"""The model families that a run may name, from digits to a module of the user's own, in one registry."""
