@@ -34,7 +34,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
 
     """
     self_test()
-    warn_of_transport(config)
+    warn_of_transport(config.server, config.credentials)
     source = open_source(config.data).shard(config.partition, config.shard)
     registry = CollectorRegistry()
     metrics = ClientMetrics(registry)
@@ -53,7 +53,17 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         )
         stack.callback(transport.close)
         settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)
-        session = Session(settings, transport, source, state, metrics, MonotonicClock(), SystemRandom(), stop, lambda: diagnose_tls(config))
+        session = Session(
+            settings,
+            transport,
+            source,
+            state,
+            metrics,
+            MonotonicClock(),
+            SystemRandom(),
+            stop,
+            lambda: diagnose_tls(config.server, config.credentials),
+        )
         stack.enter_context(session.runs.watched(stop, transport.cancel))
         log.info(
             "starting", extra={"server": config.server, "data": f"{config.data} {config.partition} {config.shard}", "client": config.name}

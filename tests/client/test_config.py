@@ -12,6 +12,7 @@ from heron_client.state_directory import StateDirectory
 from heron_client.training.runtime import check_reference
 from heron_common.data.partition import Partition, PartitionKind, Shard
 from heron_common.errors import ConfigurationError, ProgramError
+from heron_common.files.tls_directory import Credentials
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
 from heron_server.certificates.authority import Authority
 
@@ -72,6 +73,11 @@ def test_a_server_on_this_machine_needs_no_consent(server: str) -> None:
     assert config.credentials is None and not config.insecure
 
 
+def way(given: list[str]) -> tuple[str, Credentials | None]:
+    config = parse_config(given, {})
+    return config.server, config.credentials
+
+
 def test_the_way_to_the_server_is_worth_a_warning_in_clear_or_with_a_certificate_near_its_end(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,12 +85,12 @@ def test_the_way_to_the_server_is_worth_a_warning_in_clear_or_with_a_certificate
     authority.issue("bed-1", days=300)
     folder = authority.device_directory("bed-1")
     for quiet in (GOOD, [*GOOD, "--insecure"], [*given, "--tls-dir", str(folder)]):
-        warn_of_transport(parse_config(quiet, {}))
+        warn_of_transport(*way(quiet))
     assert caplog.records == []
     authority.issue("bed-1", days=20)
     for loud, sentence in (([*given, "--insecure"], "travel in clear"), ([*given, "--tls-dir", str(folder)], "expires on")):
         caplog.clear()
-        warn_of_transport(parse_config(loud, {}))
+        warn_of_transport(*way(loud))
         assert sentence in caplog.text and len(caplog.records) == 1
 
 

@@ -29,7 +29,7 @@ def check_data(config: ClientConfig) -> None:
 
     """
     source = open_source(config.data).shard(config.partition, config.shard)
-    warn_of_transport(config)
+    warn_of_transport(config.server, config.credentials)
     transport = Transport(config.server, _ignore, _ignore, credentials=config.credentials)
     try:
         specification = _join(transport, config, source.num_examples).data_specification
@@ -52,7 +52,7 @@ def _join(transport: Transport, config: ClientConfig, num_examples: int) -> Memb
         # A key of its own: the client that trains here may be running, and its state directory is locked.
         return transport.join(config.name, new_token(), num_examples, only_checks=True)
     except TransportError as exc:
-        if (found := diagnose_tls(config)) is None:
+        if (found := diagnose_tls(config.server, config.credentials)) is None:
             raise
         raise TransportError(f"{exc}; {found}") from exc
 

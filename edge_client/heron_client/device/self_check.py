@@ -141,7 +141,7 @@ def _join(transport: Transport, config: ClientConfig, source: DataSource | None)
     try:
         membership = transport.join(config.name, new_token(), source.num_examples if source else 0, only_checks=True)
     except TransportError as exc:
-        if (found := diagnose_tls(config)) is None:
+        if (found := diagnose_tls(config.server, config.credentials)) is None:
             raise
         raise TransportError(f"{exc}; {found}") from exc
     return _Joined(membership, clock.now() - started)

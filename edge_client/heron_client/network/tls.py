@@ -12,7 +12,6 @@ from heron_common.ids import checked_client_name
 from heron_common.process.addresses import is_loopback, split_host_port
 
 if TYPE_CHECKING:
-    from heron_client.config import ClientConfig
     from heron_common.files.tls_directory import Credentials
 
 log = logging.getLogger(__name__)
@@ -35,16 +34,16 @@ def read_device(directory: Path, now: float | None = None) -> tuple[str, Credent
     return checked_client_name(credentials.names[0]), credentials
 
 
-def warn_of_transport(config: ClientConfig) -> None:
+def warn_of_transport(server: str, credentials: Credentials | None) -> None:
     """Say that the way to the server is in clear, or that the certificate will not last."""
-    if config.insecure and not is_loopback(split_host_port(config.server)[0]):
+    if credentials is None and not is_loopback(split_host_port(server)[0]):
         log.warning("connecting beyond loopback without TLS (--insecure): activations and labels travel in clear")
-    for warning in config.credentials.warnings if config.credentials is not None else ():
+    for warning in credentials.warnings if credentials is not None else ():
         log.warning(warning)
 
 
-def diagnose_tls(config: ClientConfig) -> str | None:
+def diagnose_tls(server: str, credentials: Credentials | None) -> str | None:
     """Ask the server once why TLS with it fails, or whether it expects TLS; None if it cannot tell."""
     from heron_client.network.handshake import diagnose
 
-    return diagnose(config.server, config.credentials)
+    return diagnose(server, credentials)
