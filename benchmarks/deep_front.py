@@ -47,8 +47,9 @@ TRIALS = (
     Trial("radius 1e-4", {"smoothing_radius": 1e-4}),
     Trial("a scale for each tensor", {"direction_scale": "tensor_rms"}),
     Trial("one layer a round, in turn", {"direction_scale": "block_rms"}),
-    Trial("one layer a round, rate 16", {"direction_scale": "block_rms", "client_learning_rate": 16}),
-    Trial("rate 16", {"client_learning_rate": 16}),
+    Trial("one layer a round", {"direction_scale": "block_rms"}),
+    Trial("half the step", {"relative_step": 0.025}),
+    Trial("twice the step", {"relative_step": 0.1}),
     Trial("k = 5 (an upload every fifth step)", {"upload_interval": 5}),
 )
 

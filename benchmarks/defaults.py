@@ -32,9 +32,9 @@ class Variant:
 
 VARIANTS = (
     Variant("frozen", {"preset": "frozen"}),
-    Variant("heron (global scale, rate 4)", {"preset": "heron"}),
-    Variant("heron, rate 2", {"preset": "heron", "client-learning-rate": "2"}),
-    Variant("heron, a scale for each tensor, rate 4", {"preset": "heron", "direction-scale": "tensor_rms"}),
+    Variant("heron (global scale)", {"preset": "heron"}),
+    Variant("heron, half the step", {"preset": "heron", "relative-step": "0.025"}),
+    Variant("heron, a scale for each tensor", {"preset": "heron", "direction-scale": "tensor_rms"}),
     Variant("heron, one direction a batch", {"preset": "heron", "direction-groups": "1"}),
     Variant("heron-server-loss", {"preset": "heron-server-loss"}),
     Variant("heron-paper (plain step, rate from 3e-2 to 0)", {"preset": "heron-paper"}),

@@ -290,7 +290,8 @@ class Session:
         )
         if statistics.diverged:
             log.warning(
-                "this round diverged: a loss or gradient was not finite, so the last good weights were kept; lower --client-learning-rate on the server"
+                "this round diverged: a loss or gradient was not finite, so the last good weights were kept; "
+                f"lower {assignment.plan.step_option} on the server"
             )
         self._report_truncation()
         # Where many clients share a process they wait for each other, not for a network.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.plan_checks import step_mistakes
 from heron_common.algorithm.presets import preset
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
@@ -118,11 +119,11 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
     """Return a preset with the options that were given in its place.
 
     Raises:
-        ConfigurationError: there is no such preset.
+        ConfigurationError: there is no such preset, or an option that its steps are not measured by.
 
     """
     algorithm = preset(name)
-    changes = {key: value for key, value in section.model_dump().items() if value is not None}
+    given = {key: value for key, value in section.model_dump().items() if value is not None}
     renamed = {
         "client_learning_rate": "learning_rate",
         "client_optimiser": "optimiser",
@@ -130,14 +131,16 @@ def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
         "client_weight_decay": "weight_decay",
         "server_schedule": "schedule",
     }
-    changes = {renamed.get(key, key): value for key, value in changes.items()}
+    changes = {renamed.get(key, key): value for key, value in given.items()}
     prefix = "alignment_"
     alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
     outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
     around = {key: changes.pop(key) for key in outside if key in changes}
     if "learning_rate" in changes:
-        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
+        around["rate_times_dimension"] = math.inf
     plan = dataclasses.replace(algorithm.plan, **changes)
+    if mistakes := step_mistakes(plan, given):
+        raise ConfigurationError("the plan cannot run: " + "; ".join(mistakes))
     return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 
 

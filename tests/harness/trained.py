@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Rates are such that adapters move far enough in two rounds to be missed if they were lost."""
 
-FAST = {"model_options": "weights=random rank=2", "cut": "1", "client_learning_rate": 10, "server_learning_rate": 0.05}
+FAST = {"model_options": "weights=random rank=2", "cut": "1", "relative_step": 0.5, "server_learning_rate": 0.05}
 
 
 @dataclass(frozen=True)

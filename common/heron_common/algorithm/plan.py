@@ -34,7 +34,10 @@ class Estimator(StrEnum):
 
 
 class ClientOptimiser(StrEnum):
-    """How a client turns an estimate or a gradient into a step; the state of all of them starts anew each round."""
+    """How a client turns an estimate or a gradient into a step; the state of all of them starts anew each round.
+
+    SCALAR_ADAPTIVE: a step along directions whose length is `relative_step`, their derivatives being measured by a running mean of their squares.
+    """
 
     SGD = "sgd"
     MOMENTUM = "momentum"
@@ -119,6 +122,8 @@ class Plan:
     """Of the momentum optimiser; nine tenths is everybody's default."""
     weight_decay: float = 0.0
     """Decoupled, of adamw."""
+    relative_step: float = 0.0
+    """rho, of scalar_adaptive: the length of a step as a share of the norm of the run's first weights; the other optimisers have a learning rate."""
 
     @property
     def trains_front(self) -> bool:
@@ -156,6 +161,11 @@ class Plan:
     def perturbs(self) -> bool:
         """Whether a step evaluates perturbed weights."""
         return self.estimator is Estimator.ZEROTH_ORDER
+
+    @property
+    def step_option(self) -> str:
+        """The option that makes the front's steps shorter or longer."""
+        return "--relative-step" if self.perturbs and self.optimiser is ClientOptimiser.SCALAR_ADAPTIVE else "--client-learning-rate"
 
     @property
     def logs(self) -> bool:
@@ -206,7 +216,7 @@ class Algorithm:
     scale_floor: float
     warmup_rounds: int
     final_rate_fraction: float
-    """The client's learning rate falls linearly over the run to this fraction of itself; 1 keeps it constant."""
+    """The client's learning rate, or its relative step, falls linearly over the run to this fraction of itself; 1 keeps it constant."""
     aggregation: AggregationRule = AggregationRule.MEAN
     replicates_back: bool = False
     """Whether every client has a back of its own, averaged with the fronts at the end of a round (SFLV1, arXiv 2004.12088)."""
@@ -214,25 +224,22 @@ class Algorithm:
     rate_times_dimension: float = math.inf
     """The client's learning rate is at most this over the number of trained weights: plain zeroth-order descent is stable up to 1/(L d) only
     (Nesterov and Spokoiny 2017, theorem 8)."""
-    rate_times_root_dimension: float = math.inf
-    """The client's learning rate is at most this over the root of the number of trained weights: the more weights, the more of a step is noise, which
-    clients with unlike data do not average away."""
 
     def rate_at_most(self, dimension: int) -> float:
         """Return the largest client learning rate for so many trained weights."""
-        return min(self.rate_times_dimension / dimension, self.rate_times_root_dimension / math.sqrt(dimension))
+        return self.rate_times_dimension / dimension
 
     def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False, step_factor: float = 1.0) -> Plan:
-        """Return the plan of one round: the front rests while head and back warm up, then the learning rate decays linearly.
+        """Return the plan of one round: the front rests while head and back warm up, then the length of a step decays linearly.
 
         Args:
             round_index, num_rounds: where in the run.
             rests: keep the front as it is, because it diverged.
-            step_factor: the share of its learning rate that it takes, less than 1 once a run had to go back.
+            step_factor: the share of its step that it takes, less than 1 once a run had to go back.
 
         """
         if round_index < self.warmup_rounds or rests:
             return dataclasses.replace(self.plan, objective=Objective.NONE, estimator=Estimator.NONE)
         progress = round_index / num_rounds
-        rate = self.plan.learning_rate * (1.0 - (1.0 - self.final_rate_fraction) * progress) * step_factor
-        return dataclasses.replace(self.plan, learning_rate=rate)
+        share = (1.0 - (1.0 - self.final_rate_fraction) * progress) * step_factor
+        return dataclasses.replace(self.plan, learning_rate=self.plan.learning_rate * share, relative_step=self.plan.relative_step * share)

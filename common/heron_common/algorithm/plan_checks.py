@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from heron_common.algorithm.plan import (
     Algorithm,
@@ -21,6 +22,9 @@ from heron_common.specification.model_spec import HEAD_STATISTICS, ModelSpec
 
 _REPLAYED = {ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE}
 """Optimisers whose step is a sum of directions, so that a list of coefficients is the whole step."""
+
+MAX_RELATIVE_STEP = 1.0
+"""A step of the weights' own length; what is longer forgets where it came from."""
 
 MAX_COUNT = 1_000_000
 """Of steps, samples, groups and directions: a client that is told more has been told nonsense, and would be at it for ever."""
@@ -42,7 +46,29 @@ def plan_mistakes(plan: Plan) -> list[str]:
         for name, value, limit in (("client_momentum", plan.momentum, 1.0), ("client_weight_decay", plan.weight_decay, math.inf))
         if not 0 <= value < limit
     ]
+    if plan.step_option == "--relative-step" and not 0 < plan.relative_step <= MAX_RELATIVE_STEP:
+        mistakes.append(
+            f"relative_step must be above 0 and at most {MAX_RELATIVE_STEP:g}, not {plan.relative_step}: give such a number, or leave it to the preset"
+        )
     return mistakes + _size_mistakes(plan, set(wrong)) + _objective_mistakes(plan) + _encoding_mistakes(plan)
+
+
+def step_mistakes(plan: Plan, given: Collection[str]) -> list[str]:
+    """Return which of the options that somebody gave say how long a step is and are not what this plan's steps are measured by."""
+    relative = plan.step_option == "--relative-step"
+    if relative and "client_learning_rate" in given:
+        sentence = (
+            f"client_learning_rate is no part of client_optimiser=scalar_adaptive (preset {plan.preset!r}), whose steps are a share of the weights' own length: "
+            "leave it out or give relative_step, or set client_optimiser to sgd, momentum, adam or adamw"
+        )
+        return [sentence]
+    if not relative and "relative_step" in given:
+        sentence = (
+            f"relative_step is client_optimiser=scalar_adaptive's alone, but preset {plan.preset!r} here steps by {plan.optimiser.value} "
+            f"with estimator={plan.estimator.value}: give client_learning_rate instead"
+        )
+        return [sentence]
+    return []
 
 
 def _size_mistakes(plan: Plan, wrong: set[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from heron_common.algorithm.plan import (
     Algorithm,
@@ -35,9 +34,10 @@ _ZEROTH_ORDER = Plan(
     batch_size=64,
     micro_batch=0,
     optimiser=ClientOptimiser.SCALAR_ADAPTIVE,
-    learning_rate=4.0,
+    learning_rate=5e-3,
     clip_factor=2.0,
     update_encoding=UpdateEncoding.AUTO,
+    relative_step=0.05,
 )
 """Zeros in direction_groups and micro_batch mean: the server fixes them from weight and FLOP counts."""
 
@@ -47,13 +47,11 @@ _FIRST_ORDER = dataclasses.replace(
     direction_groups=1,
     head_training=HeadTraining.CLIENT,
     optimiser=ClientOptimiser.ADAM,
-    learning_rate=5e-3,
     update_encoding=UpdateEncoding.DENSE,
+    relative_step=0.0,
 )
 
-_HERON = Algorithm(
-    _ZEROTH_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.GLOBAL_RMS, 1e-2, 1, 0.0, rate_times_root_dimension=50.0
-)
+_HERON = Algorithm(_ZEROTH_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.GLOBAL_RMS, 1e-2, 1, 0.0)
 _RIVAL = Algorithm(_FIRST_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.UNIT, 1e-2, 0, 0.0)
 
 
@@ -78,13 +76,13 @@ PRESETS: dict[str, Algorithm] = {
         learning_rate=3e-2,
         clip_factor=5.0,
         update_encoding=UpdateEncoding.DENSE,
+        relative_step=0.0,
         around={
             "schedule": ServerSchedule.SEQUENTIAL,
             "weighting": Weighting.UNIFORM,
             "direction_scale": DirectionScale.UNIT,
             "warmup_rounds": 0,
             "rate_times_dimension": 30.0,
-            "rate_times_root_dimension": math.inf,
         },
     ),
     # Differences of the per-sample losses that the server returns: no auxiliary head, no bias of a local loss (HOSL, arXiv 2601.10940, federated).

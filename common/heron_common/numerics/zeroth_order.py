@@ -161,18 +161,15 @@ def sgd_coefficients(derivatives: Float64Array, learning_rate: float) -> Float64
     return bounded(-learning_rate * derivatives / derivatives.size)
 
 
-def scalar_adaptive_coefficients(
-    derivatives: Float64Array, second_moment: float, learning_rate: float, num_parameters: int
-) -> Float64Array:
-    """Return a_g = -eta * G/(G+d) * c_g / (G sqrt(m)), m the running mean of c^2.
+def relative_coefficients(derivatives: Float64Array, second_moment: float, relative_step: float) -> Float64Array:
+    """Return a_g = -rho c_g / (sqrt(G) sqrt(m)), m the running mean of c^2: a step of a length relative to the weights.
 
-    For directions with E[u u^T] = I the mean of c^2 is |S grad|^2 plus sampling noise, so dividing by sqrt(m) makes the step independent of the loss's scale;
-    it is what Adam's second moment becomes when |u_i| = 1 for every weight. G/(G+d) is the share of |ghat|^2 that is signal.
+    Directions of a step are nearly orthogonal, so its length is sqrt(sum a_g^2 s^2 d), about rho s sqrt(d): rho times the norm of the weights that s is
+    the root mean square of, whatever d, G and the loss's scale are. Dividing by sqrt(m) is what Adam does, where |u_i| = 1 for every weight.
     """
     if not 0 < second_moment < math.inf:
         return np.zeros_like(derivatives)
-    groups = derivatives.size
-    return bounded(-learning_rate * (groups / (groups + num_parameters)) * derivatives / (groups * math.sqrt(second_moment)))
+    return bounded(-relative_step * derivatives / math.sqrt(derivatives.size * second_moment))
 
 
 def bounded(coefficients: Float64Array) -> Float64Array:

@@ -108,8 +108,7 @@ class LocalRound:
         exact = plan.estimator is Estimator.FIRST_ORDER
         self._gradient: Float32Array = np.zeros(self._trained.size if exact else 0, np.float32)
         self._exact = make_gradient_optimiser(plan, self._trained.size) if exact else None
-        moving = sum(spec.num_elements for spec, scale in zip(self._layout.specs, self._scales, strict=False) if scale > 0)
-        self._inexact = make_zeroth_order_optimiser(plan, self._trained.size, moving) if plan.perturbs else None
+        self._inexact = make_zeroth_order_optimiser(plan, self._trained.size) if plan.perturbs else None
         self._coefficients: list[Float64Array] = []
         self.meter = RoundMeter(SecondMoment.received(assignment.second_moment), RunningQuantile.received(assignment.derivative_quantile))
         self._passes = Passes(plan, context.parameters, self._trained.size, self._scales, self.meter)

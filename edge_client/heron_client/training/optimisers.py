@@ -13,7 +13,7 @@ from heron_common.numerics.directions import Directions
 from heron_common.numerics.layout import BLOCK
 from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.update_log import apply_coefficients
-from heron_common.numerics.zeroth_order import GuardedDerivatives, scalar_adaptive_coefficients, sgd_coefficients
+from heron_common.numerics.zeroth_order import GuardedDerivatives, relative_coefficients, sgd_coefficients
 
 
 class GradientOptimiser(Protocol):
@@ -85,9 +85,8 @@ class ZerothOrderOptimiser(Protocol):
 class CoefficientOptimiser:
     """Optimisers whose step is sum_g a_g v_g: one addition per weight and direction, so a list of a_g replays it exactly."""
 
-    def __init__(self, plan: Plan, num_moving: int) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._num_moving = num_moving
 
     def step(self, theta: Float32Array, guarded: GuardedDerivatives, directions: Directions, scales: Float64Array) -> Float64Array:
         coefficients = self._coefficients(guarded)
@@ -95,10 +94,9 @@ class CoefficientOptimiser:
         return coefficients
 
     def _coefficients(self, guarded: GuardedDerivatives) -> Float64Array:
-        rate = self._plan.learning_rate
         if self._plan.optimiser is ClientOptimiser.SGD:
-            return sgd_coefficients(guarded.values, rate)
-        return scalar_adaptive_coefficients(guarded.values, guarded.second_moment.value, rate, self._num_moving)
+            return sgd_coefficients(guarded.values, self._plan.learning_rate)
+        return relative_coefficients(guarded.values, guarded.second_moment.value, self._plan.relative_step)
 
 
 class EstimateOptimiser:
@@ -125,17 +123,10 @@ def make_gradient_optimiser(plan: Plan, num_parameters: int) -> GradientOptimise
     return Sgd(plan.learning_rate)
 
 
-def make_zeroth_order_optimiser(plan: Plan, num_parameters: int, num_moving: int) -> ZerothOrderOptimiser:
-    """Return a fresh optimiser for one round of finite differences.
-
-    Args:
-        plan: which optimiser.
-        num_parameters: length of the trained buffer.
-        num_moving: how many of its weights have directions of a scale above 0.
-
-    """
+def make_zeroth_order_optimiser(plan: Plan, num_parameters: int) -> ZerothOrderOptimiser:
+    """Return a fresh optimiser for one round of finite differences over a trained buffer of `num_parameters` weights."""
     if plan.optimiser in (ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE):
-        return CoefficientOptimiser(plan, num_moving)
+        return CoefficientOptimiser(plan)
     return EstimateOptimiser(make_gradient_optimiser(plan, num_parameters), num_parameters)
 
 

@@ -243,7 +243,7 @@ class Model(_message.Message):
     def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., statistics: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay")
+    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay", "relative_step")
     PRESET_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +264,7 @@ class Plan(_message.Message):
     UPDATE_ENCODING_FIELD_NUMBER: _ClassVar[int]
     MOMENTUM_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_STEP_FIELD_NUMBER: _ClassVar[int]
     preset: str
     objective: Objective
     estimator: Estimator
@@ -284,7 +285,8 @@ class Plan(_message.Message):
     update_encoding: UpdateEncoding
     momentum: float
     weight_decay: float
-    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ..., num_directions: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., update_encoding: _Optional[_Union[UpdateEncoding, str]] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ...) -> None: ...
+    relative_step: float
+    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ..., num_directions: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., update_encoding: _Optional[_Union[UpdateEncoding, str]] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., relative_step: _Optional[float] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("client_version", "runtime_version")

@@ -120,7 +120,7 @@ ALERTS = (
         "0m",
         "critical",
         "the front of {{ $labels.instance }} diverged and rests with its last finite weights",
-        "Lower --client-learning-rate and start again from a checkpoint before that.",
+        "Lower --relative-step or --client-learning-rate and start again from a checkpoint before that.",
     ),
     AlertRule(
         "HeronReplayMismatch",

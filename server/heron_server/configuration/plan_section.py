@@ -15,6 +15,7 @@ from heron_common.algorithm.plan import (
     UpdateEncoding,
     Weighting,
 )
+from heron_common.algorithm.plan_checks import MAX_RELATIVE_STEP
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
@@ -51,11 +52,20 @@ class PlanSection(Section):
     client_optimiser: ClientOptimiser | None = Field(
         None, description="sgd, momentum, adam, adamw, or scalar_adaptive for zeroth-order steps"
     )
-    client_learning_rate: float | None = Field(None, gt=0, description="eta of the client's steps")
+    relative_step: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_RELATIVE_STEP,
+        description="rho, the length of a step of client_optimiser scalar_adaptive as a share of the norm of the run's first weights",
+    )
+    client_learning_rate: float | None = Field(None, gt=0, description="eta of the client's steps by another optimiser")
     client_momentum: float | None = Field(None, ge=0, lt=1, description="momentum of client_optimiser momentum")
     client_weight_decay: float | None = Field(None, ge=0, description="decoupled weight decay of client_optimiser adamw")
     final_rate_fraction: float | None = Field(
-        None, ge=0, le=1, description="the client's learning rate falls linearly over the run to this share of itself; 1 keeps it"
+        None,
+        ge=0,
+        le=1,
+        description="the client's learning rate or relative step falls linearly over the run to this share of itself; 1 keeps it",
     )
     clip_factor: float | None = Field(
         None, gt=0, description="directional derivatives beyond so many times the running 95 % quantile of their sizes are clipped"

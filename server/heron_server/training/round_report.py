@@ -45,7 +45,7 @@ def warn_at_chance(rounds: Sequence[RoundRecord], num_classes: int) -> None:
     """Log, once each time, that a run has unlearnt what it knew."""
     if is_back_at_chance(rounds, num_classes):
         log.warning(
-            "the loss is back at chance: the front's steps have probably destroyed it; begin again with a lower --client-learning-rate, "
+            "the loss is back at chance: the front's steps have probably destroyed it; begin again with a lower --relative-step or --client-learning-rate, "
             "or go on from an older checkpoint",
             extra={"round_index": rounds[-1].round_index, "server_loss": rounds[-1].server_loss},
         )

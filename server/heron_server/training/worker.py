@@ -329,7 +329,7 @@ class TrainWorker:
         count = sum(s.diverged for s in statistics)
         self._metrics.diverged_clients.inc(count)
         if 2 * count > len(statistics):
-            said = "training of the front diverged and rests from now on with its last finite weights: lower --client-learning-rate"
+            said = f"training of the front diverged and rests from now on with its last finite weights: lower {self._algorithm.plan.step_option}"
             self._let_fronts_rest(job.round.round_index, said)
 
     def _let_fronts_rest(self, round_index: int, said: str) -> None:

@@ -26,7 +26,7 @@ def tiny() -> TinyModel:
 
 
 def _plan(**changes: Any) -> Plan:
-    return small_plan(**{"learning_rate": 0.3, **changes})
+    return small_plan(**{"relative_step": 0.02, **changes})
 
 
 def _naive(tiny: TinyModel, plan: Plan, theta: Any) -> Any:
@@ -62,7 +62,7 @@ def _naive(tiny: TinyModel, plan: Plan, theta: Any) -> Any:
         if plan.optimiser is ClientOptimiser.SGD:
             theta[:d] -= plan.learning_rate * estimate
         elif plan.optimiser is ClientOptimiser.SCALAR_ADAPTIVE:
-            theta[:d] -= plan.learning_rate * len(c) / (len(c) + d) * estimate / np.sqrt(np.mean(moments))
+            theta[:d] -= plan.relative_step * np.sqrt(len(c)) * estimate / np.sqrt(np.mean(moments))
         else:
             first, second = 0.9 * first + 0.1 * estimate, 0.999 * second + 0.001 * estimate**2
             corrected = np.sqrt(second / (1 - 0.999 ** (step + 1)))

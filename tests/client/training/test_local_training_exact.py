@@ -106,7 +106,7 @@ STILL: list[tuple[str, dict[str, Any]]] = [
 def test_steps_of_length_zero_leave_every_bit_of_the_weights(tiny: TinyModel, preset: str, changes: dict[str, Any]) -> None:
     """Perturbing leaves no trace (invariants 8 and 12)."""
     theta = tiny.random_weights(6)
-    plan = small_plan(preset, **{"learning_rate": 0.0, **changes})
+    plan = small_plan(preset, **{"learning_rate": 0.0, "relative_step": 0.0, **changes})
     random = np.random.default_rng(0)
     judge = (lambda request, _: 1 + random.standard_normal((1 + request.num_probes) * 12)) if plan.num_probes else None
     gradient = (

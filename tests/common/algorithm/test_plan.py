@@ -149,10 +149,11 @@ def test_the_front_rests_during_warm_up_and_nothing_else_changes() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
-def test_the_learning_rate_falls_linearly_towards_its_final_fraction(fraction: float) -> None:
-    algorithm = dataclasses.replace(preset("heron"), warmup_rounds=0, final_rate_fraction=fraction)
-    rates = [algorithm.plan_for_round(r, 8).learning_rate for r in range(8)]
-    full = algorithm.plan.learning_rate
+@pytest.mark.parametrize(("name", "length"), [("heron", "relative_step"), ("cse-fsl", "learning_rate")])
+def test_the_length_of_a_step_falls_linearly_towards_its_final_fraction(name: str, length: str, fraction: float) -> None:
+    algorithm = dataclasses.replace(preset(name), warmup_rounds=0, final_rate_fraction=fraction)
+    rates = [getattr(algorithm.plan_for_round(r, 8), length) for r in range(8)]
+    full = getattr(algorithm.plan, length)
     assert rates[0] == full
     assert rates == pytest.approx([full + (fraction * full - full) * r / 8 for r in range(8)])
     assert min(rates) > 0
@@ -214,7 +215,6 @@ def test_a_log_is_one_row_of_coefficients_a_step() -> None:
     assert update_specs(dataclasses.replace(plan, estimator=Estimator.NONE), MODEL) == ()
 
 
-def test_the_rate_is_capped_by_whichever_of_the_two_caps_is_lower() -> None:
-    algorithm = dataclasses.replace(preset("heron"), rate_times_dimension=1000.0, rate_times_root_dimension=50.0)
-    assert [algorithm.rate_at_most(d) for d in (100, 400, 10_000)] == [5.0, 2.5, 0.1]
+def test_only_the_papers_rate_is_capped_by_the_number_of_weights() -> None:
+    assert [preset("heron-paper").rate_at_most(d) for d in (100, 10_000)] == [0.3, 0.003]
     assert preset("cse-fsl").rate_at_most(10**9) == math.inf

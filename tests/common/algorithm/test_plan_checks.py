@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from heron_common.algorithm.plan import Algorithm, ClientOptimiser, Estimator, HeadTraining, Objective, Plan, ServerSchedule, UpdateEncoding
-from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, plan_mistakes, statistics_mistakes
+from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, plan_mistakes, statistics_mistakes, step_mistakes
 from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import DType, TensorSpec
@@ -181,6 +181,24 @@ def test_all_wrong_values_are_named_at_once() -> None:
     wrong = changed(local_steps=0, upload_interval=-3, batch_size=0, smoothing_radius=math.nan, learning_rate=0.0, momentum=2.0)
     named = [mistake.split()[0] for mistake in plan_mistakes(wrong)]
     assert named == ["local_steps", "upload_interval", "batch_size", "smoothing_radius", "client_learning_rate", "client_momentum"]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, math.nan, math.inf])
+def test_a_relative_step_is_a_share(share: float) -> None:
+    (mistake,) = plan_mistakes(changed(relative_step=share))
+    assert mistake.startswith("relative_step must be above 0 and at most 1") and str(share) in mistake
+    assert plan_mistakes(changed(relative_step=share, optimiser=ClientOptimiser.ADAM, update_encoding=UpdateEncoding.DENSE)) == []
+
+
+def test_a_length_that_the_plans_steps_are_not_measured_by_is_named_with_what_to_give() -> None:
+    for name in ("heron", "heron-server-loss", "ho-sfl"):
+        (mistake,) = step_mistakes(preset(name).plan, {"client_learning_rate", "local_steps"})
+        assert "client_learning_rate" in mistake and "relative_step" in mistake and "client_optimiser" in mistake
+        assert step_mistakes(preset(name).plan, {"relative_step"}) == []
+    for name in ("heron-paper", "cse-fsl", "frozen"):
+        (mistake,) = step_mistakes(preset(name).plan, {"relative_step"})
+        assert "relative_step" in mistake and "client_learning_rate" in mistake
+        assert step_mistakes(preset(name).plan, {"client_learning_rate"}) == []
 
 
 def test_all_contradictions_are_named_at_once() -> None:

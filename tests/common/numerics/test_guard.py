@@ -19,7 +19,7 @@ from heron_common.numerics.zeroth_order import (
     SecondMoment,
     directional_derivatives,
     guard,
-    scalar_adaptive_coefficients,
+    relative_coefficients,
     sgd_coefficients,
 )
 
@@ -171,7 +171,7 @@ def test_poisoned_losses_never_reach_a_coefficient(poisoned: int, figure: float,
     )
     for coefficients in (
         sgd_coefficients(guarded.values, 1e6),
-        scalar_adaptive_coefficients(guarded.values, guarded.second_moment.value, 1e6, 10),
+        relative_coefficients(guarded.values, guarded.second_moment.value, 1e6),
     ):
         assert np.isfinite(coefficients).all()
         assert float(np.abs(coefficients).sum()) <= MAX_STEP_SCALES * (1 + 1e-12)
@@ -186,5 +186,5 @@ def test_a_received_second_moment_that_is_not_finite_never_reaches_a_coefficient
     for _ in range(3):
         guarded = guard(np.array([1.0, -2.0]), moment, NO_QUANTILE, 4.0)
         moment = guarded.second_moment
-        assert np.isfinite(scalar_adaptive_coefficients(guarded.values, moment.value, 1.0, 5)).all()
+        assert np.isfinite(relative_coefficients(guarded.values, moment.value, 1.0)).all()
     assert moment.value == pytest.approx(2.5)

@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "distribution": ("gaussian", "sphere", "rademacher"),
     "client_momentum": ("0.1", "0.2", "0.3"),
     "final_rate_fraction": ("0.1", "0.2", "0.3"),
+    "relative_step": ("0.1", "0.2", "0.3"),
     "wire_dtype": ("int8", "float16", "bfloat16"),
     "update_encoding": ("log", "dense", "auto"),
     "aggregation": ("median", "trimmed_mean", "multi_krum"),

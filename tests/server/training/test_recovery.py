@@ -87,8 +87,9 @@ def test_a_run_that_never_learnt_or_only_stumbles_goes_nowhere() -> None:
 
 def test_half_the_step_is_half_the_rate_of_the_plan() -> None:
     algorithm = preset("heron")
-    whole, half = (algorithm.plan_for_round(5, 10, step_factor=factor).learning_rate for factor in (1.0, 0.5))
-    assert half == whole / 2
+    whole, half = (algorithm.plan_for_round(5, 10, step_factor=factor) for factor in (1.0, 0.5))
+    assert half.learning_rate == whole.learning_rate / 2
+    assert half.relative_step == whole.relative_step / 2
 
 
 def kept_rounds(run_dir: Path) -> list[int]:
@@ -184,14 +185,14 @@ def rates(run: Run, rounds: range, clients: list[Any]) -> list[float]:
     found = []
     for index in rounds:
         take_part(run.server, clients, index)
-        found.append(clients[0].assignment.plan.learning_rate)
+        found.append(clients[0].assignment.plan.relative_step)
     return found
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(scripted: None, start: Callable[..., Run]) -> None:
     options: dict[str, Any] = {"preset": "heron", "update_encoding": "dense", "rounds": len(LOSSES), "local_steps": 1}
     whole = start("whole", **options)
-    planned = preset("heron").plan.learning_rate
+    planned = preset("heron").plan.relative_step
     shares = [rate / planned for rate in rates(whole, range(len(LOSSES)), joined(whole.server, "a", "b"))]
     assert shares == pytest.approx([(1 - index / 8) * (1 if index < 6 else 0.5) for index in range(8)]), "half from the seventh round on"
     killed = start("killed", **options)
