@@ -32,18 +32,19 @@ class TinyModel:
     model: SplitModel
     micro_batch: int
 
-    def program(self, kind: ProgramKind) -> bytes:
+    def program(self, kind: ProgramKind, directions: int = 1) -> bytes:
         """Return a program, exported when it is first asked for: an export takes seconds."""
-        return _exported(kind, self.micro_batch)
+        return _exported(kind, self.micro_batch, directions)
 
-    def reference(self, kind: ProgramKind) -> ProgramReference:
+    def reference(self, kind: ProgramKind, directions: int = 1) -> ProgramReference:
         """Return the reference that a join would name."""
-        data = self.program(kind)
-        return ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), self.micro_batch)
+        data = self.program(kind, directions)
+        return ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), self.micro_batch, directions=directions)
 
-    def load(self, kind: ProgramKind, parameters: LocalParameters, data: bytes | None = None) -> Program:
+    def load(self, kind: ProgramKind, parameters: LocalParameters, data: bytes | None = None, directions: int = 1) -> Program:
         """Load a program over the given buffers."""
-        return Program(self.reference(kind), data or self.program(kind), self.model.to_spec(), parameters, SHAPE, 1)
+        reference = self.reference(kind, directions)
+        return Program(reference, data or self.program(kind, directions), self.model.to_spec(), parameters, SHAPE, 1)
 
     def random_weights(self, seed: int) -> Float32Array:
         """Return flat weights of front and head, small enough that no unit saturates."""
@@ -108,5 +109,5 @@ def tiny_model(micro_batch: int) -> TinyModel:
 
 
 @functools.cache
-def _exported(kind: ProgramKind, micro_batch: int) -> bytes:
-    return export(compile_function(tiny_model(micro_batch).model, kind, micro_batch))
+def _exported(kind: ProgramKind, micro_batch: int, directions: int) -> bytes:
+    return export(compile_function(tiny_model(micro_batch).model, kind, micro_batch, directions))

@@ -122,13 +122,15 @@ def run_round(
 ) -> Finished:
     """Run every step of the round with the programs that a server would publish for the plan; `wrap` may put something between them and the round."""
     spec = tiny.model.to_spec()
-    parameters = LocalParameters(spec)
+    at_once = plan.directions_per_run
+    parameters = LocalParameters(spec, at_once)
     parameters.theta[:] = theta
     if statistics is not None:
         parameters.statistics[:] = statistics
     data, labels = samples()
     kinds = needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0))
-    programs = Programs([tiny.reference(kind) for kind in kinds], lambda r: wrap(r.kind, tiny.load(r.kind, parameters)))
+    references = [tiny.reference(kind, at_once if kind is plan.judged_program else 1) for kind in kinds]
+    programs = Programs(references, lambda r: wrap(r.kind, tiny.load(r.kind, parameters, directions=r.directions)))
     context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
     stop = threading.Event()

@@ -14,6 +14,7 @@ from heron_common.algorithm.aggregation_rule import AggregationRule
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.specification.model_spec import ProgramKind
 
 
 class Objective(StrEnum):
@@ -23,6 +24,13 @@ class Objective(StrEnum):
     AUXILIARY = "auxiliary"
     SERVER = "server"
     CUT_GRADIENT = "cut_gradient"
+
+
+_JUDGED = {
+    Objective.AUXILIARY: ProgramKind.LOSS,
+    Objective.SERVER: ProgramKind.FRONT,
+    Objective.CUT_GRADIENT: ProgramKind.SURROGATE,
+}
 
 
 class Estimator(StrEnum):
@@ -189,6 +197,16 @@ class Plan:
     def group_size(self) -> int:
         """Samples that share a direction."""
         return self.batch_size // self.direction_groups
+
+    @property
+    def judged_program(self) -> ProgramKind | None:
+        """The program whose finite difference the plan takes; None where it takes none."""
+        return _JUDGED[self.objective] if self.perturbs and self.objective is not Objective.NONE else None
+
+    @property
+    def directions_per_run(self) -> int:
+        """M, groups that one run of a program takes, each with perturbed weights of its own; 1 where a group takes one run or several."""
+        return max(1, self.micro_batch // self.group_size) if self.perturbs else 1
 
 
 @dataclass(frozen=True)

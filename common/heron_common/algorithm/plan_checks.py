@@ -81,9 +81,16 @@ def _size_mistakes(plan: Plan, wrong: set[str]) -> list[str]:
         return mistakes
     if plan.batch_size % plan.direction_groups:
         mistakes.append(f"direction_groups {plan.direction_groups} does not divide batch_size {plan.batch_size}: choose a divisor")
-    elif "micro_batch" not in wrong and plan.group_size % plan.micro_batch:
-        mistakes.append(f"micro_batch {plan.micro_batch} does not divide a group of {plan.group_size} samples: choose a divisor")
+    elif "micro_batch" not in wrong and plan.group_size % plan.micro_batch and not _is_whole_groups(plan):
+        mistakes.append(
+            f"micro_batch {plan.micro_batch} neither divides a group of {plan.group_size} samples nor is whole groups that divide "
+            f"batch_size {plan.batch_size}: choose such a number"
+        )
     return mistakes
+
+
+def _is_whole_groups(plan: Plan) -> bool:
+    return plan.micro_batch % plan.group_size == 0 and plan.batch_size % plan.micro_batch == 0
 
 
 def _objective_mistakes(plan: Plan) -> list[str]:

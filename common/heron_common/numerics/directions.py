@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_common.ids import RoundReference
-from heron_common.numerics.layout import FlatLayout, spread
+from heron_common.numerics.layout import BLOCK, Block, FlatLayout, spread
 from heron_common.numerics.tensors import Float32Array, Float64Array
 
 _WEIGHTS_PER_COUNTER = 256
@@ -75,17 +76,57 @@ class Directions:
         """
         rounded = magnitudes.astype(np.float32)
         if self._distribution is DirectionDistribution.RADEMACHER:
-            bits = rounded.view(np.uint32)
-            uniform = len(set(bits.tolist())) == 1
             for block in self._layout.blocks:
-                signed = self._sign_bits(group, block.start, block.stop)
-                signed ^= bits[0] if uniform else np.repeat(bits[block.tensors], block.lengths)
+                (signed,) = self._signed((group,), rounded[np.newaxis], block)
                 np.add(base[block.start : block.stop], signed.view(np.float32), out=target[block.start : block.stop])
             return
         direction = self._dense(group)
         for block in self._layout.blocks:
             span = slice(block.start, block.stop)
             np.add(base[span], spread(rounded, block) * direction[span], out=target[span])
+
+    def add_each(self, first: int, magnitudes: Float64Array, base: Float32Array, targets: Float32Array) -> None:
+        """Set targets[i] = base + fl32(magnitude of the weight's tensor) * u_(first + i), bit for bit as `add` does one by one.
+
+        Args:
+            first: the first of as many directions as `targets` has rows.
+            magnitudes: [number of tensors], float64.
+            base: [num_parameters], read.
+            targets: [directions, num_parameters], written.
+
+        """
+        if self._distribution is not DirectionDistribution.RADEMACHER or len(targets) == 1:
+            for index, target in enumerate(targets):
+                self.add(first + index, magnitudes, base, target)
+            return
+        rounded = magnitudes.astype(np.float32)[np.newaxis]
+        for block in self._layout.blocks:
+            signed = self._signed(range(first, first + len(targets)), rounded, block)
+            np.add(base[block.start : block.stop], signed.view(np.float32), out=targets[:, block.start : block.stop])
+
+    def add_in_turn(self, magnitudes: Float64Array, theta: Float32Array) -> None:
+        """Add fl32(magnitudes[g]) * u_g to theta for g = 0, 1, ..., bit for bit as `add` does one after the other; a row of zeros is passed over.
+
+        Args:
+            magnitudes: [directions, number of tensors], float64; rounded once to float32.
+            theta: [num_parameters], changed in place.
+
+        """
+        taken = np.flatnonzero(magnitudes.any(axis=1))
+        if self._distribution is not DirectionDistribution.RADEMACHER:
+            for group in taken:
+                self.add(int(group), magnitudes[group], theta, theta)
+            return
+        rounded = magnitudes.astype(np.float32)
+        for block in self._layout.blocks:
+            span = theta[block.start : block.stop]
+            at_once = max(1, BLOCK // span.size)
+            for start in range(0, taken.size, at_once):
+                groups = taken[start : start + at_once]
+                addends = self._signed(groups.tolist(), rounded[groups], block).view(np.float32)
+                # One after the other: a sum in another order has other bits.
+                for addend in addends:
+                    span += addend
 
     def materialise(self, group: int) -> Float32Array:
         """Return u_group as float32 values, [num_parameters]; for tests and small models."""
@@ -94,11 +135,22 @@ class Directions:
         self.add(group, unit, zeros, zeros)
         return zeros
 
-    def _sign_bits(self, group: int, start: int, stop: int) -> npt.NDArray[np.uint32]:
-        # start is a multiple of BLOCK, hence of the 256 weights that one counter value covers.
-        self._seek(start // _WEIGHTS_PER_COUNTER, group, 0)
-        words = self._philox.random_raw((stop - start + 63) // 64)
-        bits = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), count=stop - start, bitorder="little")
+    def _signed(self, groups: Sequence[int], magnitudes: Float32Array, block: Block) -> npt.NDArray[np.uint32]:
+        """Return the bits of magnitude * u for a block's weights in each of these directions, [groups, weights]; `magnitudes` has a row for all or for each."""
+        signed = self._sign_bits(groups, block.start, block.stop)
+        bits = magnitudes.view(np.uint32)
+        uniform = bool((bits == bits[:, :1]).all())
+        signed ^= bits[:, :1] if uniform else np.repeat(bits[:, block.tensors], block.lengths, axis=1)
+        return signed
+
+    def _sign_bits(self, groups: Sequence[int], start: int, stop: int) -> npt.NDArray[np.uint32]:
+        """Return the sign bit of every weight from start to stop in each of these directions, [groups, stop - start]."""
+        words = np.empty((len(groups), (stop - start + 63) // 64), "<u8")
+        for row, group in zip(words, groups, strict=True):
+            # start is a multiple of BLOCK, hence of the 256 weights that one counter value covers.
+            self._seek(start // _WEIGHTS_PER_COUNTER, group, 0)
+            row[:] = self._philox.random_raw(row.size)
+        bits = np.unpackbits(words.view(np.uint8), axis=1, count=stop - start, bitorder="little")
         signs = bits.astype(np.uint32)
         signs <<= 31
         return signs

@@ -35,9 +35,7 @@ def apply_coefficients(theta: Float32Array, coefficients: Float64Array, directio
         scales: [tensors], s_t.
 
     """
-    for index, coefficient in enumerate(coefficients):
-        if coefficient != 0:
-            directions.add(index, coefficient * scales, theta, theta)
+    directions.add_in_turn(np.outer(coefficients, scales), theta)
 
 
 def replay(

@@ -36,6 +36,11 @@ class Membership:
     plan: Plan | None = None
     server_time_seconds: float = 0.0
 
+    @property
+    def directions_per_run(self) -> int:
+        """The most trained weights of their own that a run of one of the programs takes."""
+        return max((program.directions for program in self.programs), default=1)
+
 
 @dataclass(frozen=True)
 class Assignment:

@@ -203,7 +203,13 @@ def membership_to_proto(membership: Membership) -> pb.JoinResponse:
         data_specification=data_specification_to_proto(membership.data_specification),
         model=model_to_proto(membership.model),
         programs=[
-            pb.Program(kind=_PROGRAM_KIND[p.kind], blob=blob_to_proto(p.blob), micro_batch=p.micro_batch, length=p.length)  # type: ignore[arg-type]
+            pb.Program(
+                kind=_PROGRAM_KIND[p.kind],  # type: ignore[arg-type]
+                blob=blob_to_proto(p.blob),
+                micro_batch=p.micro_batch,
+                length=p.length,
+                directions=p.directions,
+            )
             for p in membership.programs
         ],
         heartbeat_seconds=membership.heartbeat_seconds,
@@ -225,7 +231,7 @@ def membership_from_proto(message: pb.JoinResponse) -> Membership:
         data_specification=data_specification_from_proto(message.data_specification),
         model=model_from_proto(message.model),
         programs=tuple(
-            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch, p.length)
+            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch, p.length, p.directions)
             for p in _few(message.programs, len(ProgramKind) * MAX_LENGTHS, "programs")
         ),
         heartbeat_seconds=message.heartbeat_seconds,

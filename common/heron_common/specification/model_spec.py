@@ -37,13 +37,20 @@ class ProgramKind(StrEnum):
 
 @dataclass(frozen=True)
 class ProgramReference:
-    """A program to fetch; one run of it takes `micro_batch` samples, where texts have several lengths those of `length`, else 0."""
+    """A program to fetch; one run of it takes `micro_batch` samples, where texts have several lengths those of `length`, else 0.
+
+    With `directions` above 1 these are so many equal groups, and each group is run with trained weights of its own: the rows of one input.
+    """
 
     kind: ProgramKind
     blob: BlobReference
     micro_batch: int
     length: int = 0
+    directions: int = 1
 
+
+WEIGHTS_BY_DIRECTION = "weights"
+"""The input of a program that takes several directions: [directions, trained weights of front and head], one flat buffer a row."""
 
 CLASS_LABEL = TensorSpec("labels", DType.INT64, ())
 """The label of a sample that belongs to one of several classes."""

@@ -46,6 +46,9 @@ def _program_mistakes(plan: Plan, membership: Membership) -> Iterator[str]:
     for program in offered.values():
         if program.micro_batch != plan.micro_batch:
             yield f"micro-batches have {plan.micro_batch} samples by the plan, but {program.micro_batch} by the {program.kind.value} program"
+    judged = offered.get(plan.judged_program) if plan.judged_program is not None else None
+    if judged is not None and judged.directions != plan.directions_per_run:
+        yield f"a run takes {plan.directions_per_run} directions by the plan, but {judged.directions} by the {judged.kind.value} program"
 
 
 def _needed(plan: Plan) -> tuple[ProgramKind, ...]:

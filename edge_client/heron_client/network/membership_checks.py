@@ -17,7 +17,14 @@ from heron_common.numerics.base_layout import base_layout
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.protocol.messages import Membership
 from heron_common.specification.data_specification import DataSpecification, Task
-from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, MAX_PROGRAM_BYTES, BlobReference, ModelSpec
+from heron_common.specification.model_spec import (
+    FRONT_STATISTICS,
+    HEAD_STATISTICS,
+    MAX_PROGRAM_BYTES,
+    BlobReference,
+    ModelSpec,
+    ProgramKind,
+)
 
 HEARTBEAT_SECONDS = (0.01, 1e8)
 """A client beats at most a hundred times a second, whatever it is told; simulated ones, whose time is not the clock's, once in years."""
@@ -119,6 +126,12 @@ def _blob_mistakes(membership: Membership) -> Iterator[str]:
         yield from _blob_mistake(program.blob, f"the {program.kind.value} program", MAX_PROGRAM_BYTES)
         if not 1 <= program.micro_batch <= MAX_MICRO_BATCH:
             yield f"a micro-batch has 1 to {MAX_MICRO_BATCH} samples, not {program.micro_batch}"
+        elif program.directions < 1 or program.micro_batch % program.directions:
+            yield f"a micro-batch of {program.micro_batch} samples is not {program.directions} equal groups"
+        elif program.directions > 1 and program.kind in (ProgramKind.GRADIENT, ProgramKind.PULLBACK):
+            yield f"a {program.kind.value} program takes one direction, not {program.directions}"
+    if len({program.directions for program in membership.programs} - {1}) > 1:
+        yield "programs take groups with weights of their own, of different numbers"
     tokenizer = membership.data_specification.tokenizer
     if tokenizer is not None:
         yield from _blob_mistake(tokenizer, "the tokenizer", MAX_TOKENIZER_BYTES)

@@ -77,8 +77,8 @@ _REMEDY = "choose a smaller --batch-size, cut or model on the server, or a devic
 def _standing_bytes(membership: Membership) -> int:
     model = membership.model
     weights = num_parameters(model.client_model + model.auxiliary_head)
-    # theta and the working copy; programs hold the gradients and new statistics.
-    standing = _FLOAT_BYTES * (2 * weights + num_parameters(model.statistics))
+    # theta and the working copies; programs hold the gradients and new statistics.
+    standing = _FLOAT_BYTES * ((1 + membership.directions_per_run) * weights + num_parameters(model.statistics))
     return standing + sum(_program_bytes(program, membership) for program in membership.programs)
 
 

@@ -12,15 +12,16 @@ from heron_common.specification.model_spec import ModelSpec
 class LocalParameters:
     """theta = (theta_c, theta_a), flat; `theta` is the truth, `working` is what programs see.
 
-    Perturbed weights are written to `working` only, so no rounding ever accumulates in `theta`. `statistics` are the running ones of batch
-    normalisations: no weights, so nothing perturbs them and no optimiser sees them.
+    Perturbed weights are written to `working` only, so no rounding ever accumulates in `theta`. `working` has a row for each of the directions that one
+    run of a program takes; a program that takes one reads the first. `statistics` are the running ones of batch normalisations: no weights, so nothing
+    perturbs them and no optimiser sees them.
     """
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, directions: int = 1) -> None:
         self.front_layout = FlatLayout(model.client_model)
         self.joint_layout = FlatLayout(model.client_model + model.auxiliary_head)
         self.theta: Float32Array = np.zeros(self.joint_layout.num_parameters, np.float32)
-        self.working: Float32Array = np.zeros_like(self.theta)
+        self.working: Float32Array = np.zeros((directions, self.theta.size), np.float32)
         self.statistics: Float32Array = np.zeros(FlatLayout(model.statistics).num_parameters, np.float32)
         self._num_front = self.front_layout.num_parameters
 
@@ -39,8 +40,8 @@ class LocalParameters:
         return self.theta[self._num_front :]
 
     def working_views(self) -> dict[str, Float32Array]:
-        """Return every tensor of `working` under its program input name."""
-        views = self.joint_layout.views(self.working)
+        """Return every tensor of the first row of `working` under its program input name."""
+        views = self.joint_layout.views(self.working[0])
         num_front = len(self.front_layout.specs)
         front = {f"client_model.{i}": view for i, view in enumerate(views[:num_front])}
         return front | {f"auxiliary_head.{i}": view for i, view in enumerate(views[num_front:])}
@@ -51,7 +52,7 @@ class LocalParameters:
 
     def show_front(self, front: Float32Array) -> None:
         """Let programs see another front, such as that of an earlier step."""
-        np.copyto(self.working[: self._num_front], front)
+        np.copyto(self.working[:, : self._num_front], front)
 
 
 class SentFront:
@@ -79,7 +80,7 @@ class SentFront:
     def before_passes(self) -> None:
         """Passes of another step are about to write to the working buffer."""
         if self._in_working:
-            self._copy = self._parameters.working[: self._parameters.front.size].copy()
+            self._copy = self._parameters.working[0, : self._parameters.front.size].copy()
             self._in_working = False
 
     def show(self) -> None:

@@ -101,12 +101,12 @@ class Passes:
     ) -> Float32Array:
         """Run every group at base + sign * mu * v with a direction of its own, `first_direction` being the first group's; return [batch_size] losses."""
         losses = np.zeros(len(batch.x), np.float32)
-        working = self._parameters.working[: base.size]
+        at_once, size = self._plan.directions_per_run, self._plan.group_size
+        working = self._parameters.working[:at_once, : base.size]
         magnitudes = sign * self._plan.smoothing_radius * self._scales
-        for group in range(self._plan.direction_groups):
-            directions.add(first_direction + group, magnitudes, base, working)
-            rows = slice(group * self._plan.group_size, (group + 1) * self._plan.group_size)
-            self._rows(program, batch, rows, losses, stream, None, cut_gradient)
+        for group in range(0, self._plan.direction_groups, at_once):
+            directions.add_each(first_direction + group, magnitudes, base, working)
+            self._rows(program, batch, slice(group * size, (group + at_once) * size), losses, stream, None, cut_gradient)
         return losses
 
     def _rows(

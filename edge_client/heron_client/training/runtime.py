@@ -18,7 +18,7 @@ from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import NUMPY_DTYPES, Float32Array
 from heron_common.protocol.program_check import check_program
 from heron_common.specification.data_specification import DataSpecification
-from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ModelSpec, ProgramKind, ProgramReference
+from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, WEIGHTS_BY_DIRECTION, ModelSpec, ProgramKind, ProgramReference
 from heron_common.specification.text_lengths import of_length
 
 PROGRAM_OUTPUTS: dict[ProgramKind, tuple[str, ...]] = {
@@ -68,6 +68,7 @@ class Program:
         """
         self.kind = reference.kind
         self.micro_batch = reference.micro_batch
+        self._directions = reference.directions
         _check_digest(reference, data)
         check_program(data)
         self._runs = runs or ProgramRuns()
@@ -125,6 +126,8 @@ class Program:
             views = {name: view for name, view in views.items() if not name.startswith("auxiliary_head.")}
         # A gradient may not depend on every weight: the bias before a sum does not change it. Such weights are no inputs.
         weights = {name: view for name, view in views.items() if name in found}
+        if self._directions > 1:
+            weights = {WEIGHTS_BY_DIRECTION: parameters.working}
         outputs: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in PROGRAM_OUTPUTS[self.kind] if name != "gradients"}
         if gradient_layout is not None:
             for name, view in zip(views, gradient_layout.views(self.gradients), strict=True):

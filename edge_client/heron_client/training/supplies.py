@@ -92,7 +92,7 @@ class Supplies:
 
     def programs(self, membership: Membership, threads: int, arenas: bool) -> tuple[LocalParameters, Programs]:
         """Return the run's programs, fetched and loaded when they are asked for, and the fresh buffers that they read."""
-        parameters = LocalParameters(membership.model)
+        parameters = LocalParameters(membership.model, membership.directions_per_run)
         base = MappedBase(self._base_file(membership), membership.model.base)
         return parameters, Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
 

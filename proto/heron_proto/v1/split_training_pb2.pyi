@@ -211,16 +211,18 @@ class DataSpecification(_message.Message):
     def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: bool = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: bool = ..., lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Program(_message.Message):
-    __slots__ = ("kind", "blob", "micro_batch", "length")
+    __slots__ = ("kind", "blob", "micro_batch", "length", "directions")
     KIND_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
     kind: ProgramKind
     blob: Blob
     micro_batch: int
     length: int
-    def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    directions: int
+    def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ..., length: _Optional[int] = ..., directions: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base", "statistics", "lengths")

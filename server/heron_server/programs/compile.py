@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import DType
-from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, ProgramKind
+from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, WEIGHTS_BY_DIRECTION, ProgramKind
 from heron_server.models.base import named_frozen, widened
 from heron_server.models.batch_norm import moving_layers, normalising
 from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters
@@ -94,6 +94,33 @@ class PullbackProgram(nn.Module):
         with torch.enable_grad():
             front = _leaves(client_model)
             return _gradients(part.front(x, front, part.widen(base)), front, cut_gradient)
+
+
+class ByDirection(nn.Module):
+    """A program over equal groups of samples, each with trained weights of its own: x and what goes with it, weights [directions, d], base.
+
+    A row of the weights is front and head as one flat buffer; what the program does not read of it is passed over.
+    """
+
+    def __init__(self, kind: ProgramKind, program: nn.Module, shapes: list[torch.Size], num_front: int) -> None:
+        super().__init__()
+        self._kind, self._program, self._shapes, self._num_front = kind, (program,), shapes, num_front
+
+    def forward(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        *samples, weights, base = arguments
+        grouped = [sample.unflatten(0, (len(weights), -1)) for sample in samples]
+        outputs = vmap(lambda row, *group: self.of_group(row, list(group), base))(weights, *grouped)
+        return tuple(output.flatten(0, 1) for output in outputs)
+
+    def of_group(self, row: torch.Tensor, samples: Tensors, base: Tensors) -> tuple[torch.Tensor, ...]:
+        """Return the program's outputs for one group and its weights, [d]."""
+        pieces = torch.split(row, [shape.numel() for shape in self._shapes])
+        tensors = [piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        front, head = tensors[: self._num_front], tensors[self._num_front :]
+        (program,) = self._program
+        trained = (front, head, []) if self._kind is ProgramKind.LOSS else (front, []) if self._kind is ProgramKind.FRONT else (front,)
+        outputs: tuple[torch.Tensor, ...] = program(*samples, *trained, base)
+        return outputs
 
 
 class ClientPart:
@@ -195,6 +222,7 @@ class CompiledFunction:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     by_batch: bool = False
+    directions: int = 1
 
     @property
     def differentiates(self) -> bool:
@@ -209,12 +237,13 @@ class CompiledFunction:
         return self.differentiates or narrow or self.by_batch
 
 
-def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int) -> CompiledFunction:
-    """Return the function of one program for runs of `micro_batch` samples.
+def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> CompiledFunction:
+    """Return the function of one program for runs of `micro_batch` samples, in `directions` groups with weights of their own.
 
     Inputs are named `x`, `y` or `cut_gradient`, `client_model.<i>`, `auxiliary_head.<i>` in flat-buffer order, `base.<i>` in the base's order;
     outputs `activations`, `losses` or `inner_products`, then `gradients.<input>`. Where the model has running statistics those programs that a base pass
     may run also have inputs `statistics.<i>` and outputs `new_statistics.<i>`, in the order of the statistics' flat buffer; `micro_batch` is then the batch.
+    With several directions the trained weights are one input, `weights` [directions, d], and neither gradients nor running statistics are computed.
 
     Raises:
         ProgramError: the model normalises across samples without running statistics, or is in a mode that draws random numbers.
@@ -249,7 +278,13 @@ def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int) -> 
             module = SurrogateProgram(part) if kind is ProgramKind.SURROGATE else PullbackProgram(part)
             arguments, inputs = (x, cut_gradient, front, base), ("x", "cut_gradient", *fronts)
             outputs = ("activations", "inner_products") if kind is ProgramKind.SURROGATE else gradients[: len(front)]
-    return CompiledFunction(kind, module, arguments, (*inputs, *bases), outputs, model.batch_statistics)
+    if directions > 1:
+        weights = torch.cat([p.reshape(-1) for p in (*front, *head)]).expand(directions, -1).contiguous()
+        samples = {"x": x, "y": y, "cut_gradient": cut_gradient}
+        names = [name for name in inputs if name in samples]
+        module = ByDirection(kind, module, [p.shape for p in (*front, *head)], len(front))
+        arguments, inputs = (*(samples[name] for name in names), weights, base), (*names, WEIGHTS_BY_DIRECTION)
+    return CompiledFunction(kind, module, arguments, (*inputs, *bases), outputs, model.batch_statistics, directions)
 
 
 def _refuse_dependent_samples(model: SplitModel) -> None:

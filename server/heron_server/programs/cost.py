@@ -19,7 +19,7 @@ PERTURBATION_SHARE = 0.1
 """Perturbing may cost a tenth of the two forwards it serves."""
 
 MICRO_BATCH_BYTES = 1 << 20
-"""Activations of one run stay within 1 MiB: beyond it memory grows and speed does not."""
+"""Activations of one run stay within 1 MiB, and so do weights for each of its groups: beyond it memory grows and speed does not."""
 
 
 _SAMPLES = 2
@@ -74,11 +74,20 @@ def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int)
     return max(fitting, default=1)
 
 
-def choose_micro_batch(plan: Plan, activation_bytes: int) -> int:
-    """Return the largest divisor of a group whose activations stay within MICRO_BATCH_BYTES; at least 1, whatever the groups."""
-    return max(
-        (m for m in _divisors(plan.group_size if plan.direction_groups > 0 else 1) if m * activation_bytes <= MICRO_BATCH_BYTES), default=1
-    )
+def choose_micro_batch(plan: Plan, activation_bytes: int, num_parameters: int | None) -> int:
+    """Return the largest divisor of a group whose activations stay within MICRO_BATCH_BYTES; at least 1, whatever the groups.
+
+    Where whole groups fit, several of them: each has weights of its own, `num_parameters` for front and head together, which stay within
+    MICRO_BATCH_BYTES too; None where a run cannot take weights for each group.
+    """
+    if plan.direction_groups <= 0:
+        return 1
+    size = plan.group_size
+    fitting = [m for m in _divisors(size) if m * activation_bytes <= MICRO_BATCH_BYTES]
+    if fitting and plan.perturbs and num_parameters is not None and size in fitting:
+        copies = [g for g in _divisors(plan.direction_groups) if g * 4 * num_parameters <= MICRO_BATCH_BYTES]
+        fitting += [g * size for g in copies if g * size * activation_bytes <= MICRO_BATCH_BYTES]
+    return max(fitting, default=1)
 
 
 def _divisors(n: int) -> list[int]:

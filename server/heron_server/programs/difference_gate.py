@@ -17,6 +17,7 @@ from heron_common.numerics.directions import Directions, derive_seed
 from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.zeroth_order import FiniteDifference, directional_derivatives
+from heron_common.specification.model_spec import WEIGHTS_BY_DIRECTION
 from heron_server.models.split_model import SplitModel, flat_parameters, predict, trained_parameters
 from heron_server.programs.compile import ClientPart
 from heron_server.programs.cost import client_cost
@@ -92,8 +93,9 @@ def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Floa
     costly = NUM_DIRECTIONS * group_size * forward_flops > COSTLY_FLOPS
     num_directions, num_groups = (NUM_COSTLY_DIRECTIONS, 1) if costly else (NUM_DIRECTIONS, NUM_DIRECTIONS)
     if costly:
-        affordable = COSTLY_FLOPS // (NUM_COSTLY_DIRECTIONS * forward_flops) // plan.micro_batch * plan.micro_batch
-        group_size = min(group_size, max(affordable, plan.micro_batch))
+        run_size = min(plan.micro_batch, group_size)
+        affordable = COSTLY_FLOPS // (NUM_COSTLY_DIRECTIONS * forward_flops) // run_size * run_size
+        group_size = min(group_size, max(affordable, run_size))
     generator = np.random.Generator(np.random.Philox(key=seed))
     x, y = model.random_batch(num_groups * group_size, generator)
     layout = FlatLayout(model.to_spec().client_model + (model.to_spec().auxiliary_head if plan.trains_head else ()))
@@ -135,6 +137,9 @@ def _loss_runner(
     if plan.objective is not Objective.CUT_GRADIENT:
         base |= {f"statistics.{i}": value.numpy() for i, value in enumerate(part.statistics.values())}
 
+    copies = plan.directions_per_run
+    size = plan.micro_batch // copies
+
     def losses(theta: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float32Array:
         feeds: dict[str, npt.NDArray[Any]] = base | {
             f"client_model.{i}": v for i, v in enumerate(front.views(theta[: front.num_parameters]))
@@ -142,17 +147,22 @@ def _loss_runner(
         if plan.objective is Objective.AUXILIARY:
             head_flat = theta[front.num_parameters :] if plan.trains_head else fixed_head
             feeds |= {f"auxiliary_head.{i}": v for i, v in enumerate(head.views(head_flat))}
+        if copies > 1:
+            joint = np.concatenate([theta[: front.num_parameters], theta[front.num_parameters :] if plan.trains_head else fixed_head])
+            feeds = base | {WEIGHTS_BY_DIRECTION: np.tile(joint, (copies, 1))}
         pieces = []
-        for start in range(0, len(x), plan.micro_batch):
-            rows = slice(start, start + plan.micro_batch)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            # The other groups of a run are the same again.
+            samples = {"x": np.concatenate([x[rows]] * copies)}
             if plan.objective is Objective.AUXILIARY:
-                pieces.append(run({**feeds, "x": x[rows], "y": y[rows]})[1])
+                pieces.append(run({**feeds, **samples, "y": np.concatenate([y[rows]] * copies)})[1][:size])
             elif plan.objective is Objective.CUT_GRADIENT:
-                cut_gradient = cut_gradients(model, x[rows], y[rows])
-                pieces.append(run({**feeds, "x": x[rows], "cut_gradient": cut_gradient})[1])
+                samples["cut_gradient"] = np.concatenate([cut_gradients(model, x[rows], y[rows])] * copies)
+                pieces.append(run({**feeds, **samples})[1][:size])
             else:
                 with torch.no_grad():
-                    z = torch.from_numpy(run({**feeds, "x": x[rows]})[0])
+                    z = torch.from_numpy(run({**feeds, **samples})[0][:size])
                     outputs = predict(model.back, z, model.mask(torch.from_numpy(x[rows])))
                     pieces.append(model.sample_losses(outputs, torch.from_numpy(y[rows])).numpy())
         return np.concatenate(pieces)

@@ -17,7 +17,7 @@ from heron_common.protocol.program_check import check_program
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import CompiledFunction, compile_function
-from heron_server.programs.gradient import with_backward_rules
+from heron_server.programs.gradient import traced, with_backward_rules
 from heron_server.programs.signature import signature
 
 log = logging.getLogger(__name__)
@@ -38,24 +38,26 @@ class ProgramCache:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int) -> bytes:
+    def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> bytes:
         """Return the program's bytes, from the cache if they are there.
 
         Raises:
             ProgramError: the model uses an operation that cannot be exported.
 
         """
-        function = compile_function(model, kind, micro_batch) if model.code_digest else None
+        function = compile_function(model, kind, micro_batch, directions) if model.code_digest else None
         computes = signature(function) if function is not None else ""
         if function is not None and computes is None:
             return export(function)
         versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-        key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions, *([computes] if computes else [])], sort_keys=True)
+        key = json.dumps(
+            [EXPORT_VERSION, model.name, kind.value, micro_batch, directions, versions, *([computes] if computes else [])], sort_keys=True
+        )
         path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.program"
         program = self._read(path)
         if program is None:
-            log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch})
-            program = export(function or compile_function(model, kind, micro_batch))
+            log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch, "directions": directions})
+            program = export(function or compile_function(model, kind, micro_batch, directions))
             self._keep(path, program)
         return program
 
@@ -91,7 +93,11 @@ def export(function: CompiledFunction) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = with_backward_rules(function.module, function.arguments) if function.is_rewritten else function.module
+            module = function.module
+            if function.is_rewritten:
+                module = with_backward_rules(module, function.arguments)
+            elif function.directions > 1:
+                module = traced(module, function.arguments)
             exported = torch.onnx.export(
                 module,
                 function.arguments,

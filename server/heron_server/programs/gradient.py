@@ -32,12 +32,17 @@ def with_backward_rules(module: nn.Module, arguments: tuple[object, ...]) -> nn.
     """
     # Attention is differentiated as the matrix products it consists of: its fused kernels have no parts that ONNX could name.
     with sdpa_kernel(SDPBackend.MATH):
-        traced = make_fx(module, decomposition_table=_decompositions())(*arguments)
-    narrow(traced)
-    missing = sorted({str(node.target) for node in traced.graph.nodes if "backward" in str(node.target)})
+        graph = make_fx(module, decomposition_table=_decompositions())(*arguments)
+    narrow(graph)
+    missing = sorted({str(node.target) for node in graph.graph.nodes if "backward" in str(node.target)})
     if missing:
         raise ProgramError(f"there is no backward rule for {', '.join(missing)}: use a model of other operations")
-    return _Traced(traced)
+    return _Traced(graph)
+
+
+def traced(module: nn.Module, arguments: tuple[object, ...]) -> nn.Module:
+    """Return the same function as one graph of torch's operations: what is mapped over weights has become grouped and batched ones."""
+    return _Traced(make_fx(module)(*arguments))
 
 
 class _Traced(nn.Module):

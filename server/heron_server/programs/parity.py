@@ -14,9 +14,9 @@ from onnx import TensorProto
 from torch import nn
 
 from heron_common.errors import ParityError, ProgramError
-from heron_common.specification.model_spec import ProgramKind
+from heron_common.specification.model_spec import WEIGHTS_BY_DIRECTION, ProgramKind
 from heron_server.models.split_model import SplitModel, trained_parameters
-from heron_server.programs.compile import ClientPart, CompiledFunction, compile_function
+from heron_server.programs.compile import ByDirection, ClientPart, CompiledFunction, compile_function
 
 TOLERANCE = 1e-4
 """For losses, activations and gradients of transformers, relative to the largest value of the output (or 1e-3)."""
@@ -71,14 +71,16 @@ def _ort_value(array: npt.NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int) -> float:
+def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int, directions: int = 1) -> float:
     """Compare every output with torch, gradients with autograd, on the model's weights; return the largest max|a-b| / max(|b|max, 1e-3).
+
+    A program that takes several directions is compared group by group, each at perturbed weights of its own, with the model run on that group alone.
 
     Raises:
         ParityError: an output exceeds its tolerance, a gradient in every draw of samples.
 
     """
-    function, run = compile_function(model, kind, micro_batch), load_runner(program)
+    function, run = compile_function(model, kind, micro_batch, directions), load_runner(program)
     last = BY_BATCH_GRADIENT_TOLERANCE if model.batch_statistics else CONVOLUTION_GRADIENT_TOLERANCE
     for draw in range(NUM_DRAWS):
         errors = _output_errors(function, model, run, micro_batch, seed + draw)
@@ -98,9 +100,13 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
 def _output_errors(function: CompiledFunction, model: SplitModel, run: NamedRunner, micro_batch: int, seed: int) -> dict[str, float]:
     """Return max|a-b| / max(|b|max, 1e-3) of every output on one draw of samples."""
     samples = _random_samples(model, micro_batch, seed)
-    data = [samples[name] for name in function.input_names if name in samples]
+    data = [torch.from_numpy(samples[name]) for name in function.input_names if name in samples]
     with torch.no_grad():
-        expected = function.module(*map(torch.from_numpy, data), *function.arguments[len(data) :])
+        if isinstance(function.module, ByDirection):
+            samples[WEIGHTS_BY_DIRECTION] = _perturbed_weights(function, seed)
+            expected = _group_by_group(function.module, data, torch.from_numpy(samples[WEIGHTS_BY_DIRECTION]), function.arguments[-1])
+        else:
+            expected = function.module(*data, *function.arguments[len(data) :])
     want = {
         name: tensor.numpy()
         for name, tensor in zip(function.output_names, expected if isinstance(expected, tuple) else (expected,), strict=True)
@@ -108,6 +114,21 @@ def _output_errors(function: CompiledFunction, model: SplitModel, run: NamedRunn
     feeds = {**samples, **_weights(model), **base_feeds(model), **statistics_feeds(model)}
     got = run({name: feeds[name] for name in function.input_names})
     return {name: float(np.abs(f - want[name]).max()) / size for (name, size), f in zip(_sizes(want).items(), got, strict=True)}
+
+
+def _perturbed_weights(function: CompiledFunction, seed: int) -> npt.NDArray[Any]:
+    """Return the model's own weights, moved by a tenth of their scale to another place for each direction."""
+    place = function.input_names.index(WEIGHTS_BY_DIRECTION)
+    weights = torch.as_tensor(function.arguments[place]).numpy()
+    noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal(weights.shape, np.float32)
+    moved: npt.NDArray[Any] = weights + noise * np.float32(0.1 * np.sqrt(np.mean(np.square(weights))))
+    return moved
+
+
+def _group_by_group(module: ByDirection, data: list[torch.Tensor], weights: torch.Tensor, base: Any) -> tuple[torch.Tensor, ...]:
+    groups = [torch.tensor_split(samples, len(weights)) for samples in data]
+    found = [module.of_group(row, [group[i] for group in groups], base) for i, row in enumerate(weights)]
+    return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))
 
 
 def _random_samples(model: SplitModel, rows: int, seed: int) -> dict[str, npt.NDArray[Any]]:

@@ -9,8 +9,9 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from heron_common.algorithm.plan import Algorithm, DirectionScale, Estimator, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.plan import Algorithm, DirectionScale, Estimator, Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, statistics_mistakes
 from heron_common.algorithm.plan_counts import prefers_log
 from heron_common.errors import ConfigurationError
@@ -19,6 +20,7 @@ from heron_common.numerics.tensors import Float64Array
 from heron_common.numerics.zeroth_order import global_scales, tensor_scales
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_server.models.split_model import SplitModel, flat_parameters
+from heron_server.programs.compile import compile_function
 from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
 from heron_server.programs.difference_gate import check_difference, fitting_radius
 from heron_server.programs.export import ProgramCache
@@ -53,7 +55,8 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
         groups = choose_direction_groups(plan.batch_size, _dimension(model, plan), cost.forward_flops) if plan.batch_size > 0 else 1
         plan = dataclasses.replace(plan, direction_groups=groups)
     if plan.micro_batch == 0:
-        plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes))
+        copied = _joint_dimension(model) if takes_directions(model) else None
+        plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes, copied))
     plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_at_most(max(1, _dimension(model, plan)))))
     if plan.update_encoding is UpdateEncoding.AUTO:
         logs = can_log(plan) and prefers_log(plan, model.to_spec())
@@ -70,6 +73,25 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
     return completed, cost
 
 
+def takes_directions(model: SplitModel) -> bool:
+    """Whether one run of a program may take several directions: torch can map the client's part over weights, and samples are numbers of one shape.
+
+    Of tokens the runs are long and the calls few, and what maps attention over weights copies much of it.
+    """
+    if model.tokens or model.batch_statistics or not model.to_spec().client_model:
+        return False
+    function = compile_function(model, ProgramKind.LOSS, 2, 2)
+    try:
+        with torch.no_grad():
+            function.module(*function.arguments)
+    except Exception as exc:
+        log.info(
+            "programs take one direction a run: the model cannot be mapped over its weights", extra={"reason": str(exc).splitlines()[0]}
+        )
+        return False
+    return True
+
+
 def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
     """Return which programs a client needs over the whole run; warm-up rounds need the front alone."""
     plan = algorithm.plan
@@ -82,14 +104,6 @@ def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
     return (ProgramKind.FRONT,)
 
 
-JUDGED = {
-    Objective.AUXILIARY: ProgramKind.LOSS,
-    Objective.SERVER: ProgramKind.FRONT,
-    Objective.CUT_GRADIENT: ProgramKind.SURROGATE,
-}
-"""The program whose finite difference a plan takes, by objective."""
-
-
 def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> Algorithm:
     """Return the completed algorithm with a smoothing radius that passes the gate on this model: the preset's, or the power of two of it that is nearest.
 
@@ -99,9 +113,9 @@ def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: Program
 
     """
     plan = algorithm.plan
-    if not plan.perturbs:
+    if plan.judged_program is None:
         return algorithm
-    program = cache.program(model, JUDGED[plan.objective], plan.micro_batch)
+    program = cache.program(model, plan.judged_program, plan.micro_batch, plan.directions_per_run)
     radius = fitting_radius(model, plan, program, scales_of(model, algorithm), seed)
     if radius != plan.smoothing_radius:
         log.info("smoothing radius fitted to the model", extra={"preset_radius": plan.smoothing_radius, "smoothing_radius": radius})
@@ -124,12 +138,13 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
     lengths = model.lengths or (0,)
     for length, kind in itertools.product(lengths, needed_programs(algorithm)):
         shortened = model.of_length(length)
-        data = cache.program(shortened, kind, plan.micro_batch)
-        worst = max(worst, check_outputs(shortened, kind, data, plan.micro_batch, seed))
-        if plan.perturbs and kind is JUDGED[plan.objective] and length == lengths[-1]:
+        directions = plan.directions_per_run if kind is plan.judged_program else 1
+        data = cache.program(shortened, kind, plan.micro_batch, directions)
+        worst = max(worst, check_outputs(shortened, kind, data, plan.micro_batch, seed, directions))
+        if kind is plan.judged_program and length == lengths[-1]:
             difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
-        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch, length), data))
+        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch, length, directions), data))
     report = ParityReport(worst, difference)
     log.info("programs proved equal to the model", extra={"output_error": worst, "difference_error": difference})
     return published, report
@@ -160,6 +175,11 @@ def scales_in_round(anchor: Float64Array, spec: ModelSpec, algorithm: Algorithm,
     layers = [(index >= len(spec.client_model), tensor.name.partition(".")[0]) for index, tensor in enumerate(specs)]
     order = list(dict.fromkeys(layers))
     return np.where([layer == order[round_index % len(order)] for layer in layers], anchor, 0.0)
+
+
+def _joint_dimension(model: SplitModel) -> int:
+    spec = model.to_spec()
+    return FlatLayout(spec.client_model + spec.auxiliary_head).num_parameters
 
 
 def _dimension(model: SplitModel, plan: Plan) -> int:

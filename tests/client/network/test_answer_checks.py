@@ -95,6 +95,11 @@ def test_what_real_servers_say_passes() -> None:
         ({"programs": (but(LOSS, micro_batch=1 << 32),)}, "micro-batch"),
         ({"programs": (but(LOSS, blob=BlobReference(DIGEST, 5 << 20)),)}, "loss program"),
         ({"programs": (but(LOSS, blob=BlobReference("ab", 10)),)}, "digest"),
+        ({"programs": (but(LOSS, directions=0),)}, "equal groups"),
+        ({"programs": (but(LOSS, directions=3),)}, "equal groups"),
+        ({"programs": (but(LOSS, directions=8),)}, "equal groups"),
+        ({"programs": (but(LOSS, kind=ProgramKind.GRADIENT, directions=2),)}, "one direction"),
+        ({"programs": (but(LOSS, directions=2), but(FRONT_PROGRAM, directions=4))}, "of their own"),
     ],
 )
 def test_a_membership_out_of_bounds_is_refused(changes: dict[str, Any], why: str) -> None:

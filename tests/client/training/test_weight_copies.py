@@ -44,7 +44,7 @@ class NothingToCompute:
         self._working = working
 
     def run(self, *_: Any) -> None:
-        self.losses[:] = self._working[:2]
+        self.losses[:] = self._working[0, :2]
 
 
 def _allocated_at_peak(work: Callable[[], Any]) -> int:
@@ -140,7 +140,7 @@ def test_a_sent_front_outlives_steps_and_passes(tiny: TinyModel) -> None:
     parameters = LocalParameters(tiny.model.to_spec())
     parameters.theta[:] = tiny.random_weights(1)
     sent, first = SentFront(parameters), parameters.front.copy()
-    front = parameters.working[: first.size]
+    front = parameters.working[0, : first.size]
     sent.begin()
     for _ in range(3):
         sent.show()

@@ -70,8 +70,9 @@ EXACT = {"estimator": Estimator.FIRST_ORDER, "optimiser": ClientOptimiser.ADAM, 
 CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"local_steps": 4, "upload_interval": 5}, ["upload_interval 5", "local_steps 4", "lower it"]),
     ({"batch_size": 60}, ["direction_groups 16", "batch_size 60", "choose a divisor"]),
-    ({"batch_size": 48}, ["micro_batch 2", "group of 3", "choose a divisor"]),
-    ({"batch_size": 16}, ["micro_batch 2", "group of 1", "choose a divisor"]),
+    ({"batch_size": 48}, ["micro_batch 2", "group of 3", "whole groups", "batch_size 48"]),
+    ({"batch_size": 16, "micro_batch": 3}, ["micro_batch 3", "group of 1", "whole groups", "batch_size 16"]),
+    ({"micro_batch": 12}, ["micro_batch 12", "group of 4", "whole groups", "batch_size 64"]),
     ({"objective": Objective.NONE}, ["objective=none", "estimator=zeroth_order", "cut_gradient", "estimator to none"]),
     (EXACT | {"objective": Objective.NONE}, ["objective=none", "estimator=first_order", "cut_gradient", "estimator to none"]),
     ({"head_training": HeadTraining.NONE}, ["objective=auxiliary", "head_training", "client, server or alignment"]),
@@ -173,6 +174,7 @@ def test_a_local_loss_takes_any_head_that_somebody_trains(estimator: Estimator, 
 def test_the_largest_values_that_fit_are_no_mistakes() -> None:
     assert plan_mistakes(changed(local_steps=5, upload_interval=5, batch_size=16, direction_groups=16, micro_batch=1)) == []
     assert plan_mistakes(changed(batch_size=16, direction_groups=1, micro_batch=16)) == []
+    assert plan_mistakes(changed(batch_size=16, direction_groups=16, micro_batch=16)) == []
     assert plan_mistakes(changed(momentum=0.0, weight_decay=0.0)) == []
     assert plan_mistakes(changed(optimiser=ClientOptimiser.ADAMW, weight_decay=0.1)) == []
 

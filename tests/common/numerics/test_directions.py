@@ -110,6 +110,44 @@ def test_sphere_directions_point_where_gaussian_ones_do() -> None:
     np.testing.assert_allclose(sphere / np.linalg.norm(sphere), gaussian / np.linalg.norm(gaussian), rtol=1e-5)
 
 
+SEVERAL = (3, 70, BLOCK - 100, 200)
+"""Tensors over two blocks, the second of which begins within one."""
+
+
+@pytest.mark.parametrize("distribution", list(DirectionDistribution))
+@pytest.mark.parametrize("magnitudes", [[0.5] * 4, [0.5, -1e-3, 0.0, 7.0]])
+def test_directions_that_are_added_together_are_added_bit_for_bit_as_alone(
+    distribution: DirectionDistribution, magnitudes: list[float]
+) -> None:
+    layout, sizes = layout_of(*SEVERAL), np.array(magnitudes)
+    base = np.random.default_rng(1).standard_normal(layout.num_parameters).astype(np.float32)
+    base[:3] = (-0.0, 0.0, 1e-45)
+    directions = Directions(SEED, distribution, layout)
+    together, alone = np.zeros((3, layout.num_parameters), np.float32), np.zeros((3, layout.num_parameters), np.float32)
+    directions.add_each(4, sizes, base, together)
+    for index, row in enumerate(alone):
+        Directions(SEED, distribution, layout).add(4 + index, sizes, base, row)
+    assert together.tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("distribution", list(DirectionDistribution))
+@pytest.mark.parametrize("sizes", [(126,), SEVERAL])
+def test_directions_that_are_added_in_turn_are_added_bit_for_bit_one_after_the_other(
+    distribution: DirectionDistribution, sizes: tuple[int, ...]
+) -> None:
+    layout, random = layout_of(*sizes), np.random.default_rng(2)
+    theta = random.standard_normal(layout.num_parameters).astype(np.float32)
+    theta[:2] = (-0.0, 0.0)
+    magnitudes = np.outer(random.standard_normal(40) * np.logspace(-12, 6, 40), np.linspace(0.1, 2, len(sizes)))
+    magnitudes[[0, 7, 39]] = 0.0
+    twin, directions = theta.copy(), Directions(SEED, distribution, layout)
+    for group, row in enumerate(magnitudes):
+        if row.any():
+            directions.add(group, row, twin, twin)
+    directions.add_in_turn(magnitudes, theta)
+    assert theta.tobytes() == twin.tobytes()
+
+
 def test_rademacher_add_is_one_float32_addition_per_weight_bit_for_bit() -> None:
     sizes, magnitudes = (5, 300, 64, 1), np.array([1e-3, -2.7182818284590451, 1e-41, 0.0])
     layout = layout_of(*sizes)

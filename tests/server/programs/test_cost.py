@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.plan import Estimator, ServerSchedule
+from heron_common.algorithm.plan_checks import plan_mistakes
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ConfigurationError, HeronError
 from heron_common.specification.data_specification import DataSpecification
@@ -38,9 +39,28 @@ def test_groups_are_the_most_that_perturb_within_their_share(batch: int, weights
 
 @given(st.integers(1, 12), st.integers(1, 64), st.integers(1, 2 * MICRO_BATCH_BYTES))
 def test_a_micro_batch_divides_its_group_and_fits_in_memory_if_anything_does(groups: int, size: int, sample_bytes: int) -> None:
-    chosen = choose_micro_batch(plan(batch_size=groups * size, direction_groups=groups), sample_bytes)
+    chosen = choose_micro_batch(plan(batch_size=groups * size, direction_groups=groups), sample_bytes, None)
     fits = [m for m in range(1, size + 1) if size % m == 0 and m * sample_bytes <= MICRO_BATCH_BYTES]
     assert chosen == (fits[-1] if fits else 1)
+
+
+@given(groups=st.integers(1, 64), size=st.integers(1, 16), sample_bytes=st.integers(1, 1 << 22), num_parameters=st.integers(1, 1 << 20))
+def test_a_run_takes_whole_groups_where_activations_and_their_weights_fit(
+    groups: int, size: int, sample_bytes: int, num_parameters: int
+) -> None:
+    several = plan(batch_size=groups * size, direction_groups=groups)
+    chosen = choose_micro_batch(several, sample_bytes, num_parameters)
+    done = dataclasses.replace(several, micro_batch=chosen)
+    assert plan_mistakes(done) == []
+    if done.directions_per_run == 1:
+        assert chosen == choose_micro_batch(several, sample_bytes, None)
+    else:
+        assert chosen * sample_bytes <= MICRO_BATCH_BYTES and done.directions_per_run * 4 * num_parameters <= MICRO_BATCH_BYTES
+    larger = [g for g in range(done.directions_per_run + 1, groups + 1) if groups % g == 0]
+    fit = [g for g in larger if g * size * sample_bytes <= MICRO_BATCH_BYTES and g * 4 * num_parameters <= MICRO_BATCH_BYTES]
+    assert fit == [], "more would have fitted"
+    exact = dataclasses.replace(several, estimator=Estimator.FIRST_ORDER)
+    assert choose_micro_batch(exact, sample_bytes, num_parameters) == choose_micro_batch(exact, sample_bytes, None)
 
 
 def test_flops_and_bytes_are_those_of_the_layers(tiny_model: SplitModel) -> None:
@@ -68,7 +88,7 @@ def completed(model: SplitModel, name: str = "heron", around: dict[str, Any] | N
 def test_every_preset_completes_to_a_plan_without_zeros(tiny_model: SplitModel, name: str) -> None:
     done = completed(tiny_model, name)
     assert done.batch_size % done.direction_groups == 0
-    assert done.group_size % done.micro_batch == 0
+    assert plan_mistakes(done) == []
 
 
 def test_what_was_given_is_kept(tiny_model: SplitModel) -> None:

@@ -21,8 +21,9 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.families.registry import build_model
 from heron_server.models.split_model import SplitModel
+from heron_server.programs.compile import compile_function
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, check_difference, difference_error
-from heron_server.programs.export import ProgramCache
+from heron_server.programs.export import ProgramCache, export
 from heron_server.programs.parity import TOLERANCE, check_outputs
 from heron_server.programs.publish import needed_programs, publish, scales_in_round, scales_of
 
@@ -56,6 +57,31 @@ def test_a_tampered_program_is_refused(tiny_model: SplitModel, kind: ProgramKind
     tampered = replaced(program_cache.program(tiny_model, kind, MICRO_BATCH), "Relu", "Sigmoid")
     with pytest.raises(ParityError, match="not published"):
         check_outputs(tiny_model, kind, tampered, MICRO_BATCH, seed=1)
+
+
+BY_DIRECTION = (ProgramKind.LOSS, ProgramKind.FRONT, ProgramKind.SURROGATE)
+
+
+@pytest.mark.parametrize("kind", BY_DIRECTION)
+def test_a_program_of_several_directions_is_the_model_at_each_of_their_weights(
+    tiny_model: SplitModel, kind: ProgramKind, program_cache: ProgramCache
+) -> None:
+    program = program_cache.program(tiny_model, kind, 6, 3)
+    assert check_outputs(tiny_model, kind, program, 6, 1, 3) <= TOLERANCE
+    with pytest.raises(ParityError, match="not published"):
+        check_outputs(tiny_model, kind, replaced(program, "Relu", "Sigmoid"), 6, 1, 3)
+
+
+def test_a_program_that_takes_one_directions_weights_for_all_is_refused(tiny_model: SplitModel) -> None:
+    function = compile_function(tiny_model, ProgramKind.FRONT, 6, 3)
+
+    class FirstRow(torch.nn.Module):
+        def forward(self, x: torch.Tensor, weights: torch.Tensor, base: list[torch.Tensor]) -> Any:
+            return function.module(x, weights[:1].expand(3, -1), base)
+
+    lying = export(dataclasses.replace(function, module=FirstRow()))
+    with pytest.raises(ParityError, match="not published"):
+        check_outputs(tiny_model, ProgramKind.FRONT, lying, 6, 1, 3)
 
 
 def test_the_program_of_another_model_with_the_same_inputs_is_refused(tiny_model: SplitModel, program_cache: ProgramCache) -> None:

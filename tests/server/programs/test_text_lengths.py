@@ -174,7 +174,8 @@ class NamedPrograms:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ProgramKind, tuple[int, ...]]] = []
 
-    def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int) -> bytes:
+    def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> bytes:
+        assert directions == 1, "programs of tokens take one direction"
         self.asked.append((model.name, kind, model.input_shape))
         return f"{kind.value} {model.input_shape} {micro_batch}".encode()
 
