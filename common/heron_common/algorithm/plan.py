@@ -78,6 +78,18 @@ class DirectionScale(StrEnum):
     BLOCK_RMS = "block_rms"
 
 
+class LocalLosses(StrEnum):
+    """Where a front that descends exact gradients has local losses: at its end alone, behind every block, or behind every second one.
+
+    With several of them no gradient crosses from one to the next: each trains the blocks before it, up to the one before that. This is exact local
+    learning, each loss with a head of its own.
+    """
+
+    END = "end"
+    BLOCKS = "blocks"
+    PAIRS = "pairs"
+
+
 class ServerSchedule(StrEnum):
     """In which order the server trains on uploads: as they arrive, client after client, step after step, or a step's uploads mixed."""
 
@@ -236,6 +248,8 @@ class Algorithm:
     final_rate_fraction: float
     """The client's learning rate, or its relative step, falls linearly over the run to this fraction of itself; 1 keeps it constant."""
     aggregation: AggregationRule = AggregationRule.MEAN
+    local_losses: LocalLosses = LocalLosses.END
+    """Where the front's local losses are."""
     replicates_back: bool = False
     """Whether every client has a back of its own, averaged with the fronts at the end of a round (SFLV1, arXiv 2004.12088)."""
     alignment: Alignment = Alignment()

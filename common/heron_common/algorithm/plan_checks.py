@@ -10,6 +10,7 @@ from heron_common.algorithm.plan import (
     ClientOptimiser,
     Estimator,
     HeadTraining,
+    LocalLosses,
     Objective,
     Plan,
     ServerSchedule,
@@ -155,6 +156,12 @@ def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
     mistakes = plan_mistakes(plan)
     if plan.objective is Objective.SERVER and algorithm.schedule is ServerSchedule.SEQUENTIAL:
         mistakes.append("objective=server with server_schedule=sequential would idle every client but one: use arrival or lockstep")
+    exact = plan.estimator is Estimator.FIRST_ORDER and plan.objective is Objective.AUXILIARY and plan.head_training is HeadTraining.CLIENT
+    if algorithm.local_losses is not LocalLosses.END and not exact:
+        mistakes.append(
+            f"local_losses={algorithm.local_losses.value} are descended by exact gradients with heads of the client, not with estimator={plan.estimator.value}, "
+            f"objective={plan.objective.value} and head_training={plan.head_training.value}: set local_losses to end, or those to first_order, auxiliary and client"
+        )
     if plan.waits_for_answers and algorithm.schedule is ServerSchedule.SHUFFLED:
         mistakes.append(
             f"objective={plan.objective.value} needs an answer to each upload, which server_schedule=shuffled does not give: use arrival or lockstep"

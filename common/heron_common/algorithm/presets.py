@@ -10,6 +10,7 @@ from heron_common.algorithm.plan import (
     DirectionScale,
     Estimator,
     HeadTraining,
+    LocalLosses,
     Objective,
     Plan,
     ServerSchedule,
@@ -95,6 +96,9 @@ PRESETS: dict[str, Algorithm] = {
     ),
     # CSE-FSL (arXiv 2507.15816): exact gradients of a local loss for front and head, in micro-batches. Down: scalars.
     "cse-fsl": _row(_RIVAL, "cse-fsl"),
+    # Exact local learning: a loss behind every block of the front, or behind every second one, and no gradient crosses them. Down: scalars.
+    "blockwise": _row(_RIVAL, "blockwise", around={"local_losses": LocalLosses.BLOCKS}),
+    "pairs": _row(_RIVAL, "pairs", around={"local_losses": LocalLosses.PAIRS}),
     # FSL-SAGE (arXiv 2505.23182): exact gradients through a head that is the client's own and that the server aligns with its gradients at the cut.
     # Down: scalars, and each client's own head.
     "fsl-sage": _row(_RIVAL, "fsl-sage", head_training=HeadTraining.ALIGNMENT),

@@ -16,6 +16,7 @@ from heron_common.numerics.tensors import DType
 from heron_common.specification.model_spec import FRONT_STATISTICS, HEAD_STATISTICS, WEIGHTS_BY_DIRECTION, ProgramKind
 from heron_server.models.base import named_frozen, widened
 from heron_server.models.batch_norm import moving_layers, normalising
+from heron_server.models.block_heads import BlockHeads, blocks_apart
 from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters
 
 Tensors = list[torch.Tensor]
@@ -52,19 +53,25 @@ class FrontProgram(nn.Module):
 
 
 class GradientProgram(nn.Module):
-    """theta_c, theta_a, x, y -> z, per-sample local loss, gradients of the losses' sum, and new running statistics where the model has any."""
+    """theta_c, theta_a, x, y -> z, per-sample local loss, gradients of the losses' sum, and new running statistics where the model has any.
+
+    Where the front has local losses within it, z and the loss that is returned are those at its end, and the gradients those of the sum of all.
+    """
 
     def __init__(self, part: ClientPart) -> None:
         super().__init__()
-        self._losses = LossProgram(part)
+        self._part, self._losses = (part,), LossProgram(part)
 
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, client_model: Tensors, auxiliary_head: Tensors, statistics: Tensors, base: Tensors
     ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             front, head = _leaves(client_model), _leaves(auxiliary_head)
-            z, losses, *moved = self._losses(x, y, front, head, statistics, base)
-            return z.detach(), losses.detach(), *_gradients(losses.sum(), [*front, *head]), *moved
+            (part,) = self._part
+            with blocks_apart(part.model.front, part.inner_places) as outputs:
+                z, losses, *moved = self._losses(x, y, front, head, statistics, base)
+            inner = part.inner_losses(x, y, outputs, head)
+            return z.detach(), losses.detach(), *_gradients(sum(inner, losses.sum()), [*front, *head]), *moved
 
 
 class SurrogateProgram(nn.Module):
@@ -172,6 +179,25 @@ class ClientPart:
         """Return the head's outputs."""
         mask = self.model.mask(x)
         return self._call(self.model.auxiliary_head, HEAD_STATISTICS, trained, base, moving, (z,) if mask is None else (z, mask))
+
+    @property
+    def inner_places(self) -> tuple[str, ...]:
+        """The submodules of the front behind which local losses are, but for its end."""
+        head = self.model.auxiliary_head
+        return head.places if isinstance(head, BlockHeads) else ()
+
+    def inner_losses(self, x: torch.Tensor, y: torch.Tensor, outputs: Tensors, trained: Tensors) -> Tensors:
+        """Return the sum over samples of each inner local loss, of the outputs behind its block."""
+        heads = self.model.auxiliary_head
+        if not isinstance(heads, BlockHeads):
+            return []
+        tensors = dict(zip([name for name, _ in trained_parameters(heads)], trained, strict=True))
+        mask, losses = self.model.mask(x), []
+        for index, (output, head) in enumerate(zip(outputs, heads.inner, strict=True)):
+            own = f"inner.{index}."
+            given = {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)}
+            losses.append(self.model.sample_losses(functional_call(head, given, (output,) if mask is None else (output, mask)), y).sum())
+        return losses
 
     def present_front(self, x: torch.Tensor) -> torch.Tensor:
         """Return z by the model's own weights, which gradients reach."""

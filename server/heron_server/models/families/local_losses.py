@@ -1,0 +1,116 @@
+"""Local losses within a front: behind which of its blocks they are, and the heads there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from heron_common.algorithm.plan import LocalLosses
+from heron_common.errors import ConfigurationError
+from heron_common.specification.data_specification import Task
+from heron_server.models.block_heads import BlockHeads, blocks_apart
+from heron_server.models.head import auxiliary_head
+from heron_server.models.split_model import SplitModel, device_of, trained_parameters
+from heron_server.models.transformer.token_head import token_head
+
+
+def with_block_heads(model: SplitModel, losses: LocalLosses, blocks: tuple[str, ...], seed: int) -> SplitModel:
+    """Return the model with heads behind blocks of its front, under a name of its own; `blocks` names these, or none to find them.
+
+    Raises:
+        ConfigurationError: the front has no such blocks, or none that can be found; or the task has no small head.
+
+    """
+    if losses is LocalLosses.END:
+        return model
+    if model.task is Task.NEXT_TOKEN:
+        raise ConfigurationError(
+            f"local_losses={losses.value} needs a small head behind every block, and for the next token there is none: set local_losses to end, or "
+            "choose preset cse-fsl"
+        )
+    places = _inner_places(model, blocks)
+    if losses is LocalLosses.PAIRS:
+        places = places[-2::-2][::-1]
+    outputs = _outputs_at(model, places)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inner = [_head(model, tuple(h.shape[1:])).to(h.device) for h in outputs]
+        except ValueError as exc:
+            raise ConfigurationError(f"no head fits behind the blocks {', '.join(places)}: {exc}") from exc
+    name = f"{model.name}:losses={','.join(places)}"
+    return dataclasses.replace(model, name=name, auxiliary_head=BlockHeads(model.auxiliary_head, inner, places))
+
+
+def _head(model: SplitModel, shape: tuple[int, ...]) -> nn.Module:
+    if model.tokens:
+        return token_head(shape, model.input_shape[0], model.task, model.num_classes)
+    return auxiliary_head(shape, model.num_classes)
+
+
+def _outputs_at(model: SplitModel, places: tuple[str, ...]) -> list[torch.Tensor]:
+    """Return what comes out behind these submodules, of two samples.
+
+    Raises:
+        ConfigurationError: one of them is not called once in the front, in this order, or does not return one tensor.
+
+    """
+    shapes: list[str] = []
+
+    def note(place: str) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            shapes.append(place if isinstance(output, torch.Tensor) else f"{place} (which returns {type(output).__name__})")
+
+        return hook
+
+    hooks = [model.front.get_submodule(place).register_forward_hook(note(place)) for place in places]
+    try:
+        with torch.no_grad(), blocks_apart(model.front, places) as outputs:
+            model.front(model.example(2).to(device_of(model.front)))
+    except AttributeError as exc:
+        raise ConfigurationError(
+            f"a block behind which a loss is returns one tensor, which is not so of {', '.join(shapes[-1:])}: name others in blocks"
+        ) from exc
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if shapes != list(places):
+        raise ConfigurationError(
+            f"blocks are submodules that the front calls once each, in order: {', '.join(places)} were given, {', '.join(shapes) or 'none of them'} called"
+        )
+    return outputs
+
+
+def _inner_places(model: SplitModel, blocks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the blocks that are named, or all that are found but the last, which ends at the cut."""
+    known = {name for name, _ in model.front.named_modules() if name}
+    if blocks:
+        if unknown := [block for block in blocks if block not in known]:
+            shown = ", ".join(_found(model.front)) or ", ".join(sorted(known)[:8])
+            raise ConfigurationError(f"the front has no block {unknown[0]!r}: its blocks are {shown}")
+        return blocks
+    found = _found(model.front)
+    if len(found) < 2:
+        raise ConfigurationError(
+            "the front has fewer than two blocks, so that a loss behind each is the loss at its end: choose a deeper cut, name its places in blocks, "
+            "or set local_losses to end"
+        )
+    return tuple(found[:-1])
+
+
+def _found(module: nn.Module, prefix: str = "") -> list[str]:
+    """Return the names of a front's blocks: what has layers and weights that train; of a sequence or list of such, its members."""
+    names: list[str] = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList) and any(list(member.children()) for member in child.children()):
+            names += _found(child, f"{prefix}{name}.")
+        elif list(child.children()) and trained_parameters(child):
+            names.append(prefix + name)
+    if len(names) == 1:
+        # A wrapper around all of them.
+        within = _found(module.get_submodule(names[0].removeprefix(prefix)), f"{names[0]}.")
+        return within if len(within) > 1 else names
+    return names
