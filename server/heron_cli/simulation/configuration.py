@@ -11,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from heron_cli.simulation.plots import SUFFIXES
 from heron_common.algorithm.plan import ServerSchedule
-from heron_common.algorithm.presets import preset
 from heron_common.data.partition import Partition, parse_partition
 from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError
@@ -105,7 +104,7 @@ class SimulationConfig(TrainingConfig):
         if "eval_data" not in self.run.model_fields_set and "train" in part.split(":"):
             run["eval_data"] = ":".join([kind, *("test" if word == "train" else word for word in part.split(":"))])
         rounds = {name: value for name, value in _PATIENT.items() if name not in self.rounds.model_fields_set}
-        arrives = self.plan.server_schedule is None and preset(self.run.preset).schedule is ServerSchedule.ARRIVAL
+        arrives = self.plan.server_schedule is None and self.algorithm.schedule is ServerSchedule.ARRIVAL
         plan = {"server_schedule": ServerSchedule.LOCKSTEP} if arrives else {}
         return self.model_copy(
             update={

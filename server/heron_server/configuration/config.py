@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from heron_common.algorithm.plan import Algorithm
 from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.data.sources import source_kind
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
@@ -225,6 +226,11 @@ class TrainingConfig(Section):
     trainer: TrainerSection
     gates: GatesSection
     storage: StorageSection
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The preset with the options that were given in its place."""
+        return preset(self.run.preset).with_options(self.plan.given)
 
     @property
     def local_source(self) -> str | None:

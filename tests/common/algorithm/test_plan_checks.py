@@ -180,7 +180,7 @@ def test_the_largest_values_that_fit_are_no_mistakes() -> None:
 def test_all_wrong_values_are_named_at_once() -> None:
     wrong = changed(local_steps=0, upload_interval=-3, batch_size=0, smoothing_radius=math.nan, learning_rate=0.0, momentum=2.0)
     named = [mistake.split()[0] for mistake in plan_mistakes(wrong)]
-    assert named == ["local_steps", "upload_interval", "batch_size", "smoothing_radius", "client_learning_rate", "client_momentum"]
+    assert named == ["smoothing_radius", "local_steps", "upload_interval", "batch_size", "client_learning_rate", "client_momentum"]
 
 
 def test_all_contradictions_are_named_at_once() -> None:
