@@ -16,7 +16,7 @@ from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError
 from heron_common.version import VERSION
 from heron_server.configuration.config import TrainingConfig
-from heron_server.configuration.options import OptionSource, read_options
+from heron_server.configuration.options import OptionSource, configuration_of, read_options
 from heron_server.configuration.section import Section, checked
 
 SOURCE = OptionSource(
@@ -122,10 +122,7 @@ def read_simulation(arguments: Sequence[str], environment: Mapping[str, str] | N
         ConfigurationError: names every unknown or wrong option, or says what --resume needs.
 
     """
-    config = read_options(SimulationConfig, SOURCE, arguments, os.environ if environment is None else environment)
-    if config.run.resume and not config.has_run_directory:
-        raise ConfigurationError("--resume continues the run in --run-dir, but no --run-dir was given: give the one of the run")
-    return config.completed()
+    return _settled(read_options(SimulationConfig, SOURCE, arguments, os.environ if environment is None else environment))
 
 
 def simulation_config(**options: Any) -> SimulationConfig:
@@ -137,12 +134,10 @@ def simulation_config(**options: Any) -> SimulationConfig:
         ConfigurationError: see `read_simulation`.
 
     """
-    words: list[str] = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            # One word: a value may begin with a minus.
-            words.append(f"{flag}={value}")
-    return read_simulation(words, {})
+    return _settled(configuration_of(SimulationConfig, options))
+
+
+def _settled(config: SimulationConfig) -> SimulationConfig:
+    if config.run.resume and not config.has_run_directory:
+        raise ConfigurationError("--resume continues the run in --run-dir, but no --run-dir was given: give the one of the run")
+    return config.completed()

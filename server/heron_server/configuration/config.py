@@ -9,12 +9,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from heron_common.algorithm.plan import Algorithm
-from heron_common.algorithm.presets import PRESETS, preset
+from heron_common.algorithm.presets import PRESETS, check_preset, preset
 from heron_common.data.sources import source_kind
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
 from heron_common.process.addresses import is_loopback
 from heron_common.protocol.timing import DEFAULT_LIVENESS_SECONDS
 from heron_server.configuration.gates_section import GatesSection
+from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.configuration.section import Section, checked
 from heron_server.models.families.registry import OUTSIDE, check_family, parse_family_options, parse_model_options
@@ -25,7 +26,7 @@ from heron_server.storage.run_directory import has_begun
 class RunSection(Section):
     """What is trained, on what, by whom."""
 
-    preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}")
+    preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}, or NAME of a table [presets.NAME] in the TOML file")
     model: str = Field(
         "cnn",
         description="model family (cnn or resnet), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
@@ -76,13 +77,18 @@ class RunSection(Section):
     def _parse_options(cls, value: Any) -> Any:
         return checked(parse_model_options, value) if isinstance(value, str) else value
 
-    @field_validator("preset", "model", "data_spec", "eval_data")
+    @field_validator("model", "data_spec", "eval_data")
     @classmethod
     def _exists(cls, value: str | None, field: ValidationInfo) -> str | None:
+        checks = {"model": check_family, "data_spec": parse_specification}
         if value is not None:
-            checked(
-                {"preset": preset, "model": check_family, "data_spec": parse_specification}.get(str(field.field_name), source_kind), value
-            )
+            checked(checks.get(str(field.field_name), source_kind), value)
+        return value
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, value: str, field: ValidationInfo) -> str:
+        checked(partial(check_preset, own=(field.context or {}).get("presets", ())), value)
         return value
 
     @model_validator(mode="after")
@@ -226,11 +232,14 @@ class TrainingConfig(Section):
     trainer: TrainerSection
     gates: GatesSection
     storage: StorageSection
+    presets: dict[str, PresetTable] = Field(default_factory=dict, exclude=True)
 
     @property
     def algorithm(self) -> Algorithm:
         """The preset with the options that were given in its place."""
-        return preset(self.run.preset).with_options(self.plan.given)
+        own = self.presets.get(self.run.preset)
+        row = preset(self.run.preset) if own is None else own.algorithm(self.run.preset)
+        return row.with_options(self.plan.given)
 
     @property
     def local_source(self) -> str | None:
@@ -266,6 +275,8 @@ class TrainingConfig(Section):
         """Return every option that belongs to the run rather than to this process, as JSON values."""
         document = self.model_dump(mode="json")
         options = {name: value for section in document.values() for name, value in section.items()}
+        if (own := self.presets.get(self.run.preset)) is not None:
+            options[f"presets.{self.run.preset}"] = own.model_dump(mode="json", exclude_none=True)
         return {name: value for name, value in sorted(options.items()) if name not in PROCESS_OPTIONS}
 
 

@@ -14,4 +14,4 @@ class PlanSection(section_of(Plan, Algorithm, Alignment, overrides=True)):  # ty
     @property
     def given(self) -> dict[str, Any]:
         """What was set, by the option's name."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        return {name: value for name in PlanSection.model_fields if (value := getattr(self, name)) is not None}

@@ -55,3 +55,10 @@ def checked(check: Callable[[Any], Any], value: Any) -> Any:
         return check(value)
     except ConfigurationError as exc:
         raise ValueError(str(exc)) from exc
+
+
+def told(error: Any) -> str:
+    """Return what pydantic found wrong with a value, and the value where the words do not have it."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    is_told = not error["loc"] or isinstance(error["input"], dict | BaseModel) or repr(error["input"]) in message
+    return message if is_told else f"{message}, not {error['input']!r}"
