@@ -39,6 +39,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+@pytest.mark.slow
 def test_a_preset_of_ones_own_keeps_its_name_and_is_resumed(tmp_path: Path) -> None:
     options = {**SHORT, "preset": "mine", "presets": {"mine": {"base": "frozen", "batch_size": 8}}, "rounds": 1, "run_dir": tmp_path}
     first = simulate(simulation_config(**options))

@@ -18,7 +18,7 @@ from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.configuration.section import Section, checked
-from heron_server.models.families.registry import OUTSIDE, check_family, parse_family_options, parse_model_options
+from heron_server.models.families.registry import FAMILIES, OUTSIDE, check_family, parse_family_options, parse_model_options
 from heron_server.rounds.state import WithoutQuorum, cohort_size
 from heron_server.storage.run_directory import has_begun
 
@@ -29,7 +29,7 @@ class RunSection(Section):
     preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}, or NAME of a table [presets.NAME] in the TOML file")
     model: str = Field(
         "cnn",
-        description="model family (cnn or resnet), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
+        description=f"model family ({' or '.join(FAMILIES)}), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict,
