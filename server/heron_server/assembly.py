@@ -20,6 +20,7 @@ from heron_common.numerics.tensors import num_parameters
 from heron_common.process.clock import Clock
 from heron_common.protocol.timing import Timing
 from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
+from heron_server.configuration.section import value_of
 from heron_server.metrics import ServerMetrics
 from heron_server.models.behaviour import behaviour, computes_otherwise
 from heron_server.models.split_model import SplitModel, infinite_buffers
@@ -150,7 +151,7 @@ def assemble_run(
     identity = dataclasses.replace(identity, columns=published.data.columns)
     algorithm, data = published.algorithm, published.data
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
-    trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
+    trainer = Trainer(published.model, value_of(config.trainer, TrainerSettings), trains_head, algorithm.replicates_back)
     infinite = infinite_buffers(published.model)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs, infinite=infinite)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
@@ -308,11 +309,6 @@ def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: Pub
     }
 
 
-def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
-    t = config.trainer
-    return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision)
-
-
 def _blobs(facts: RunFacts, published: Published, directory: RunDirectory) -> BlobStore:
     blobs = BlobStore()
     for program in published.programs:
@@ -325,18 +321,9 @@ def _blobs(facts: RunFacts, published: Published, directory: RunDirectory) -> Bl
 
 
 def _round_rules(config: TrainingConfig) -> RoundRules:
-    rounds = config.rounds
-    return RoundRules(
-        config.run.clients,
-        config.min_updates,
-        config.run.rounds,
-        rounds.round_deadline_seconds,
-        rounds.liveness_seconds,
-        rounds.cohort_wait_seconds,
-        rounds.participation,
-        config.run.seed,
-        rounds.over_selection,
-        rounds.without_quorum,
+    run = config.run
+    return value_of(
+        config.rounds, RoundRules, num_clients=run.clients, min_updates=config.min_updates, num_rounds=run.rounds, run_seed=run.seed
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from heron_common.errors import ConfigurationError
 from heron_common.options import option_fields, option_of
+
+Value = TypeVar("Value")
 
 
 class Section(BaseModel):
@@ -19,11 +21,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def section_of(*kinds: type, overrides: bool = False) -> Any:
+def section_of(*kinds: type, base: type[Section] = Section, overrides: bool = False) -> Any:
     """Return a section with the options that dataclasses declare, each with its bounds.
 
     Args:
         kinds: declare the options, in this order.
+        base: has those that come before them.
         overrides: nothing is set by default, because every option replaces a value that is there already.
 
     """
@@ -41,7 +44,12 @@ def section_of(*kinds: type, overrides: bool = False) -> Any:
                 annotation,
                 Field(default, description=option.description, ge=option.at_least, gt=option.above, le=option.at_most, lt=option.below),
             )
-    return create_model("Options", __base__=Section, **declared)
+    return create_model("Options", __base__=base, **declared)
+
+
+def value_of(section: Section, kind: type[Value], **more: Any) -> Value:
+    """Return the dataclass whose options a section has, with `more` for its other fields."""
+    return kind(**{field.name: getattr(section, name) for name, field in option_fields(kind).items()}, **more)
 
 
 def checked(check: Callable[[Any], Any], value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.tensors import Float32Array, Float64Array
+from heron_common.options import option
 from heron_server.models.batch_norm import flat_statistics, load_flat_statistics
 from heron_server.models.split_model import (
     SplitModel,
@@ -35,23 +36,25 @@ from heron_server.training.uploads import DecodedUpload
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How the server steps.
+    """How the server steps."""
 
-    Attributes:
-        optimiser: sgd, adam or adamw, for back and head alike.
-        learning_rate: eta_s.
-        weight_decay, momentum: as torch understands them; momentum for sgd only.
-        device: cpu, cuda, cuda:1, or auto for cuda if there is one.
-        precision: fp32, or bf16 for autocast.
-
-    """
-
-    optimiser: str
-    learning_rate: float
-    weight_decay: float
-    momentum: float
-    device: str
-    precision: str
+    optimiser: Literal["sgd", "adam", "adamw"] = field(
+        default="adam", metadata=option("optimiser of back and head: sgd, adam or adamw", name="server_optimiser")
+    )
+    learning_rate: float = field(
+        default=2e-3,
+        metadata=option(
+            "eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself", name="server_learning_rate", above=0
+        ),
+    )
+    weight_decay: float = field(
+        default=0.0, metadata=option("weight decay of the server's optimiser", name="server_weight_decay", at_least=0)
+    )
+    momentum: float = field(default=0.0, metadata=option("momentum of sgd", name="server_momentum", at_least=0, below=1))
+    device: str = field(default="auto", metadata=option("auto (cuda if there is one), cpu, cuda or cuda:N"))
+    precision: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata=option("fp32, or bf16 for automatic mixed precision in the server's steps")
+    )
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
