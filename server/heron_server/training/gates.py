@@ -64,11 +64,10 @@ class GateSettings:
         default=10.0,
         metadata=option("a server step's gradient is shortened to so many times the median of the clients'; 0 for never", at_least=0),
     )
-    warmup_uploads: int = field(
+    gate_warmup_uploads: int = field(
         default=64,
         metadata=option(
             "nothing is refused or shortened before so many uploads of at least three clients were trained on",
-            name="gate_warmup_uploads",
             at_least=1,
         ),
     )
@@ -84,7 +83,7 @@ class GateSettings:
     )
 
 
-NO_GATES = GateSettings(norm_factor=0, loss_factor=0, gradient_factor=0, warmup_uploads=0, quarantine_after=0, quarantine_rounds=0)
+NO_GATES = GateSettings(norm_factor=0, loss_factor=0, gradient_factor=0, gate_warmup_uploads=0, quarantine_after=0, quarantine_rounds=0)
 """Nothing is an outlier."""
 
 
@@ -236,7 +235,7 @@ class Gate:
     @property
     def _is_warm(self) -> bool:
         established = sum(client.is_established for client in self._clients.values())
-        return self._accepted >= self._settings.warmup_uploads and established >= MIN_CLIENTS
+        return self._accepted >= self._settings.gate_warmup_uploads and established >= MIN_CLIENTS
 
     def _reference(self, figures: str) -> float | None:
         """Return the median of the established clients' levels; None before the gates are warm."""

@@ -38,19 +38,15 @@ from heron_server.training.uploads import DecodedUpload
 class TrainerSettings:
     """How the server steps."""
 
-    optimiser: Literal["sgd", "adam", "adamw"] = field(
-        default="adam", metadata=option("optimiser of back and head: sgd, adam or adamw", name="server_optimiser")
+    server_optimiser: Literal["sgd", "adam", "adamw"] = field(
+        default="adam", metadata=option("optimiser of back and head: sgd, adam or adamw")
     )
-    learning_rate: float = field(
+    server_learning_rate: float = field(
         default=2e-3,
-        metadata=option(
-            "eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself", name="server_learning_rate", above=0
-        ),
+        metadata=option("eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself", above=0),
     )
-    weight_decay: float = field(
-        default=0.0, metadata=option("weight decay of the server's optimiser", name="server_weight_decay", at_least=0)
-    )
-    momentum: float = field(default=0.0, metadata=option("momentum of sgd", name="server_momentum", at_least=0, below=1))
+    server_weight_decay: float = field(default=0.0, metadata=option("weight decay of the server's optimiser", at_least=0))
+    server_momentum: float = field(default=0.0, metadata=option("momentum of sgd", at_least=0, below=1))
     device: str = field(default="auto", metadata=option("auto (cuda if there is one), cpu, cuda or cuda:N"))
     precision: Literal["fp32", "bf16"] = field(
         default="fp32", metadata=option("fp32, or bf16 for automatic mixed precision in the server's steps")
@@ -62,9 +58,9 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 _OPTIMISERS: dict[str, Callable[[Any, TrainerSettings], torch.optim.Optimizer]] = {
-    "sgd": lambda p, s: torch.optim.SGD(p, s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay),
-    "adam": lambda p, s: torch.optim.Adam(p, s.learning_rate, weight_decay=s.weight_decay),
-    "adamw": lambda p, s: torch.optim.AdamW(p, s.learning_rate, weight_decay=s.weight_decay),
+    "sgd": lambda p, s: torch.optim.SGD(p, s.server_learning_rate, momentum=s.server_momentum, weight_decay=s.server_weight_decay),
+    "adam": lambda p, s: torch.optim.Adam(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
+    "adamw": lambda p, s: torch.optim.AdamW(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
 }
 """From parameters, or groups of them."""
 
@@ -78,9 +74,9 @@ def _head_parameters(head: nn.Module, settings: TrainerSettings) -> list[dict[st
     """Return a group for each trained tensor of the head, with the rate that its inputs allow."""
 
     def rate(parameter: nn.Parameter) -> float:
-        if settings.optimiser == "sgd" or parameter.dim() < 2:
-            return settings.learning_rate
-        return min(settings.learning_rate, HEAD_RATE_TIMES_INPUTS / parameter[0].numel())
+        if settings.server_optimiser == "sgd" or parameter.dim() < 2:
+            return settings.server_learning_rate
+        return min(settings.server_learning_rate, HEAD_RATE_TIMES_INPUTS / parameter[0].numel())
 
     return [{"params": [parameter], "lr": rate(parameter)} for parameter in _trained(head)]
 
@@ -95,13 +91,15 @@ class Trainer:
         self._precision = settings.precision
         for module in (model.front, model.auxiliary_head, model.back):
             module.to(self.device)
-        self._optimisers = {"back": _OPTIMISERS[settings.optimiser](_trained(model.back), settings)}
+        self._optimisers = {"back": _OPTIMISERS[settings.server_optimiser](_trained(model.back), settings)}
         if trains_head:
-            self._optimisers["head"] = _OPTIMISERS[settings.optimiser](_head_parameters(model.auxiliary_head, settings), settings)
+            self._optimisers["head"] = _OPTIMISERS[settings.server_optimiser](_head_parameters(model.auxiliary_head, settings), settings)
         self.server_version = 0
         self._proportion = Proportion()
         self.replicas = (
-            BackReplicas(model.back, lambda back: _OPTIMISERS[settings.optimiser](_trained(back), settings)) if replicates_back else None
+            BackReplicas(model.back, lambda back: _OPTIMISERS[settings.server_optimiser](_trained(back), settings))
+            if replicates_back
+            else None
         )
 
     def judge(self, upload: DecodedUpload, client_id: str = "") -> Float32Array:

@@ -61,12 +61,12 @@ def test_every_option_reaches_the_field_that_declares_it(section: Any, kind: Any
     for name, declared in option_fields(kind).items():
         before = getattr(default, declared.name)
         members = {
-            "optimiser": "sgd",
+            "server_optimiser": "sgd",
             "precision": "bf16",
             "device": "cpu",
             "without_quorum": "skip",
             "participation": 0.5,
-            "momentum": 0.5,
+            "server_momentum": 0.5,
         }
         other = members.get(declared.name, before + 1 if isinstance(before, int | float) else None)
         assert value_of(section(**{name: other}), kind, **more) == dataclasses.replace(default, **{declared.name: other}), name
