@@ -144,6 +144,9 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     text = f"{field.description}{default}".replace("%", "%%")
     if field.annotation is bool:
         group.add_argument(flag_of(name), action="store_const", const=True, help=field.description)
+    elif field.annotation == bool | None:
+        # What a preset switches on can be switched off again: --flag, or --flag no.
+        group.add_argument(flag_of(name), nargs="?", const=True, metavar="no", help=text)
     else:
         group.add_argument(flag_of(name), metavar=_metavar(field.annotation), help=text)
 

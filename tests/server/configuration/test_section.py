@@ -1,21 +1,21 @@
 """Sections that are made of the options that values declare: same names, bounds and defaults, and the value comes out again."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from heron_common.options import option, option_fields
 from heron_server.configuration.config import RoundsSection, TrainerSection
 from heron_server.configuration.gates_section import GatesSection
+from heron_server.configuration.options import read_options
 from heron_server.configuration.section import section_of, value_of
 from heron_server.rounds.state import RoundRules
 from heron_server.training.gates import GateSettings
 from heron_server.training.trainer import TrainerSettings
+from tests.server.running_server import SOURCE
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,18 @@ def test_every_option_reaches_the_field_that_declares_it(section: Any, kind: Any
         }
         other = members.get(declared.name, before + 1 if isinstance(before, int | float) else None)
         assert value_of(section(**{name: other}), kind, **more) == dataclasses.replace(default, **{declared.name: other}), name
+
+
+@dataclass(frozen=True)
+class Switched:
+    is_relative: bool = field(default=True, metadata=option("a switch that a preset may have on"))
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [([], None), (["--is-relative"], True), (["--is-relative", "no"], False), (["--is-relative=no"], False)]
+)
+def test_a_switch_of_a_preset_can_be_set_and_unset(words: list[str], value: bool | None) -> None:
+    class Config(BaseModel):
+        plan: section_of(Switched, overrides=True)  # type: ignore[valid-type]
+
+    assert read_options(Config, SOURCE, words, {}).plan.is_relative is value
