@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heron_common.data.partition import Partition, Shard, parse_partition, parse_shard
 from heron_common.data.sources import source_kind, source_names
@@ -15,6 +15,7 @@ from heron_common.errors import ClockError, ConfigurationError
 from heron_common.exit_codes import exit_codes_help
 from heron_common.files.user_directories import state_home
 from heron_common.ids import checked_client_name
+from heron_common.options import option, option_fields, option_of
 from heron_common.process.addresses import is_loopback, split_host_port
 from heron_common.terminal.option_parser import OptionParser
 from heron_common.terminal.spelling import own_variables, variable_mistakes
@@ -26,74 +27,81 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-    """Everything a client can be told."""
+    """Everything a client can be told, in the order of its help."""
 
-    server: str
-    """host:port of heron-server."""
-    data: str
-    """Data source; raw values, the server says how to normalise them."""
-    shard: Shard
-    """Which part of the source is this client's; the whole by default."""
-    partition: Partition
-    """How the source is divided into parts; all clients of a run are told the same. IID by default."""
-    name: str
-    """Unique in the run; the name on the certificate with TLS, otherwise host and shard by default, so that devices need no configuration."""
-    state_dir: Path
-    """Identity and program cache; a client keeps its name after a crash because of it."""
-    threads: int
-    """Threads of the runtime; one by default, because a device has other work and small fronts gain nothing from more."""
-    window_bytes: int
-    """Bytes of activations between compute and upload; 4 MiB hides a round trip."""
-    give_up_after_seconds: float
-    """How long an unreachable server is tried; 0, the default, means for ever: servers come back."""
-    metrics_host: str
-    """Interface of the metrics endpoint; loopback by default."""
-    metrics_port: int | None
-    """Port of the metrics endpoint; none by default, because many clients may share a host; 0 takes a free one."""
-    log_level: str
-    """debug, info, warning or error."""
-    check_data: bool = False
-    """Only compare the data with the run, print a page and end."""
-    self_check: bool = False
-    """Only look whether this device can take part, print a page and end."""
-    memory_limit_bytes: int | None = None
-    """What the self-check compares the run's memory with; by default what is free."""
-    credentials: Credentials | None = field(default=None, repr=False)
-    """Contents of `--tls-dir`, proved; without them everything travels in clear."""
-    insecure: bool = False
-    """Whether that was allowed beyond loopback."""
+    server: str = field(metadata=option("host:port of heron-server"))
+    data: str = field(metadata=option(f"data source: {'; '.join(source_names())}"))
+    """Raw values; the server says how to normalise them."""
+    shard: Shard = field(metadata=option("INDEX/COUNT, this client's part of the source (default: 0/1, all of it)"))
+    partition: Partition = field(
+        metadata=option("how parts are made: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA, the same for every client (default: iid)")
+    )
+    name: str = field(metadata=option("unique name of this client (default: the certificate's with --tls-dir, host and shard otherwise)"))
+    """From host and shard, so that devices need no configuration."""
+    credentials: Credentials | None = field(
+        default=None,
+        repr=False,
+        metadata=option(
+            "mutual TLS with the certificate in this directory, the folder that `heron certs issue NAME` writes (default: no TLS)",
+            name="tls_dir",
+        ),
+    )
+    """Contents of the directory, proved."""
+    insecure: bool = field(
+        default=False, metadata=option("allow a server beyond loopback without TLS: activations and labels then travel in clear")
+    )
+    state_dir: Path = field(
+        metadata=option("directory for identity and program cache (default: below the user's state directory, by name)")
+    )
+    """A client keeps its name after a crash because of it."""
+    threads: int = field(default=1, metadata=option("threads of the runtime (default: 1)", at_least=1))
+    """A device has other work, and small fronts gain nothing from more."""
+    window_bytes: int = field(
+        default=4 << 20, metadata=option("bytes of activations between compute and upload (default: 4194304)", at_least=1 << 20)
+    )
+    """4 MiB hide a round trip."""
+    give_up_after_seconds: float = field(
+        default=0, metadata=option("how long an unreachable server is tried (default: 0, for ever)", at_least=0)
+    )
+    """For ever, because servers come back."""
+    metrics_host: str = field(default="127.0.0.1", metadata=option("interface of the metrics endpoint (default: 127.0.0.1)"))
+    metrics_port: int | None = field(
+        default=None,
+        metadata=option("port of the metrics endpoint (default: no endpoint; 0: any free port)", at_least=0, at_most=65535),
+    )
+    """None, because many clients may share a host."""
+    check_data: bool = field(
+        default=False,
+        metadata=option("only compare the data with what the server's run expects, print a page and end; takes no part in the run"),
+    )
+    self_check: bool = field(
+        default=False,
+        metadata=option(
+            "only look whether this device can take part in the server's run, print a page and end; exit code 0 means go, 9 no-go"
+        ),
+    )
+    memory_limit_bytes: int | None = field(
+        default=None,
+        metadata=option("with --self-check: memory that the client may take, like 120MB (default: what is free)", name="memory_limit"),
+    )
+    log_level: str = field(default="info", metadata=option("debug, info, warning or error (default: info)"))
 
 
 _PREFIX = "HERON_CLIENT_"
 
-_FLAGS = {"check-data", "self-check", "insecure"}
+_LARGEST = 1e15
+"""Of a number without a bound of its own."""
 
 _SERVER = re.compile(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}")
 
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d+)?) ?(|[kMG]i?B)", re.IGNORECASE)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
-OPTION_HELP = {
-    "server": "host:port of heron-server",
-    "data": f"data source: {'; '.join(source_names())}",
-    "shard": "INDEX/COUNT, this client's part of the source (default: 0/1, all of it)",
-    "partition": "how parts are made: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA, the same for every client (default: iid)",
-    "name": "unique name of this client (default: the certificate's with --tls-dir, host and shard otherwise)",
-    "tls-dir": "mutual TLS with the certificate in this directory, the folder that `heron certs issue NAME` writes (default: no TLS)",
-    "insecure": "allow a server beyond loopback without TLS: activations and labels then travel in clear",
-    "state-dir": "directory for identity and program cache (default: below the user's state directory, by name)",
-    "threads": "threads of the runtime (default: 1)",
-    "window-bytes": "bytes of activations between compute and upload (default: 4194304)",
-    "give-up-after-seconds": "how long an unreachable server is tried (default: 0, for ever)",
-    "metrics-host": "interface of the metrics endpoint (default: 127.0.0.1)",
-    "metrics-port": "port of the metrics endpoint (default: no endpoint; 0: any free port)",
-    "check-data": "only compare the data with what the server's run expects, print a page and end; takes no part in the run",
-    "self-check": "only look whether this device can take part in the server's run, print a page and end; exit code 0 means go, 9 no-go",
-    "memory-limit": "with --self-check: memory that the client may take, like 120MB (default: what is free)",
-    "log-level": "debug, info, warning or error (default: info)",
-}
+_OPTIONS = {name.replace("_", "-"): declared for name, declared in option_fields(ClientConfig).items()}
+
+OPTION_HELP = {name: option_of(declared).description for name, declared in _OPTIONS.items()}
 
 
 def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> ClientConfig:
@@ -110,22 +118,22 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         epilog="Every option may also be given in the environment: --state-dir as HERON_CLIENT_STATE_DIR. " + exit_codes_help(),
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
-    for option, explanation in OPTION_HELP.items():
+    for name, explanation in OPTION_HELP.items():
         # A flag's value is a word too, as it is in the environment.
-        if option in _FLAGS:
-            parser.add_argument(f"--{option}", action="store_const", const="yes", help=explanation)
+        if isinstance(_OPTIONS[name].default, bool):
+            parser.add_argument(f"--{name}", action="store_const", const="yes", help=explanation)
         else:
-            parser.add_argument(f"--{option}", help=explanation)
+            parser.add_argument(f"--{name}", help=explanation)
     namespace, mistakes = parser.read(arguments)
     given = vars(namespace)
     variables = own_variables(environment)
     mistakes += variable_mistakes(variables, _PREFIX, map(variable_of, OPTION_HELP))
     text: dict[str, str | None] = {}
     places: dict[str, str] = {}
-    for option in OPTION_HELP:
-        flag, variable = given[option.replace("-", "_")], variables.get(variable_of(option))
-        text[option] = flag or variable
-        places[option] = f"--{option}" if flag or not variable else variable_of(option)
+    for name in OPTION_HELP:
+        flag, variable = given[name.replace("-", "_")], variables.get(variable_of(name))
+        text[name] = flag or variable
+        places[name] = f"--{name}" if flag or not variable else variable_of(name)
     return _Reader(text, places, environment, mistakes).read()
 
 
@@ -164,11 +172,11 @@ class _Reader:
             partition=self._partition(),
             name=name,
             state_dir=self._state_dir(name),
-            threads=int(self._number("threads", 1, 1)),
-            window_bytes=int(self._number("window-bytes", 4 << 20, 1 << 20)),
-            give_up_after_seconds=self._number("give-up-after-seconds", 0, 0),
-            metrics_host=self._text["metrics-host"] or "127.0.0.1",
-            metrics_port=int(self._number("metrics-port", 0, 0, 65535)) if self._text["metrics-port"] is not None else None,
+            threads=int(self._number("threads")),
+            window_bytes=int(self._number("window-bytes")),
+            give_up_after_seconds=self._number("give-up-after-seconds"),
+            metrics_host=self._text["metrics-host"] or self._default("metrics-host"),
+            metrics_port=int(self._number("metrics-port")) if self._text["metrics-port"] is not None else None,
             log_level=self._log_level(),
             check_data=self._flag("check-data"),
             self_check=self_check,
@@ -250,14 +258,19 @@ class _Reader:
                 "(the folder that `heron certs issue NAME` writes), or --insecure to allow it",
             )
 
-    def _number(self, option: str, default: float, least: float, most: float = 1e15) -> float:
-        text = self._text[option]
+    def _default(self, option: str) -> Any:
+        return _OPTIONS[option].default
+
+    def _number(self, option: str) -> float:
+        """Return a number between the bounds that its option declares; empty text is the default."""
+        text, bounds, default = self._text[option], option_of(_OPTIONS[option]), float(self._default(option) or 0)
+        least, most = bounds.at_least or 0, _LARGEST if bounds.at_most is None else bounds.at_most
         try:
             value = float(text) if text else default
         except ValueError:
             value = -1.0
         if not least <= value <= most:
-            limit = f" and at most {most:g}" if most < 1e15 else ""
+            limit = f" and at most {most:g}" if most < _LARGEST else ""
             self._add(option, f"is a number of at least {least:g}{limit}, not {text!r}")
             return default
         return value
@@ -274,7 +287,7 @@ class _Reader:
         return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
     def _log_level(self) -> str:
-        level = (self._text["log-level"] or "info").lower()
+        level = str(self._text["log-level"] or self._default("log-level")).lower()
         if level not in ("debug", "info", "warning", "error"):
             self._add("log-level", f"is debug, info, warning or error, not {level!r}")
         return level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,9 +94,7 @@ def evaluate_checkpoint(
     from heron_server.training.evaluation import evaluate
     from heron_server.training.trainer import choose_device
 
-    for name, value in (("--batch-size", batch_size), ("--threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name} was expected to be 1 or more, not {value}")
+    _check_counts({"--batch-size": batch_size, "--threads": threads})
     torch.set_num_threads(threads)
     place = choose_device(device)
     data = open_source(source)
@@ -119,6 +118,12 @@ def evaluate_checkpoint(
         "classes": tally.rows(trained.data.class_names) if is_classification else [],
     }
     return dict(finite(report))
+
+
+def _check_counts(counts: Mapping[str, int | None]) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name} was expected to be 1 or more, not {value}")
 
 
 class ClassTally:

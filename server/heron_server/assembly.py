@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from heron_common.algorithm.plan import Algorithm, HeadTraining
 from heron_common.error_catalog import ErrorCode
-from heron_common.numerics.base_layout import base_layout
-from heron_common.numerics.tensors import num_parameters
 from heron_common.process.clock import Clock
 from heron_common.protocol.timing import Timing
 from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
+from heron_server.configuration.section import value_of
 from heron_server.metrics import ServerMetrics
 from heron_server.models.behaviour import behaviour, computes_otherwise
-from heron_server.models.split_model import SplitModel, infinite_buffers
+from heron_server.models.split_model import SplitModel
 from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.clients import ClientRegistry
@@ -36,23 +34,14 @@ from heron_server.rounds.state import RoundMachine, RoundRules, WithoutQuorum
 from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.service.server import NetworkServer
 from heron_server.service.servicer import Servicer
-from heron_server.storage.audit import AuditTrail
 from heron_server.storage.blobs import BlobStore
-from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.storage.spool import Spool
-from heron_server.summary import SUMMARY_VERSION, client_table, versions
-from heron_server.training.alignment import HeadAlignment
-from heron_server.training.best_checkpoint import BestCheckpoint
+from heron_server.summary import client_table
+from heron_server.trainer_assembly import RunParts, TrainerSide, assemble_trainer, make_trainer
 from heron_server.training.event_files import EventFiles
-from heron_server.training.fronts import FrontAverage
-from heron_server.training.gatekeeping import Gatekeeper
-from heron_server.training.held_out import HeldOutScore
 from heron_server.training.open_round import InsideRound
-from heron_server.training.stepping import Stepper
-from heron_server.training.tallies import RunTallies
-from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import TrainWorker
 
 if TYPE_CHECKING:
@@ -143,88 +132,92 @@ def assemble_run(
     """
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
-    identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
-    event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
-    published = publish_run(config, identity.columns)
-    identity = _with_code(identity, published.model, config.run.resume)
-    identity = dataclasses.replace(identity, columns=published.data.columns)
-    algorithm, data = published.algorithm, published.data
-    trains_head = algorithm.plan.head_training is HeadTraining.SERVER
-    trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
-    infinite = infinite_buffers(published.model)
-    checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs, infinite=infinite)
-    ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
+    parts = _begin(config, directory, metrics, clock, durable)
     clients = ClientRegistry(max_clients)
-    references = tuple(program.reference for program in published.programs)
-    base = write_frozen_weights(published.model, directory.blobs, config.run.resume)
-    held_out = config.run.held_out
-    batches = config.run.evaluation_batches if held_out > 0 else 0
-    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base, held_out, batches)
 
     def client_rows() -> dict[str, Any]:
         return owner.look(lambda run: client_table(run.registry.records()))
 
-    gatekeeper = Gatekeeper(config.gates.settings(), metrics)
-    worker = _worker(
-        published,
-        facts,
-        trainer=trainer,
-        gatekeeper=gatekeeper,
-        checkpoints=checkpoints,
-        ledger=ledger,
-        metrics=metrics,
-        clock=clock,
-        event_files=event_files,
-        client_table=client_rows,
-        directory=directory,
-        summary_facts=_summary_facts(config, identity, published),
-    )
-    # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
-    torch.manual_seed(config.run.seed)
-    left = (
-        resume(worker, checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
-        if config.run.resume
-        else Resumption(begun=False)
-    )
-    gatekeeper.release(config.gates.released)
-    needed = {name for attempt in left.recorded for name in attempt.files()}
-    storage = config.storage
-    spool = Spool(directory.spool, storage.spool_bytes, needed, durable, config.client_spool_bytes, storage.inbox_bytes)
-    machine = RoundMachine(_round_rules(config), len(worker.rounds), ledger.begun_attempts())
-    run = RunState(
-        facts=facts,
-        machine=machine,
-        registry=clients,
-        outbox=Outbox(ledger, spool),
-        metrics=metrics,
-        clock=clock,
-        recorded=left.recorded,
-        present=left.present,
-    )
-    owner = RoundOwner(run, _blobs(facts, published, directory), spool, pace)
+    side = assemble_trainer(config, directory, parts, client_rows)
+    left = _resumed(config, side, parts.ledger, clients)
+    spool = _spool(config, directory, left, durable)
+    machine = RoundMachine(_round_rules(config), len(side.worker.rounds), parts.ledger.begun_attempts())
+    owner = RoundOwner(_run_state(parts, machine, clients, spool, left), _blobs(parts, directory), spool, pace)
     metrics.before_scrape = owner.add_up_bytes
-    receiver = Receiver(owner, spool, facts.run_seed)
-    servicer = Servicer(owner, receiver, data, Timing(config.rounds.liveness_seconds).heartbeat_seconds)
-    _log_plan(algorithm, published.cost.num_parameters, facts)
-
-    def on_refusal(code: ErrorCode) -> None:
-        metrics.rejections.labels(reason=code.value).inc()
-
+    receiver = Receiver(owner, spool, parts.facts.run_seed)
+    _log_plan(parts)
     return Assembly(
         owner=owner,
         receiver=receiver,
         spool=spool,
         queue=TrainerQueue(owner, spool, clock),
-        worker=worker,
-        servicer=servicer,
-        on_refusal=on_refusal,
+        worker=side.worker,
+        servicer=Servicer(owner, receiver, parts.facts.data, Timing(config.rounds.liveness_seconds).heartbeat_seconds),
+        on_refusal=lambda code: metrics.rejections.labels(reason=code.value).inc(),
         ended=threading.Event(),
-        identity=identity,
-        ledger=ledger,
+        identity=parts.identity,
+        ledger=parts.ledger,
         inside=left.inside,
         begins=not left.begun,
     )
+
+
+def _begin(config: TrainingConfig, directory: RunDirectory, metrics: ServerMetrics, clock: Clock, durable: bool) -> RunParts:
+    """Publish the run and open its ledger; nothing is written before everything fits."""
+    resumes = config.run.resume
+    identity = directory.identify(config.identity(), resumes, MAY_CHANGE_ON_RESUME)
+    event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
+    published = publish_run(config, identity.columns)
+    identity = dataclasses.replace(_with_code(identity, published.model, resumes), columns=published.data.columns)
+    trainer = make_trainer(config, published)
+    ledger = Ledger(directory.ledger, identity.run_id, begins=not resumes, durable=durable)
+    facts = _run_facts(config, directory, identity.run_id, published)
+    return RunParts(identity, published, trainer, ledger, facts, metrics, clock, event_files)
+
+
+def _run_state(parts: RunParts, machine: RoundMachine, clients: ClientRegistry, spool: Spool, left: Resumption) -> RunState:
+    return RunState(
+        facts=parts.facts,
+        machine=machine,
+        registry=clients,
+        outbox=Outbox(parts.ledger, spool),
+        metrics=parts.metrics,
+        clock=parts.clock,
+        recorded=left.recorded,
+        present=left.present,
+    )
+
+
+def _run_facts(config: TrainingConfig, directory: RunDirectory, run_id: str, published: Published) -> RunFacts:
+    run = config.run
+    return RunFacts(
+        run_id,
+        run.seed,
+        published.data,
+        published.model.to_spec(),
+        tuple(program.reference for program in published.programs),
+        published.algorithm,
+        write_frozen_weights(published.model, directory.blobs, run.resume),
+        run.held_out,
+        run.evaluation_batches if run.held_out > 0 else 0,
+    )
+
+
+def _resumed(config: TrainingConfig, side: TrainerSide, ledger: Ledger, clients: ClientRegistry) -> Resumption:
+    """Go back to where a run that is resumed had come, and hear those again whom the operator releases."""
+    # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
+    torch.manual_seed(config.run.seed)
+    left = Resumption(begun=False)
+    if config.run.resume:
+        left = resume(side.worker, side.checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
+    side.gatekeeper.release(config.gates.released)
+    return left
+
+
+def _spool(config: TrainingConfig, directory: RunDirectory, left: Resumption, durable: bool) -> Spool:
+    needed = {name for attempt in left.recorded for name in attempt.files()}
+    return Spool(directory.spool, config.storage.spool_bytes, needed, durable, config.client_spool_bytes, config.storage.inbox_bytes)
 
 
 def _with_code(identity: RunIdentity, model: SplitModel, resumes: bool) -> RunIdentity:
@@ -238,116 +231,32 @@ def _with_code(identity: RunIdentity, model: SplitModel, resumes: bool) -> RunId
     return identity
 
 
-def _worker(
-    published: Published,
-    facts: RunFacts,
-    *,
-    trainer: Trainer,
-    gatekeeper: Gatekeeper,
-    checkpoints: CheckpointStore,
-    ledger: Ledger,
-    metrics: ServerMetrics,
-    clock: Clock,
-    event_files: EventFiles | None,
-    client_table: Callable[[], dict[str, Any]],
-    directory: RunDirectory,
-    summary_facts: dict[str, Any],
-) -> TrainWorker:
-    algorithm, model, seed = published.algorithm, facts.model, facts.run_seed
-    aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
-    alignment = HeadAlignment(published.model, algorithm.alignment) if aligns else None
-    return TrainWorker(
-        trainer=trainer,
-        model=model,
-        algorithm=algorithm,
-        gatekeeper=gatekeeper,
-        alignment=alignment,
-        stepper=Stepper(
-            trainer=trainer, gatekeeper=gatekeeper, alignment=alignment, metrics=metrics, clock=clock, model=model, run_seed=seed
-        ),
-        held_out=HeldOutScore(trainer, model),
-        tallies=RunTallies(client_table, ledger),
-        best=BestCheckpoint(
-            trainer=trainer,
-            checkpoints=checkpoints,
-            gatekeeper=gatekeeper,
-            metrics=metrics,
-            validation_source=published.validation_source,
-        ),
-        fronts=FrontAverage(trainer=trainer, model=model, algorithm=algorithm, audit=AuditTrail(directory.audit), run_seed=seed),
-        checkpoints=checkpoints,
-        ledger=ledger,
-        metrics=metrics,
-        clock=clock,
-        eval_source=published.eval_source,
-        event_files=event_files,
-        client_table=client_table,
-        write_summary=directory.write_summary,
-        summary_facts=summary_facts,
-    )
-
-
-def _summary_facts(config: TrainingConfig, identity: RunIdentity, published: Published) -> dict[str, Any]:
-    spec = published.model.to_spec()
-    return {
-        "summary_version": SUMMARY_VERSION,
-        "run_id": identity.run_id,
-        "preset": config.run.preset,
-        "algorithm": dataclasses.asdict(published.algorithm),
-        "configuration": config.model_dump(mode="json"),
-        "num_rounds": config.run.rounds,
-        "model": {
-            "client_model_weights": num_parameters(spec.client_model),
-            "cut": list(spec.cut.shape),
-            "base_bytes": base_layout(spec.base).total_bytes,
-            "base_storage": published.model.base_storage.value,
-            "base_error": published.model.base_error,
-        },
-        "parity": dataclasses.asdict(published.parity),
-        "versions": versions(),
-    }
-
-
-def _trainer_settings(config: TrainingConfig) -> TrainerSettings:
-    t = config.trainer
-    return TrainerSettings(t.server_optimiser, t.server_learning_rate, t.server_weight_decay, t.server_momentum, t.device, t.precision)
-
-
-def _blobs(facts: RunFacts, published: Published, directory: RunDirectory) -> BlobStore:
-    blobs = BlobStore()
-    for program in published.programs:
+def _blobs(parts: RunParts, directory: RunDirectory) -> BlobStore:
+    blobs, base = BlobStore(), parts.facts.base
+    for program in parts.published.programs:
         blobs.put(program.data)
-    if published.model.tokenizer is not None:
-        blobs.put(published.model.tokenizer)
-    if facts.base is not None:
-        blobs.put_file(facts.base, directory.blobs / facts.base.sha256)
+    if parts.published.model.tokenizer is not None:
+        blobs.put(parts.published.model.tokenizer)
+    if base is not None:
+        blobs.put_file(base, directory.blobs / base.sha256)
     return blobs
 
 
 def _round_rules(config: TrainingConfig) -> RoundRules:
-    rounds = config.rounds
-    return RoundRules(
-        config.run.clients,
-        config.min_updates,
-        config.run.rounds,
-        rounds.round_deadline_seconds,
-        rounds.liveness_seconds,
-        rounds.cohort_wait_seconds,
-        rounds.participation,
-        config.run.seed,
-        rounds.over_selection,
-        rounds.without_quorum,
+    run = config.run
+    return value_of(
+        config.rounds, RoundRules, num_clients=run.clients, min_updates=config.min_updates, num_rounds=run.rounds, run_seed=run.seed
     )
 
 
-def _log_plan(algorithm: Algorithm, num_parameters: int, facts: RunFacts) -> None:
-    plan = algorithm.plan
+def _log_plan(parts: RunParts) -> None:
+    algorithm, plan = parts.facts.algorithm, parts.facts.algorithm.plan
     log.info(
         "plan",
         extra={
             "preset": plan.preset,
-            "client_weights": num_parameters,
-            "cut": "x".join(map(str, facts.model.cut.shape)),
+            "client_weights": parts.published.cost.num_parameters,
+            "cut": "x".join(map(str, parts.facts.model.cut.shape)),
             "local_steps": plan.local_steps,
             "batch_size": plan.batch_size,
             "direction_groups": plan.direction_groups,

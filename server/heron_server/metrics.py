@@ -17,23 +17,29 @@ PHASES = ("waiting", "training", "closing", "finished", "draining")
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-class ServerMetrics:
-    """All metrics of one server on one registry."""
+class _Made:
+    """Makes metrics of a server on a registry."""
 
-    def __init__(self, registry: CollectorRegistry, spool_bytes: Callable[[], float], run_dir: Path) -> None:
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"heron_server_{name}", text, buckets=_SECONDS, registry=registry)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"heron_server_{name}", text, registry=registry)
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"heron_server_{name}", text, buckets=_SECONDS, registry=self._registry)
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"heron_server_{name}", text, labels, registry=registry)
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"heron_server_{name}", text, labels, registry=self._registry)
 
-        self.before_scrape: Callable[[], None] = _nothing
-        """Called before the metrics are read."""
-        registry.register(_BeforeScrape(self))
-        self._phase = Gauge("heron_server_phase", "1 for the phase that the run is in.", ["phase"], registry=registry)
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"heron_server_{name}", text, labels, registry=self._registry)
+
+
+class _RoundMetrics(_Made):
+    """Of rounds and who is in them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        gauge, counter = self._gauge, self._counter
+        self._phase = gauge("phase", "1 for the phase that the run is in.", ("phase",))
         self.round = gauge("round", "Round that is open or will open next.")
         self.planned_rounds = gauge("planned_rounds", "Rounds that the run is to have.")
         self.rounds_completed = counter("rounds_completed", "Rounds that were averaged.")
@@ -42,6 +48,15 @@ class ServerMetrics:
         self.expected_clients = gauge("expected_clients", "Clients that the run is configured for.")
         self.cohort_size = gauge("cohort_size", "Clients admitted to the open round.")
         self.dropped_clients = counter("dropped_clients", "Cohort members that were dropped, by reason.", ("reason",))
+        self.round_seconds = self._histogram("round_seconds", "Duration of a round, from opening to the score of its average.")
+
+
+class _UploadMetrics(_Made):
+    """Of what clients send, and of the server's steps on it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        gauge, counter, histogram = self._gauge, self._counter, self._histogram
         self.bytes = counter("bytes", "Payload bytes by direction and kind.", ("direction", "kind"))
         self.uploads = counter(
             "uploads", "Uploads accepted, repeated, trained on, rejected and, of held-out samples, scored.", ("outcome",)
@@ -52,7 +67,14 @@ class ServerMetrics:
         self.trainer_processor_seconds = gauge(
             "trainer_processor_seconds", "Processor time of the thread that trains; the rest is receiving."
         )
-        self.round_seconds = histogram("round_seconds", "Duration of a round, from opening to the score of its average.")
+
+
+class _LearningMetrics(_Made):
+    """Of losses, scores and directional derivatives."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        gauge, counter = self._gauge, self._counter
         self.train_loss = gauge("train_loss", "The back's loss on the latest upload.")
         self.head_loss = gauge("head_loss", "The auxiliary head's loss on the latest upload, where the server trains it.")
         self.local_loss = gauge("local_loss", "Median of the clients' local losses in the latest round.")
@@ -72,6 +94,14 @@ class ServerMetrics:
         )
         self.differences_clipped = counter("differences_clipped", "Directional derivatives that clients clipped.")
         self.differences_non_finite = counter("differences_non_finite", "Directional derivatives that were NaN or infinite on clients.")
+
+
+class _RefusalMetrics(_Made):
+    """Of what was refused, not taken, or taken back."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        gauge, counter = self._gauge, self._counter
         self.steps_skipped = counter(
             "steps_skipped",
             "Server steps that were not taken, because they would have left what is not finite or were out of all proportion.",
@@ -99,8 +129,18 @@ class ServerMetrics:
         self.replay_mismatches = counter(
             "replay_mismatches", "Uploads trained again after a restart whose answer differed from the one that was told."
         )
-        self.checkpoint_failures = counter("checkpoint_failures", "Checkpoints that could not be written.")
-        self.spool_budget_bytes = gauge("spool_budget_bytes", "Bytes of uploads that may wait on disk.")
+
+
+class ServerMetrics(_RoundMetrics, _UploadMetrics, _LearningMetrics, _RefusalMetrics):
+    """All metrics of one server on one registry."""
+
+    def __init__(self, registry: CollectorRegistry, spool_bytes: Callable[[], float], run_dir: Path) -> None:
+        self.before_scrape: Callable[[], None] = _nothing
+        """Called before the metrics are read."""
+        registry.register(_BeforeScrape(self))
+        super().__init__(registry)
+        self.checkpoint_failures = self._counter("checkpoint_failures", "Checkpoints that could not be written.")
+        self.spool_budget_bytes = self._gauge("spool_budget_bytes", "Bytes of uploads that may wait on disk.")
         registry.register(CallbackGauge("heron_server_spool_bytes", "Bytes of uploads that wait on disk.", spool_bytes))
         registry.register(DiskSpaceCollector(run_dir))
         registry.register(ProcessMemoryCollector("heron_server"))

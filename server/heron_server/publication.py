@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from heron_common.algorithm.plan import Algorithm
-from heron_common.algorithm.plan_checks import step_mistakes
-from heron_common.algorithm.presets import preset
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
 from heron_common.data.reading import SampleReader
@@ -20,7 +17,6 @@ from heron_common.files.user_directories import cache_home
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
-from heron_server.configuration.plan_section import PlanSection
 from heron_server.models.base import write_base
 from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes, probes_of
@@ -60,7 +56,7 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     data = specification_of(config.run, held_out, columns)
     eval_source = check_samples(held_out, data) if held_out is not None and not data.tokens else None
     validation_source = None if data.tokens else _checked(config.run.validation_data, data)
-    chosen = configured_algorithm(config.run.preset, config.plan)
+    chosen = config.algorithm
     probes = _probes(config, data, eval_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
     refuse_moving_state(model)
@@ -113,35 +109,6 @@ def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobR
     except OSError as exc:
         raise StorageError(f"cannot write the frozen weights to {blobs} ({exc.strerror or exc}): free some space") from exc
     return reference
-
-
-def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
-    """Return a preset with the options that were given in its place.
-
-    Raises:
-        ConfigurationError: there is no such preset, or an option that its steps are not measured by.
-
-    """
-    algorithm = preset(name)
-    given = {key: value for key, value in section.model_dump().items() if value is not None}
-    renamed = {
-        "client_learning_rate": "learning_rate",
-        "client_optimiser": "optimiser",
-        "client_momentum": "momentum",
-        "client_weight_decay": "weight_decay",
-        "server_schedule": "schedule",
-    }
-    changes = {renamed.get(key, key): value for key, value in given.items()}
-    prefix = "alignment_"
-    alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
-    outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
-    around = {key: changes.pop(key) for key in outside if key in changes}
-    if "learning_rate" in changes:
-        around["rate_times_dimension"] = math.inf
-    plan = dataclasses.replace(algorithm.plan, **changes)
-    if mistakes := step_mistakes(plan, given):
-        raise ConfigurationError("the plan cannot run: " + "; ".join(mistakes))
-    return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 
 
 def default_program_cache() -> Path:

@@ -11,7 +11,7 @@ import pytest
 from heron_client.config import parse_config
 from heron_common.exit_codes import EXIT_HELP, PERMANENT, ExitCode
 from heron_server.configuration.config import ServerConfig
-from heron_server.configuration.options import OptionSource, read_options
+from heron_server.configuration.options import OptionSource, read_options, sections_of
 from tests.deploy.programs import DEPLOY, program, run
 
 UNITS = ("heron-client.service", "heron-server.service")
@@ -84,7 +84,7 @@ def test_variables_and_flags_of_the_units_are_options_of_the_programs() -> None:
     config = parse_config(["--server", "127.0.0.1:1", "--data", "digits:train"], dict(client))
     assert str(config.state_dir) == "/var/lib/heron-client"
     server = dict(value.partition("=")[::2] for name, value in settings("heron-server.service") if name == "Environment")
-    known = {f"HERON_SERVER_{name.upper()}" for section in ServerConfig.model_fields.values() for name in section.annotation.model_fields}  # type: ignore[union-attr]
+    known = {f"HERON_SERVER_{name.upper()}" for section in sections_of(ServerConfig).values() for name in section.model_fields}
     assert {name for name in server if name.startswith("HERON_")} <= known | {"HERON_SERVER_CONFIG"}
     words = dict(settings("heron-server.service"))["ExecStart"].split()[1:]
     del server["HERON_SERVER_CONFIG"]

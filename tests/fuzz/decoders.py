@@ -44,7 +44,7 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.configuration.config import ServerConfig
-from heron_server.configuration.options import OptionSource, read_options
+from heron_server.configuration.options import OptionSource, read_options, sections_of
 from heron_server.rounds.receiving import Incoming
 from heron_server.rounds.replay import replay_update
 from heron_server.rounds.reported import check_reported
@@ -154,7 +154,7 @@ def client_options(data: bytes) -> None:
 
 def server_environment(data: bytes) -> None:
     words = data.decode("utf-8", "replace").replace("\0", "").split("\n")
-    variables = [f"HERON_SERVER_{name.upper()}" for section in _server_fields() for name in section]
+    variables = [f"HERON_SERVER_{name.upper()}" for section in sections_of(ServerConfig).values() for name in section.model_fields]
     read_options(ServerConfig, _SOURCE, [], {name: word for name, word in zip(variables, words, strict=False) if word})
 
 
@@ -269,10 +269,6 @@ _SOURCE = OptionSource("heron-server", "", "HERON_SERVER_", "0")
 _CLIENT_VARIABLES = [
     f"HERON_CLIENT_{name}" for name in ("SHARD", "PARTITION", "NAME", "THREADS", "WINDOW_BYTES", "METRICS_PORT", "LOG_LEVEL", "CHECK_DATA")
 ]
-
-
-def _server_fields() -> list[list[str]]:
-    return [list(field.annotation.model_fields) for field in ServerConfig.model_fields.values() if field.annotation is not None]  # type: ignore[attr-defined]
 
 
 @contextmanager

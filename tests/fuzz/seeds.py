@@ -100,7 +100,7 @@ def _files() -> dict[str, bytes]:
         "tokenizer": word_tokenizer("a word"),
         "client_options": b"127.0.0.1:1\n0/2\niid\na-client\n1\n4194304\n0\ninfo\nno\ndigits",
         "server_environment": b"heron\ncnn\nhidden=8\n\ndigits",
-        "server_file": b'[run]\nclients = 4\nmodel_options = "hidden=8"\n[plan]\nclip_factor = 3.0\n',
+        "server_file": b'[run]\nclients = 4\nmodel_options = "hidden=8"\n[plan]\nclip_factor = 3.0\n[presets.mine]\nbase = "heron"\nlocal_steps = 3\n',
         "csv": b'a,b\n1,"x, y"\n2,z\n',
         "jsonl": b'{"a": "text", "b": 1}\n{"a": "more", "b": 2}\n',
         "npz": arrays.getvalue(),

@@ -18,7 +18,6 @@ from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_server.models.families.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.publish import complete_algorithm
-from heron_server.publication import configured_algorithm
 from tests.harness.cluster import Cluster, wait_for_exit
 from tests.harness.simulated import TINY_FRONT, run_simulation
 
@@ -51,7 +50,7 @@ def tiny_model() -> SplitModel:
 def algorithm_of(summary: dict[str, Any], **options: Any) -> Algorithm:
     """Return the completed algorithm that a run of these options has; the summary must say the same."""
     config = simulation_config(**SHAPE, **options)
-    completed, _ = complete_algorithm(configured_algorithm(config.run.preset, config.plan), tiny_model())
+    completed, _ = complete_algorithm(config.algorithm, tiny_model())
     assert summary["algorithm"]["plan"]["update_encoding"] == completed.plan.update_encoding
     return completed
 

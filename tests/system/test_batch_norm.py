@@ -21,7 +21,6 @@ from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
 from heron_server.models.families.registry import build_model, parse_model_options
 from heron_server.programs.publish import complete_algorithm
-from heron_server.publication import configured_algorithm
 from tests.harness.simulated import differing, run_simulation
 from tests.system.test_algorithms_ledger import ledger
 from tests.system.test_algorithms_reference import BATCH, CLIENTS, SEED, STEPS, TOLERANCE, Samples, average
@@ -106,7 +105,7 @@ def test_statistics_are_in_the_ledger_and_move_in_every_preset(variant: dict[str
     run = exact if variant is EXACT else run_simulation(tmp_path / "run", **options)
     config = simulation_config(clients=len(CLIENTS), **options)
     model = build_model("resnet", parse_model_options(OPTIONS), DIGITS_SPECIFICATION, SEED)
-    algorithm, _ = complete_algorithm(configured_algorithm(config.run.preset, config.plan), model)
+    algorithm, _ = complete_algorithm(config.algorithm, model)
     spec = model.to_spec()
     assert algorithm.plan.direction_groups == 1 and algorithm.plan.micro_batch == BATCH
     bytes_up = [round_bytes(algorithm.plan_for_round(index, ROUNDS), spec)["up"]["update"] for index in range(ROUNDS)]

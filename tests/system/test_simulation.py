@@ -39,6 +39,14 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+@pytest.mark.slow
+def test_a_preset_of_ones_own_keeps_its_name_and_is_resumed(tmp_path: Path) -> None:
+    options = {**SHORT, "preset": "mine", "presets": {"mine": {"base": "frozen", "batch_size": 8}}, "rounds": 1, "run_dir": tmp_path}
+    first = simulate(simulation_config(**options))
+    assert (first["preset"], first["algorithm"]["plan"]["preset"], first["algorithm"]["plan"]["batch_size"]) == ("mine", "mine", 8)
+    assert simulate(simulation_config(**{**options, "rounds": 2, "resume": True}))["rounds_completed"] == 2
+
+
 def without_timing(tally: dict[str, int]) -> dict[str, int]:
     """How often a client asks for work, and which answer brings which loss, is a matter of time."""
     return {kind: size for kind, size in tally.items() if kind not in ("control", "losses")}

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from heron_common.algorithm.aggregation_rule import AggregationRule
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.options import option, with_options
 from heron_common.specification.model_spec import ProgramKind
 
 
@@ -119,31 +122,61 @@ class Plan:
     """What a client does in one round. Sent with every assignment; complete, so that a client needs no table."""
 
     preset: str
-    objective: Objective
-    estimator: Estimator
-    difference: FiniteDifference
-    distribution: DirectionDistribution
-    direction_groups: int
-    smoothing_radius: float
-    head_training: HeadTraining
-    local_steps: int
-    upload_interval: int
-    batch_size: int
-    micro_batch: int
-    optimiser: ClientOptimiser
-    learning_rate: float
-    clip_factor: float
-    num_directions: int = 1
-    """Directions per group; each costs another pass of the group and divides the estimate's variance."""
-    wire_dtype: WireDtype = WireDtype.FLOAT32
-    """Of activations and of gradients at the cut; losses and finite differences are never quantised."""
-    update_encoding: UpdateEncoding = UpdateEncoding.DENSE
-    momentum: float = 0.9
-    """Of the momentum optimiser; nine tenths is everybody's default."""
-    weight_decay: float = 0.0
-    """Decoupled, of adamw."""
-    relative_step: float = 0.0
-    """rho, of scalar_adaptive: the length of a step as a share of the norm of the run's first weights; the other optimisers have a learning rate."""
+    objective: Objective = field(metadata=option("whose loss the front descends: none, auxiliary, server or cut_gradient"))
+    estimator: Estimator = field(metadata=option("how the client finds its direction: none, zeroth_order or first_order"))
+    difference: FiniteDifference = field(metadata=option("forward or central"))
+    distribution: DirectionDistribution = field(metadata=option("directions: rademacher, gaussian or sphere"))
+    direction_groups: int = field(
+        metadata=option("G, groups of the batch with a direction each (default: fixed from weight and FLOP counts)", at_least=1)
+    )
+    smoothing_radius: float = field(
+        metadata=option(
+            "mu, length of a perturbation in units of the direction's scale (default: the preset's, halved until finite differences are true)",
+            above=0,
+        )
+    )
+    head_training: HeadTraining = field(metadata=option("who trains the auxiliary head: none, client, server or alignment"))
+    local_steps: int = field(metadata=option("h, steps a client takes in a round", at_least=1))
+    upload_interval: int = field(metadata=option("k, steps from one upload to the next", at_least=1))
+    batch_size: int = field(metadata=option("B, samples of a step", at_least=1))
+    micro_batch: int = field(
+        metadata=option("samples of one run of a program; changes memory only (default: fixed from activation bytes)", at_least=1)
+    )
+    optimiser: ClientOptimiser = field(
+        metadata=option("sgd, momentum, adam, adamw, or scalar_adaptive for zeroth-order steps", name="client_optimiser")
+    )
+    learning_rate: float = field(metadata=option("eta of the client's steps by another optimiser", name="client_learning_rate", above=0))
+    clip_factor: float = field(
+        metadata=option("directional derivatives beyond so many times the running 95 % quantile of their sizes are clipped", above=0)
+    )
+    num_directions: int = field(
+        default=1, metadata=option("P, directions per group; each costs a pass and divides the variance", at_least=1)
+    )
+    wire_dtype: WireDtype = field(
+        default=WireDtype.FLOAT32,
+        metadata=option("activations and gradients at the cut travel as float32, float16, bfloat16 or int8 (a scale per row)"),
+    )
+    """Losses and finite differences are never quantised."""
+    update_encoding: UpdateEncoding = field(
+        default=UpdateEncoding.DENSE,
+        metadata=option("what clients submit: dense (weights), log (coefficients, replayed bit for bit) or auto (the cheaper by counts)"),
+    )
+    momentum: float = field(
+        default=0.9, metadata=option("momentum of client_optimiser momentum", name="client_momentum", at_least=0, below=1)
+    )
+    """Nine tenths is everybody's default."""
+    weight_decay: float = field(
+        default=0.0, metadata=option("decoupled weight decay of client_optimiser adamw", name="client_weight_decay", at_least=0)
+    )
+    relative_step: float = field(
+        default=0.0,
+        metadata=option(
+            "rho, the length of a step of client_optimiser scalar_adaptive as a share of the norm of the run's first weights",
+            above=0,
+            at_most=1,
+        ),
+    )
+    """0 where steps have a learning rate instead."""
 
     @property
     def trains_front(self) -> bool:
@@ -225,14 +258,23 @@ class Plan:
 class Alignment:
     """How the server fits each client's head to the gradients at the cut (FSL-SAGE, arXiv 2505.23182, alignment)."""
 
-    interval_rounds: int = 1
-    """Every so many rounds; the paper's code aligns every tenth of its much longer rounds."""
-    epochs: int = 10
-    """Passes over the rows that were kept."""
-    learning_rate: float = 1e-3
-    """Adam's, as in the authors' code."""
-    max_rows: int = 1000
-    """Latest rows per client that are kept for it, as in the authors' code."""
+    interval_rounds: int = field(
+        default=1, metadata=option("heads are aligned every so many rounds (fsl-sage)", name="alignment_interval_rounds", at_least=1)
+    )
+    """The paper's code aligns every tenth of its much longer rounds."""
+    epochs: int = field(
+        default=10,
+        metadata=option("passes of an alignment over the rows that were kept (fsl-sage)", name="alignment_epochs", at_least=1),
+    )
+    learning_rate: float = field(
+        default=1e-3, metadata=option("Adam's rate of an alignment (fsl-sage)", name="alignment_learning_rate", above=0)
+    )
+    """As in the authors' code."""
+    max_rows: int = field(
+        default=1000,
+        metadata=option("latest rows per client that an alignment uses (fsl-sage)", name="alignment_max_rows", at_least=1),
+    )
+    """As in the authors' code."""
 
 
 @dataclass(frozen=True)
@@ -240,22 +282,51 @@ class Algorithm:
     """A plan and what the server does around it."""
 
     plan: Plan
-    schedule: ServerSchedule
-    weighting: Weighting
-    direction_scale: DirectionScale
+    schedule: ServerSchedule = field(
+        metadata=option(
+            "order of training on uploads: arrival, sequential, lockstep (reproducible bit for bit) or shuffled (a step's uploads mixed)",
+            name="server_schedule",
+        )
+    )
+    weighting: Weighting = field(metadata=option("how clients count in the average: examples or uniform"))
+    direction_scale: DirectionScale = field(
+        metadata=option(
+            "entries of a direction: unit, tensor_rms (each tensor's root mean square), global_rms (that of all trained weights) or block_rms "
+            "(that, in one layer a round)"
+        )
+    )
     scale_floor: float
-    warmup_rounds: int
-    final_rate_fraction: float
-    """The client's learning rate, or its relative step, falls linearly over the run to this fraction of itself; 1 keeps it constant."""
-    aggregation: AggregationRule = AggregationRule.MEAN
-    local_losses: LocalLosses = LocalLosses.END
-    """Where the front's local losses are."""
+    warmup_rounds: int = field(metadata=option("rounds in which only the server learns, before fronts move", at_least=0))
+    final_rate_fraction: float = field(
+        metadata=option(
+            "the client's learning rate or relative step falls linearly over the run to this share of itself; 1 keeps it",
+            at_least=0,
+            at_most=1,
+        )
+    )
+    aggregation: AggregationRule = field(
+        default=AggregationRule.MEAN,
+        metadata=option("mean, median, trimmed_mean (from five clients on), norm_clipped_mean or multi_krum (from five clients on)"),
+    )
+    local_losses: LocalLosses = field(
+        default=LocalLosses.END,
+        metadata=option(
+            "where a front of exact gradients has local losses: end, blocks (behind each block) or pairs (behind every second one); no gradient crosses them"
+        ),
+    )
     replicates_back: bool = False
     """Whether every client has a back of its own, averaged with the fronts at the end of a round (SFLV1, arXiv 2004.12088)."""
     alignment: Alignment = Alignment()
     rate_times_dimension: float = math.inf
     """The client's learning rate is at most this over the number of trained weights: plain zeroth-order descent is stable up to 1/(L d) only
     (Nesterov and Spokoiny 2017, theorem 8)."""
+
+    def with_options(self, given: Mapping[str, Any]) -> Algorithm:
+        """Return this algorithm with the options that were given, by name; a client's learning rate that was given is taken as it is."""
+        algorithm = with_options(self, given)
+        if "client_learning_rate" not in given:
+            return algorithm
+        return dataclasses.replace(algorithm, rate_times_dimension=math.inf)
 
     def rate_at_most(self, dimension: int) -> float:
         """Return the largest client learning rate for so many trained weights."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
+from typing import Any
 
 from heron_common.algorithm.plan import (
     Algorithm,
@@ -19,13 +21,11 @@ from heron_common.algorithm.plan import (
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.options import option_fields, option_of
 from heron_common.specification.model_spec import HEAD_STATISTICS, ModelSpec
 
 _REPLAYED = {ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE}
 """Optimisers whose step is a sum of directions, so that a list of coefficients is the whole step."""
-
-MAX_RELATIVE_STEP = 1.0
-"""A step of the weights' own length; what is longer forgets where it came from."""
 
 MAX_COUNT = 1_000_000
 """Of steps, samples, groups and directions: a client that is told more has been told nonsense, and would be at it for ever."""
@@ -33,25 +33,28 @@ MAX_COUNT = 1_000_000
 
 def plan_mistakes(plan: Plan) -> list[str]:
     """Return every mistake in a complete plan, each one sentence with what to write instead; empty if there is none."""
-    counts = ("local_steps", "upload_interval", "batch_size", "direction_groups", "num_directions", "micro_batch")
-    reals = (("smoothing_radius", plan.smoothing_radius), ("client_learning_rate", plan.learning_rate), ("clip_factor", plan.clip_factor))
-    wrong = [name for name in counts if not 1 <= getattr(plan, name) <= MAX_COUNT]
-    mistakes = [f"{name} must be at least 1 and at most {MAX_COUNT}, not {getattr(plan, name)}: give such a number" for name in wrong]
-    mistakes += [
-        f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
-        for name, value in reals
-        if not (value > 0 and math.isfinite(value))
-    ]
-    mistakes += [
-        f"{name} must be at least 0 and below {limit:g}, not {value}: give such a number"
-        for name, value, limit in (("client_momentum", plan.momentum, 1.0), ("client_weight_decay", plan.weight_decay, math.inf))
-        if not 0 <= value < limit
-    ]
-    if plan.step_option == "--relative-step" and not 0 < plan.relative_step <= MAX_RELATIVE_STEP:
-        mistakes.append(
-            f"relative_step must be above 0 and at most {MAX_RELATIVE_STEP:g}, not {plan.relative_step}: give such a number, or leave it to the preset"
-        )
-    return mistakes + _size_mistakes(plan, set(wrong)) + _objective_mistakes(plan) + _encoding_mistakes(plan)
+    ranges = {name: sentence for name, field in option_fields(Plan).items() if (sentence := _range_mistake(name, field, plan))}
+    mistakes = list(ranges.values())
+    return mistakes + _size_mistakes(plan, set(ranges)) + _objective_mistakes(plan) + _encoding_mistakes(plan)
+
+
+def _range_mistake(name: str, field: dataclasses.Field[Any], plan: Plan) -> str:
+    """Return what is wrong with a number by what its option declares; empty if nothing is."""
+    bounds, value = option_of(field), getattr(plan, field.name)
+    if name == "relative_step" and plan.step_option != "--relative-step":
+        return ""
+    if bounds.above is not None and not bounds.above < value < math.inf:
+        return f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
+    if bounds.above is not None and bounds.at_most is not None and value > bounds.at_most:
+        return f"{name} must be at most {bounds.at_most:g}, not {value}: give such a number, or leave it to the preset"
+    if bounds.at_least is None:
+        return ""
+    if isinstance(value, int):
+        in_range, limit = bounds.at_least <= value <= MAX_COUNT, f"at most {MAX_COUNT}"
+    else:
+        most = math.inf if bounds.below is None else bounds.below
+        in_range, limit = bounds.at_least <= value < most, f"below {most:g}"
+    return "" if in_range else f"{name} must be at least {bounds.at_least:g} and {limit}, not {value}: give such a number"
 
 
 def step_mistakes(plan: Plan, given: Collection[str]) -> list[str]:

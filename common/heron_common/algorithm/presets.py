@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from heron_common.algorithm.plan import (
     Algorithm,
@@ -128,9 +129,19 @@ def preset(name: str) -> Algorithm:
     """Return a row of the table.
 
     Raises:
+        ConfigurationError: see `check_preset`.
+
+    """
+    check_preset(name)
+    return PRESETS[name]
+
+
+def check_preset(name: str, own: Collection[str] = ()) -> None:
+    """Refuse a name that is neither in the table nor one of an operator's own presets.
+
+    Raises:
         ConfigurationError: there is no such preset; the message lists those that exist.
 
     """
-    if name not in PRESETS:
-        raise ConfigurationError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name not in PRESETS and name not in own:
+        raise ConfigurationError(f"unknown preset {name!r}: choose one of {', '.join([*PRESETS, *own])}")

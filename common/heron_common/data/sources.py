@@ -129,7 +129,7 @@ class DataSource:
         return source
 
 
-_OPENERS: dict[str, tuple[str, Callable[[str], tuple[RowReader, RowReader]]]] = {
+SOURCES: dict[str, tuple[str, Callable[[str], tuple[RowReader, RowReader]]]] = {
     "digits": ("digits:train or digits:test", open_digits),
     "npz": ("npz:PATH (an uncompressed .npz with arrays 'x' and, unless the next token is predicted, 'y')", open_npz),
     "fashion-mnist": (
@@ -144,11 +144,12 @@ _OPENERS: dict[str, tuple[str, Callable[[str], tuple[RowReader, RowReader]]]] = 
     "image-folder": (IMAGE_FOLDER_USAGE, open_image_folder),
     "python": (PYTHON_USAGE, open_python),
 }
+"""Of each kind how it is written, and what opens it: the argument behind the kind becomes readers of samples and labels."""
 
 
 def source_names() -> list[str]:
     """Return how each kind of source is written."""
-    return [usage for usage, _ in _OPENERS.values()]
+    return [usage for usage, _ in SOURCES.values()]
 
 
 def source_kind(name: str) -> str:
@@ -159,7 +160,7 @@ def source_kind(name: str) -> str:
 
     """
     kind = name.partition(":")[0]
-    if kind not in _OPENERS:
+    if kind not in SOURCES:
         raise ConfigurationError(f"unknown data source {name!r}: write one of {'; '.join(source_names())}")
     return kind
 
@@ -172,7 +173,7 @@ def open_source(name: str) -> DataSource:
         DataError: the source is not there or not in the expected form.
 
     """
-    inputs, labels = _OPENERS[source_kind(name)][1](name.partition(":")[2])
+    inputs, labels = SOURCES[source_kind(name)][1](name.partition(":")[2])
     source = DataSource(name, inputs, labels, np.arange(inputs.shape[0], dtype=np.int64))
     if inputs.shape[0] != labels.shape[0]:
         raise DataError(f"data source {name!r} has {inputs.shape[0]} samples but {labels.shape[0]} labels: they must match")

@@ -11,13 +11,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from heron_cli.simulation.plots import SUFFIXES
 from heron_common.algorithm.plan import ServerSchedule
-from heron_common.algorithm.presets import preset
 from heron_common.data.partition import Partition, parse_partition
 from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError
 from heron_common.version import VERSION
 from heron_server.configuration.config import TrainingConfig
-from heron_server.configuration.options import OptionSource, read_options
+from heron_server.configuration.options import OptionSource, configuration_of, read_options
 from heron_server.configuration.section import Section, checked
 
 SOURCE = OptionSource(
@@ -105,7 +104,7 @@ class SimulationConfig(TrainingConfig):
         if "eval_data" not in self.run.model_fields_set and "train" in part.split(":"):
             run["eval_data"] = ":".join([kind, *("test" if word == "train" else word for word in part.split(":"))])
         rounds = {name: value for name, value in _PATIENT.items() if name not in self.rounds.model_fields_set}
-        arrives = self.plan.server_schedule is None and preset(self.run.preset).schedule is ServerSchedule.ARRIVAL
+        arrives = self.plan.server_schedule is None and self.algorithm.schedule is ServerSchedule.ARRIVAL
         plan = {"server_schedule": ServerSchedule.LOCKSTEP} if arrives else {}
         return self.model_copy(
             update={
@@ -123,10 +122,7 @@ def read_simulation(arguments: Sequence[str], environment: Mapping[str, str] | N
         ConfigurationError: names every unknown or wrong option, or says what --resume needs.
 
     """
-    config = read_options(SimulationConfig, SOURCE, arguments, os.environ if environment is None else environment)
-    if config.run.resume and not config.has_run_directory:
-        raise ConfigurationError("--resume continues the run in --run-dir, but no --run-dir was given: give the one of the run")
-    return config.completed()
+    return _settled(read_options(SimulationConfig, SOURCE, arguments, os.environ if environment is None else environment))
 
 
 def simulation_config(**options: Any) -> SimulationConfig:
@@ -138,12 +134,10 @@ def simulation_config(**options: Any) -> SimulationConfig:
         ConfigurationError: see `read_simulation`.
 
     """
-    words: list[str] = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            # One word: a value may begin with a minus.
-            words.append(f"{flag}={value}")
-    return read_simulation(words, {})
+    return _settled(configuration_of(SimulationConfig, options))
+
+
+def _settled(config: SimulationConfig) -> SimulationConfig:
+    if config.run.resume and not config.has_run_directory:
+        raise ConfigurationError("--resume continues the run in --run-dir, but no --run-dir was given: give the one of the run")
+    return config.completed()

@@ -8,26 +8,28 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from heron_common.algorithm.presets import PRESETS, preset
+from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.presets import PRESETS, check_preset, preset
 from heron_common.data.sources import source_kind
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
 from heron_common.process.addresses import is_loopback
-from heron_common.protocol.timing import DEFAULT_LIVENESS_SECONDS
 from heron_server.configuration.gates_section import GatesSection
+from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
-from heron_server.configuration.section import Section, checked
-from heron_server.models.families.registry import OUTSIDE, check_family, parse_family_options, parse_model_options
-from heron_server.rounds.state import WithoutQuorum, cohort_size
+from heron_server.configuration.section import Section, checked, section_of
+from heron_server.models.families.registry import FAMILIES, OUTSIDE, check_family, parse_family_options, parse_model_options
+from heron_server.rounds.state import RoundRules, cohort_size
 from heron_server.storage.run_directory import has_begun
+from heron_server.training.trainer import TrainerSettings
 
 
 class RunSection(Section):
     """What is trained, on what, by whom."""
 
-    preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}")
+    preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}, or NAME of a table [presets.NAME] in the TOML file")
     model: str = Field(
         "cnn",
-        description="model family (cnn or resnet), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
+        description=f"model family ({' or '.join(FAMILIES)}), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict,
@@ -75,13 +77,18 @@ class RunSection(Section):
     def _parse_options(cls, value: Any) -> Any:
         return checked(parse_model_options, value) if isinstance(value, str) else value
 
-    @field_validator("preset", "model", "data_spec", "eval_data")
+    @field_validator("model", "data_spec", "eval_data")
     @classmethod
     def _exists(cls, value: str | None, field: ValidationInfo) -> str | None:
+        checks = {"model": check_family, "data_spec": parse_specification}
         if value is not None:
-            checked(
-                {"preset": preset, "model": check_family, "data_spec": parse_specification}.get(str(field.field_name), source_kind), value
-            )
+            checked(checks.get(str(field.field_name), source_kind), value)
+        return value
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, value: str, field: ValidationInfo) -> str:
+        checked(partial(check_preset, own=(field.context or {}).get("presets", ())), value)
         return value
 
     @model_validator(mode="after")
@@ -91,48 +98,13 @@ class RunSection(Section):
         return self
 
 
-class RoundsSection(Section):
+class RoundsSection(section_of(RoundRules)):  # type: ignore[misc]
     """When rounds open and end, and with whom."""
 
-    participation: float = Field(
-        1.0, gt=0, le=1, description="share of the clients that each round takes in, drawn anew from the seed every time; the others wait"
-    )
-    over_selection: float = Field(
-        1.0,
-        ge=1,
-        le=3,
-        description="so many times as many clients are drawn as --participation says, and the round ends with that many updates: 1.3 keeps slow or lost "
-        "devices from holding a round up; the work of the slowest is not used",
-    )
-    without_quorum: WithoutQuorum = Field(
-        WithoutQuorum.REPEAT, description="a round without a quorum is tried again (repeat), or counts as done without an update (skip)"
-    )
-    round_deadline_seconds: float = Field(
-        600.0, gt=0, description="a round ends then, with or without stragglers; ten minutes suit slow devices"
-    )
-    liveness_seconds: float = Field(
-        DEFAULT_LIVENESS_SECONDS,
-        ge=3,
-        description="a client that sent nothing for so long has departed; heartbeats, keepalive and every timeout of the network are derived from it",
-    )
-    cohort_wait_seconds: float = Field(
-        30.0,
-        ge=0,
-        description="the first round waits so long for the rest of --clients once --min-updates are there; time to start the other devices",
-    )
 
-
-class TrainerSection(Section):
+class TrainerSection(section_of(TrainerSettings)):  # type: ignore[misc]
     """How the server steps its part of the model."""
 
-    server_optimiser: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimiser of back and head: sgd, adam or adamw")
-    server_learning_rate: float = Field(
-        2e-3, gt=0, description="eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself"
-    )
-    server_weight_decay: float = Field(0.0, ge=0, description="weight decay of the server's optimiser")
-    server_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or bf16 for automatic mixed precision in the server's steps")
     server_threads: int = Field(
         1, ge=1, description="threads of torch on the CPU; one is fastest for small backs and leaves the rest to the network"
     )
@@ -225,6 +197,14 @@ class TrainingConfig(Section):
     trainer: TrainerSection
     gates: GatesSection
     storage: StorageSection
+    presets: dict[str, PresetTable] = Field(default_factory=dict, exclude=True)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The preset with the options that were given in its place."""
+        own = self.presets.get(self.run.preset)
+        row = preset(self.run.preset) if own is None else own.algorithm(self.run.preset)
+        return row.with_options(self.plan.given)
 
     @property
     def local_source(self) -> str | None:
@@ -260,6 +240,8 @@ class TrainingConfig(Section):
         """Return every option that belongs to the run rather than to this process, as JSON values."""
         document = self.model_dump(mode="json")
         options = {name: value for section in document.values() for name, value in section.items()}
+        if (own := self.presets.get(self.run.preset)) is not None:
+            options[f"presets.{self.run.preset}"] = own.model_dump(mode="json", exclude_none=True)
         return {name: value for name, value in sorted(options.items()) if name not in PROCESS_OPTIONS}
 
 

@@ -18,6 +18,8 @@ from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import exit_codes_help
 from heron_common.terminal.option_parser import OptionParser
 from heron_common.terminal.spelling import did_you_mean, own_variables, variable_mistakes
+from heron_server.configuration.own_presets import OwnPresets, read_presets
+from heron_server.configuration.section import told
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -57,7 +59,9 @@ def read_options(config_type: type[Config], source: OptionSource, arguments: Seq
     known = [_variable(source, field) for model in sections.values() for field in model.model_fields]
     mistakes += variable_mistakes(variables, source.environment_prefix, [*known, _variable(source, "config")])
     path = given.pop("config", None) or variables.get(_variable(source, "config"))
-    file = _read_file(path, sections, mistakes)
+    tables = _read_file(path, mistakes)
+    presets = read_presets(tables.pop("presets", {}), str(path), mistakes)
+    file = _sections_in(tables, str(path), sections, mistakes)
     # A flag without its value is a mistake already.
     flags = {field: value for field, value in given.items() if value is not None and value != []}
     values: dict[str, dict[str, Any]] = {}
@@ -71,19 +75,41 @@ def read_options(config_type: type[Config], source: OptionSource, arguments: Seq
                 values[section][field], places[field] = flags[field], flag_of(field)
             elif variable in variables:
                 values[section][field], places[field] = variables[variable], variable
-    return _validated(config_type, values, places, mistakes)
+    return _validated(config_type, values, presets, places, mistakes)
 
 
-def _validated(config_type: type[Config], values: dict[str, dict[str, Any]], places: dict[str, str], mistakes: list[str]) -> Config:
+def configuration_of(config_type: type[Config], given: Mapping[str, Any]) -> Config:
+    """Return a configuration from options by name, which are values or text as after a flag; None is what was not given.
+
+    `presets` stands for the tables of that name in a file.
+
+    Raises:
+        ConfigurationError: names every unknown or wrong option.
+
+    """
+    sections, mistakes, options = sections_of(config_type), list[str](), dict(given)
+    presets = read_presets(options.pop("presets", {}), "presets", mistakes)
+    homes = [name for model in sections.values() for name in model.model_fields]
+    mistakes += [f"unknown option {name!r}{did_you_mean(name, homes)}" for name in options if name not in homes]
+    values = {
+        section: {name: options[name] for name in model.model_fields if options.get(name) is not None}
+        for section, model in sections.items()
+    }
+    return _validated(config_type, values, presets, {}, mistakes)
+
+
+def _validated(
+    config_type: type[Config], values: dict[str, dict[str, Any]], presets: OwnPresets, places: dict[str, str], mistakes: list[str]
+) -> Config:
     parsed: dict[str, BaseModel] = {}
     for section, model in sections_of(config_type).items():
         try:
-            parsed[section] = model.model_validate(values[section])
+            parsed[section] = model.model_validate(values[section], context={"presets": presets.names})
         except ValidationError as exc:
             mistakes += [_sentence(error, places) for error in exc.errors()]
     if len(parsed) == len(values):
         try:
-            config = config_type.model_validate(parsed)
+            config = config_type.model_validate({**parsed, **presets.fields})
         except ValidationError as exc:
             mistakes += [_sentence(error, places) for error in exc.errors()]
         else:
@@ -118,6 +144,9 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     text = f"{field.description}{default}".replace("%", "%%")
     if field.annotation is bool:
         group.add_argument(flag_of(name), action="store_const", const=True, help=field.description)
+    elif field.annotation == bool | None:
+        # What a preset switches on can be switched off again: --flag, or --flag no.
+        group.add_argument(flag_of(name), nargs="?", const=True, metavar="no", help=text)
     else:
         group.add_argument(flag_of(name), metavar=_metavar(field.annotation), help=text)
 
@@ -128,37 +157,36 @@ def _metavar(annotation: Any) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
 
 
-def _read_file(path: str | None, sections: dict[str, type[BaseModel]], mistakes: list[str]) -> dict[str, dict[str, Any]]:
+def _read_file(path: str | None, mistakes: list[str]) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         mistakes.append(f"--config {path} cannot be read ({exc})")
         return {}
+
+
+def _sections_in(tables: dict[str, Any], path: str, sections: dict[str, type[BaseModel]], mistakes: list[str]) -> dict[str, dict[str, Any]]:
     homes = {key: name for name, model in sections.items() for key in model.model_fields}
+    known = [*sections, "presets"]
+    found: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         if name not in sections or not isinstance(table, dict):
-            near = f": it belongs into [{homes[name]}]" if name in homes else did_you_mean(name, sections)
-            mistakes.append(f"{path}: unknown table [{name}]{near}; tables are {', '.join(sections)}")
+            is_option = name in homes and not isinstance(table, dict)
+            near = f": it belongs into [{homes[name]}]" if is_option else did_you_mean(name, known)
+            mistakes.append(f"{path}: unknown table [{name}]{near}; tables are {', '.join(known)}")
             continue
-        for key in table:
-            if key not in sections[name].model_fields:
-                near = f": it belongs into [{homes[key]}]" if key in homes else did_you_mean(key, homes)
-                mistakes.append(f"{path}: unknown option {key!r} in [{name}]{near}")
-    return {
-        name: {key: value for key, value in table.items() if key in sections[name].model_fields}
-        for name, table in tables.items()
-        if name in sections and isinstance(table, dict)
-    }
+        found[name] = {key: value for key, value in table.items() if key in sections[name].model_fields}
+        for key in (key for key in table if key not in found[name]):
+            near = f": it belongs into [{homes[key]}]" if key in homes else did_you_mean(key, homes)
+            mistakes.append(f"{path}: unknown option {key!r} in [{name}]{near}")
+    return found
 
 
 def _sentence(error: Any, places: Mapping[str, str]) -> str:
     field = str(error["loc"][0]) if error["loc"] else ""
     where = places.get(field, flag_of(field))
-    message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{where} is missing"
-    is_told = not field or isinstance(error["input"], dict | BaseModel) or repr(error["input"]) in message
-    came = "" if is_told else f", not {error['input']!r}"
-    return f"{where}: {message}{came}" if field else message
+    return f"{where}: {told(error)}" if field else told(error)

@@ -23,6 +23,7 @@ from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.beginning import prepare
 from heron_server.rounds.clients import ClientRecord, ClientStream
 from heron_server.rounds.jobs import Job, RoundInputs
+from heron_server.rounds.keeping import kept_or_released
 from heron_server.rounds.owner_lock import OwnerLock
 from heron_server.rounds.pacing import Pace
 from heron_server.rounds.reopening import RecoveredFiles, recover
@@ -232,7 +233,7 @@ class RoundOwner:
             RefusedError: see `admission.accept_upload`.
 
         """
-        with self._keeping(entry) as keep, self._stay() as run:
+        with kept_or_released(self._spool, entry) as keep, self._stay() as run:
             keep.is_taken_over = admission.accept_upload(run, admitted, sha256, entry)
             admission.release(admitted.stream)
             self._work.notify()
@@ -273,7 +274,7 @@ class RoundOwner:
         log_bytes: bytes | None,
     ) -> None:
         """Accept an update that arrived whole; the same one again is fine; see `admission.attempt_of_update` for refusals."""
-        with self._keeping(entry) as keep, self._stay() as run:
+        with kept_or_released(self._spool, entry) as keep, self._stay() as run:
             keep.is_taken_over = admission.accept_update(run, admitted, sha256, entry=entry, statistics=statistics, log_bytes=log_bytes)
             self._wake()
 
@@ -287,15 +288,6 @@ class RoundOwner:
         """A stream ended, however it ended; another that its client opened since is not touched; safe to repeat."""
         with self._lock:
             admission.release(stream)
-
-    @contextmanager
-    def _keeping(self, entry: SpoolEntry | None) -> Iterator[_Keep]:
-        keep = _Keep()
-        try:
-            yield keep
-        finally:
-            if entry is not None and not keep.is_taken_over:
-                self._spool.release(entry)
 
     # The trainer.
 
@@ -354,9 +346,3 @@ class RoundOwner:
         # Only the trainer's thread, and before it the process's start, take recorded attempts.
         recorded = self._run.recorded
         return recover(recorded[0], self._spool, covered) if recorded else None
-
-
-class _Keep:
-    """Whether a payload has a place in the round now."""
-
-    is_taken_over = False

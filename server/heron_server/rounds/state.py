@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from heron_common.data.partition import permutation
 from heron_common.ids import RoundReference
 from heron_common.numerics.directions import derive_seed
+from heron_common.options import option
+from heron_common.protocol.timing import DEFAULT_LIVENESS_SECONDS
 
 
 class Phase(StrEnum):
@@ -50,26 +52,50 @@ class RoundRules:
         num_clients: with so many live clients the first round opens at once.
         min_updates: the quorum; fewer updates make no round.
         num_rounds: T.
-        round_deadline_seconds: a round ends then, with or without stragglers.
-        liveness_seconds: a client that sent nothing for so long has departed.
-        cohort_wait_seconds: the first round of a process waits so long, from the quorum on, for the rest of `num_clients`.
-        participation: the share of live clients that a round takes in, drawn anew for each attempt.
-        run_seed: what the draw derives from, with round and attempt.
-        over_selection: so many times as many clients are drawn as updates are wanted; the round ends with the wanted ones, and the slowest do not count.
-        without_quorum: what becomes of a round without a quorum.
+        run_seed: what the draw of a cohort derives from, with round and attempt.
 
     """
 
     num_clients: int
     min_updates: int
     num_rounds: int
-    round_deadline_seconds: float
-    liveness_seconds: float
-    cohort_wait_seconds: float
-    participation: float = 1.0
+    round_deadline_seconds: float = field(
+        default=600.0, metadata=option("a round ends then, with or without stragglers; ten minutes suit slow devices", above=0)
+    )
+    liveness_seconds: float = field(
+        default=DEFAULT_LIVENESS_SECONDS,
+        metadata=option(
+            "a client that sent nothing for so long has departed; heartbeats, keepalive and every timeout of the network are derived from it",
+            at_least=3,
+        ),
+    )
+    cohort_wait_seconds: float = field(
+        default=30.0,
+        metadata=option(
+            "the first round waits so long for the rest of --clients once --min-updates are there; time to start the other devices",
+            at_least=0,
+        ),
+    )
+    participation: float = field(
+        default=1.0,
+        metadata=option(
+            "share of the clients that each round takes in, drawn anew from the seed every time; the others wait", above=0, at_most=1
+        ),
+    )
     run_seed: int = 0
-    over_selection: float = 1.0
-    without_quorum: WithoutQuorum = WithoutQuorum.REPEAT
+    over_selection: float = field(
+        default=1.0,
+        metadata=option(
+            "so many times as many clients are drawn as --participation says, and the round ends with that many updates: 1.3 keeps slow or lost "
+            "devices from holding a round up; the work of the slowest is not used",
+            at_least=1,
+            at_most=3,
+        ),
+    )
+    without_quorum: WithoutQuorum = field(
+        default=WithoutQuorum.REPEAT,
+        metadata=option("a round without a quorum is tried again (repeat), or counts as done without an update (skip)"),
+    )
 
     @property
     def clients_needed(self) -> int:

@@ -120,9 +120,7 @@ class RunDirectory:
             raise StorageError(f"{self.path / 'run.json'} is damaged: restore it from a backup or start a new run")
         changed = [name for name in sorted({*then, *configuration} - may_change) if then.get(name) != configuration.get(name)]
         if changed:
-            details = "; ".join(
-                f"--{name.replace('_', '-')} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed
-            )
+            details = "; ".join(f"{_written(name)} was {then.get(name)!r} and is now {configuration.get(name)!r}" for name in changed)
             raise ConfigurationError(f"--resume continues a run as it was started, but {details}: give the old value or start a new run")
         return _identity(self.path, known, configuration)
 
@@ -176,6 +174,11 @@ def recorded_identity(run_dir: Path) -> RunIdentity:
     if not isinstance(known.get("configuration"), dict) or "run_id" not in known:
         raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
     return _identity(run_dir, known, known["configuration"])
+
+
+def _written(name: str) -> str:
+    """Return how an operator writes an option, or the table of a preset of their own."""
+    return f"[{name}]" if "." in name else f"--{name.replace('_', '-')}"
 
 
 def _identity(run_dir: Path, known: dict[str, Any], configuration: dict[str, Any]) -> RunIdentity:

@@ -15,6 +15,8 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
+from heron_common.options import option
+
 WINDOW = 32
 """Figures that are kept of a client: enough for a quantile, and few enough that a model which learns is compared with what it was lately."""
 
@@ -40,27 +42,48 @@ class GateReason(StrEnum):
 
 @dataclass(frozen=True)
 class GateSettings:
-    """What is an outlier.
+    """What is an outlier; the reference is the median of the clients' levels."""
 
-    Attributes:
-        norm_factor: activations are refused whose root mean square is so many times the reference, or the reference so many times it; 0 for never.
-        loss_factor: an upload is refused on which the server's loss is so many times the reference; 0 for never.
-        gradient_factor: the gradient of a server step is shortened to so many times the reference; 0 for never.
-        warmup_uploads: nothing is refused or shortened before so many uploads were accepted.
-        quarantine_after: a client is set apart at so many strikes: a refusal is one more, an accepted upload one less; 0 for never.
-        quarantine_rounds: for so many rounds, and twice as many each time it happens again.
+    norm_factor: float = field(
+        default=10.0,
+        metadata=option(
+            "activations so many times larger or smaller than the median of the clients' are refused; clients that average their fronts "
+            "differ by less than 2; 0 for never",
+            at_least=0,
+        ),
+    )
+    loss_factor: float = field(
+        default=2.0,
+        metadata=option(
+            "an upload is refused on which the server's loss is so many times the median of the clients' (or half of what it was at first, if that is "
+            "more); honest clients with two classes each stay below it; 0 for never",
+            at_least=0,
+        ),
+    )
+    gradient_factor: float = field(
+        default=10.0,
+        metadata=option("a server step's gradient is shortened to so many times the median of the clients'; 0 for never", at_least=0),
+    )
+    gate_warmup_uploads: int = field(
+        default=64,
+        metadata=option(
+            "nothing is refused or shortened before so many uploads of at least three clients were trained on",
+            at_least=1,
+        ),
+    )
+    quarantine_after: int = field(
+        default=5,
+        metadata=option(
+            "strikes at which a client is set apart: a refused upload is one more, an accepted one less; 0 for never", at_least=0
+        ),
+    )
+    quarantine_rounds: int = field(
+        default=10,
+        metadata=option("rounds that a client is set apart, twice as many each time again; --release-clients hears it at once", at_least=1),
+    )
 
-    """
 
-    norm_factor: float
-    loss_factor: float
-    gradient_factor: float
-    warmup_uploads: int
-    quarantine_after: int
-    quarantine_rounds: int
-
-
-NO_GATES = GateSettings(norm_factor=0, loss_factor=0, gradient_factor=0, warmup_uploads=0, quarantine_after=0, quarantine_rounds=0)
+NO_GATES = GateSettings(norm_factor=0, loss_factor=0, gradient_factor=0, gate_warmup_uploads=0, quarantine_after=0, quarantine_rounds=0)
 """Nothing is an outlier."""
 
 
@@ -212,7 +235,7 @@ class Gate:
     @property
     def _is_warm(self) -> bool:
         established = sum(client.is_established for client in self._clients.values())
-        return self._accepted >= self._settings.warmup_uploads and established >= MIN_CLIENTS
+        return self._accepted >= self._settings.gate_warmup_uploads and established >= MIN_CLIENTS
 
     def _reference(self, figures: str) -> float | None:
         """Return the median of the established clients' levels; None before the gates are warm."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.tensors import Float32Array, Float64Array
+from heron_common.options import option
 from heron_server.models.batch_norm import flat_statistics, load_flat_statistics
 from heron_server.models.split_model import (
     SplitModel,
@@ -35,23 +36,21 @@ from heron_server.training.uploads import DecodedUpload
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How the server steps.
+    """How the server steps."""
 
-    Attributes:
-        optimiser: sgd, adam or adamw, for back and head alike.
-        learning_rate: eta_s.
-        weight_decay, momentum: as torch understands them; momentum for sgd only.
-        device: cpu, cuda, cuda:1, or auto for cuda if there is one.
-        precision: fp32, or bf16 for autocast.
-
-    """
-
-    optimiser: str
-    learning_rate: float
-    weight_decay: float
-    momentum: float
-    device: str
-    precision: str
+    server_optimiser: Literal["sgd", "adam", "adamw"] = field(
+        default="adam", metadata=option("optimiser of back and head: sgd, adam or adamw")
+    )
+    server_learning_rate: float = field(
+        default=2e-3,
+        metadata=option("eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself", above=0),
+    )
+    server_weight_decay: float = field(default=0.0, metadata=option("weight decay of the server's optimiser", at_least=0))
+    server_momentum: float = field(default=0.0, metadata=option("momentum of sgd", at_least=0, below=1))
+    device: str = field(default="auto", metadata=option("auto (cuda if there is one), cpu, cuda or cuda:N"))
+    precision: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata=option("fp32, or bf16 for automatic mixed precision in the server's steps")
+    )
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
@@ -59,9 +58,9 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 _OPTIMISERS: dict[str, Callable[[Any, TrainerSettings], torch.optim.Optimizer]] = {
-    "sgd": lambda p, s: torch.optim.SGD(p, s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay),
-    "adam": lambda p, s: torch.optim.Adam(p, s.learning_rate, weight_decay=s.weight_decay),
-    "adamw": lambda p, s: torch.optim.AdamW(p, s.learning_rate, weight_decay=s.weight_decay),
+    "sgd": lambda p, s: torch.optim.SGD(p, s.server_learning_rate, momentum=s.server_momentum, weight_decay=s.server_weight_decay),
+    "adam": lambda p, s: torch.optim.Adam(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
+    "adamw": lambda p, s: torch.optim.AdamW(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
 }
 """From parameters, or groups of them."""
 
@@ -75,9 +74,9 @@ def _head_parameters(head: nn.Module, settings: TrainerSettings) -> list[dict[st
     """Return a group for each trained tensor of the head, with the rate that its inputs allow."""
 
     def rate(parameter: nn.Parameter) -> float:
-        if settings.optimiser == "sgd" or parameter.dim() < 2:
-            return settings.learning_rate
-        return min(settings.learning_rate, HEAD_RATE_TIMES_INPUTS / parameter[0].numel())
+        if settings.server_optimiser == "sgd" or parameter.dim() < 2:
+            return settings.server_learning_rate
+        return min(settings.server_learning_rate, HEAD_RATE_TIMES_INPUTS / parameter[0].numel())
 
     return [{"params": [parameter], "lr": rate(parameter)} for parameter in _trained(head)]
 
@@ -92,13 +91,15 @@ class Trainer:
         self._precision = settings.precision
         for module in (model.front, model.auxiliary_head, model.back):
             module.to(self.device)
-        self._optimisers = {"back": _OPTIMISERS[settings.optimiser](_trained(model.back), settings)}
+        self._optimisers = {"back": _OPTIMISERS[settings.server_optimiser](_trained(model.back), settings)}
         if trains_head:
-            self._optimisers["head"] = _OPTIMISERS[settings.optimiser](_head_parameters(model.auxiliary_head, settings), settings)
+            self._optimisers["head"] = _OPTIMISERS[settings.server_optimiser](_head_parameters(model.auxiliary_head, settings), settings)
         self.server_version = 0
         self._proportion = Proportion()
         self.replicas = (
-            BackReplicas(model.back, lambda back: _OPTIMISERS[settings.optimiser](_trained(back), settings)) if replicates_back else None
+            BackReplicas(model.back, lambda back: _OPTIMISERS[settings.server_optimiser](_trained(back), settings))
+            if replicates_back
+            else None
         )
 
     def judge(self, upload: DecodedUpload, client_id: str = "") -> Float32Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +37,7 @@ from heron_server.training.event_files import EventFiles
 from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.held_out import HeldOutScore
+from heron_server.training.job_thread import JobThread
 from heron_server.training.open_round import InsideRound, open_round_state, open_round_tensors, restore_open_round
 from heron_server.training.recovery import Recovery
 from heron_server.training.round_report import report_round, round_record, warn_at_chance
@@ -48,7 +48,7 @@ from heron_server.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-class TrainWorker:
+class TrainWorker(JobThread):
     """Runs jobs until there are none left. `state` survives in checkpoints; `failure` tells why it died, if it did."""
 
     def __init__(
@@ -75,6 +75,7 @@ class TrainWorker:
         summary_facts: dict[str, Any],
     ) -> None:
         """`alignment` only where clients have heads of their own, `eval_source` and `event_files` where they were asked for."""
+        super().__init__()
         self._trainer, self._model, self._algorithm = trainer, model, algorithm
         self._gatekeeper, self._alignment = gatekeeper, alignment
         self._stepper, self._held_out, self._tallies, self._best, self._fronts = stepper, held_out, tallies, best, fronts
@@ -91,8 +92,6 @@ class TrainWorker:
         """Of the run's first weights, which the model has until a checkpoint is restored; directions keep them over the whole run."""
         self.diverged_round: int | None = None
         self.checkpoint_failed = False
-        self.failure: BaseException | None = None
-        self._thread: threading.Thread | None = None
         self._unwritten: Checkpoint | None = None
         """The present boundary, where the disk refused its checkpoint: a copy to go back to."""
 
@@ -141,32 +140,6 @@ class TrainWorker:
             set_apart=self._gatekeeper.set_apart(len(self.rounds)),
             step_factor=self._best.known.step_factor,
         )
-
-    def start(self, queue: TrainerQueue, on_end: Callable[[], None]) -> None:
-        """Start the thread; `on_end` is called when it ends, for whatever reason."""
-
-        def run() -> None:
-            try:
-                self._run(queue)
-            except StorageError as exc:
-                log.error("training ended", extra={"reason": str(exc)})
-                self.failure = exc
-            except BaseException as exc:
-                log.exception("the trainer died")
-                self.failure = exc
-            finally:
-                if self._event_files is not None:
-                    self._event_files.close()
-                on_end()
-
-        self._thread = threading.Thread(target=run, name="trainer", daemon=True)
-        self._thread.start()
-
-    def join(self, timeout_seconds: float) -> bool:
-        """Wait for the thread to end; return whether it did."""
-        if self._thread is not None:
-            self._thread.join(timeout_seconds)
-        return self._thread is None or not self._thread.is_alive()
 
     def save(self) -> bool:
         """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
@@ -275,6 +248,10 @@ class TrainWorker:
                 covered = self.skip_round(job.round, job.num_members) if job.skips else went_back is not None and self.save()
                 queue.round_done(self.inputs(), covered)
             self._metrics.trainer_processor_seconds.set(time.thread_time())
+
+    def _ended(self) -> None:
+        if self._event_files is not None:
+            self._event_files.close()
 
     def _close(self, job: CloseJob) -> bool:
         weights = aggregation_weights(self._counted_rows(job), self._algorithm.weighting)

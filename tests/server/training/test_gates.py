@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from heron_server.training.gates import MIN_UPLOADS, Gate, GateReason, GateSettings, Verdict
 
-SETTINGS = GateSettings(norm_factor=10.0, loss_factor=2.0, gradient_factor=4.0, warmup_uploads=32, quarantine_after=3, quarantine_rounds=2)
+SETTINGS = GateSettings(
+    norm_factor=10.0, loss_factor=2.0, gradient_factor=4.0, gate_warmup_uploads=32, quarantine_after=3, quarantine_rounds=2
+)
 HONEST = ("a", "b", "c", "d")
 
 
@@ -27,7 +29,7 @@ def offer(gate: Gate, client: str, norm: float = 1.0, loss: float = 1.0, gradien
 
 def warm(of: GateSettings = SETTINGS, clients: tuple[str, ...] = HONEST, **figures: float) -> Gate:
     gate = Gate(of)
-    for _ in range(max(MIN_UPLOADS, of.warmup_uploads // len(clients))):
+    for _ in range(max(MIN_UPLOADS, of.gate_warmup_uploads // len(clients))):
         for client in clients:
             assert offer(gate, client, **figures).accepted
     return gate

@@ -39,7 +39,9 @@ from tests.server.rounds.interrupted import joined
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer
 from tests.server.wire_client import WireClient, upload_messages
 
-GATES = GateSettings(norm_factor=10.0, loss_factor=3.0, gradient_factor=4.0, warmup_uploads=32, quarantine_after=0, quarantine_rounds=1)
+GATES = GateSettings(
+    norm_factor=10.0, loss_factor=3.0, gradient_factor=4.0, gate_warmup_uploads=32, quarantine_after=0, quarantine_rounds=1
+)
 OPTIMISERS = {"sgd": ("sgd", 0.0), "momentum": ("sgd", 0.9), "adam": ("adam", 0.0), "adamw": ("adamw", 0.0)}
 CLIENTS = ("a", "b", "c", "d")
 ROUNDS = 12

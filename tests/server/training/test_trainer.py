@@ -19,10 +19,10 @@ RATE, DECAY = 0.05, 0.01
 
 def settings(optimiser: str = "adam", **changes: Any) -> TrainerSettings:
     values = {
-        "optimiser": optimiser,
-        "learning_rate": RATE,
-        "weight_decay": DECAY,
-        "momentum": 0.9 if optimiser == "sgd" else 0.0,
+        "server_optimiser": optimiser,
+        "server_learning_rate": RATE,
+        "server_weight_decay": DECAY,
+        "server_momentum": 0.9 if optimiser == "sgd" else 0.0,
         "device": "cpu",
         "precision": "fp32",
     }
@@ -173,7 +173,7 @@ def test_averaged_weights_are_taken_over(tiny_model: SplitModel) -> None:
 
 
 def test_bf16_steps_keep_float32_weights_and_learn(tiny_model: SplitModel) -> None:
-    trainer = Trainer(tiny_model, settings(precision="bf16", weight_decay=0.0), trains_head=True)
+    trainer = Trainer(tiny_model, settings(precision="bf16", server_weight_decay=0.0), trains_head=True)
     losses = [trainer.train(DecodedUpload(*batch(0))).server for _ in range(20)]
     assert losses[-1] < losses[0]
     assert all(p.dtype is torch.float32 for p in tiny_model.back.parameters())
@@ -195,7 +195,7 @@ def test_a_head_of_many_inputs_does_not_overshoot(name: str) -> None:
     front, back = torch.nn.Identity(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32_768, 4))
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32_768, 4))
     model = SplitModel("wide", front, head, back, cross_entropy, (8, 64, 64), 4)
-    trainer = Trainer(model, settings(name, learning_rate=2e-3, weight_decay=0.0), trains_head=True)
+    trainer = Trainer(model, settings(name, server_learning_rate=2e-3, server_weight_decay=0.0), trains_head=True)
     generator = np.random.default_rng(0)
     losses = []
     for _ in range(6):

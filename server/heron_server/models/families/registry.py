@@ -22,11 +22,11 @@ from heron_server.models.transformer.transformer import build_transformer
 from heron_server.models.user.user_code import PREFIX
 from heron_server.models.user.user_module import UserModel
 
-_FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification, str], SplitModel]]] = {
+FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification, str], SplitModel]]] = {
     "cnn": (CnnOptions, build_cnn),
     "resnet": (ResnetOptions, build_resnet),
 }
-
+"""Of each family its options, and what builds it from them, a data specification and a name that says what was built."""
 
 OUTSIDE = (PREFIX, HUB_PREFIX)
 """How names of models begin that are no family: a user's own module, a transformer."""
@@ -39,10 +39,10 @@ def check_family(name: str) -> None:
         ConfigurationError: it does not.
 
     """
-    if name not in _FAMILIES and not name.startswith(OUTSIDE):
-        near = did_you_mean(name, _FAMILIES)
+    if name not in FAMILIES and not name.startswith(OUTSIDE):
+        near = did_you_mean(name, FAMILIES)
         raise ConfigurationError(
-            f"unknown model {name!r}{near or ':'} choose one of {', '.join(_FAMILIES)}, python:MODULE:CALLABLE, or hf:FOLDER_OR_NAME"
+            f"unknown model {name!r}{near or ':'} choose one of {', '.join(FAMILIES)}, python:MODULE:CALLABLE, or hf:FOLDER_OR_NAME"
         )
 
 
@@ -75,7 +75,7 @@ def build_model(
             if cut is not None:
                 parsed = parsed.cut_at(cut)
             name = f"{family}:{json.dumps(parsed.model_dump(), sort_keys=True)}:{list(data.input_shape)}:{data.num_classes}"
-            return _FAMILIES[family][1](parsed, data, name)
+            return FAMILIES[family][1](parsed, data, name)
         except (ValueError, RuntimeError) as exc:
             raise ConfigurationError(f"model {family!r} cannot be built with these options: {exc}") from exc
 
@@ -88,7 +88,7 @@ def parse_family_options(family: str, options: Mapping[str, Any]) -> FamilyOptio
 
     """
     check_family(family)
-    options_type, _ = _FAMILIES[family]
+    options_type, _ = FAMILIES[family]
     try:
         return options_type.model_validate(dict(options))
     except ValidationError as exc:
