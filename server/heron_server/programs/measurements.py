@@ -9,6 +9,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-import heron_common
-import heron_server
 from heron_common.algorithm.plan import Objective, Plan
 from heron_common.numerics.tensors import Float64Array
 from heron_server.models.source_digest import fingerprint
@@ -45,7 +44,7 @@ FIELDS_WITHOUT_EFFECT = (
 
 _LIBRARIES = ("torch", "numpy", "onnxruntime", "transformers", "peft")
 
-_PACKAGES = (heron_common, heron_server)
+_PACKAGES = ("heron_common", "heron_server")
 """All of their code counts: a list of what measures would be wrong one day."""
 
 
@@ -147,7 +146,7 @@ def _code() -> str:
     """Return a digest of all that measures."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
-        folder = Path(str(package.__file__)).parent
+        folder = Path(str(import_module(package).__file__)).parent
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)}".encode())
             digest.update(path.read_bytes())
