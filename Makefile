@@ -64,7 +64,7 @@ bench-start: install  ## how long a warm server takes until it listens, beside A
 	$(BIN)/python benchmarks/start.py
 
 reference: install  ## write the pages of options, metrics, errors and exit codes under docs/reference/ from the code
-	$(BIN)/python -m heron_cli.reference docs/reference
+	$(BIN)/python -m deploy.reference docs/reference
 
 docs: install  ## build the pages under docs/ into site/, warnings being errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -103,7 +103,7 @@ proto: install  ## generate the stubs from the contracts, by the compiler that c
 	$(BIN)/python deploy/release/stubs.py
 
 dashboards: install  ## make the Grafana dashboard and the alert rules from the metrics that the code registers
-	$(BIN)/python -m heron_cli.watching deploy
+	$(BIN)/python -m deploy.watching deploy
 
 clean:  ## remove what was built; .venv and runs stay
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

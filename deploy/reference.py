@@ -1,4 +1,4 @@
-"""`python -m heron_cli.reference FOLDER`: the pages of options, metrics, errors and exit codes, from the code that reads, registers and raises them."""
+"""`python -m deploy.reference FOLDER`: the pages of options, metrics, errors and exit codes, from the code that reads, registers and raises them."""
 
 from __future__ import annotations
 

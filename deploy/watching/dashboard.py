@@ -6,8 +6,8 @@ import itertools
 import json
 from typing import Any
 
-from heron_cli.watching.catalogue import checked
-from heron_cli.watching.panels import ROWS, Panel, Row
+from deploy.watching.catalogue import checked
+from deploy.watching.panels import ROWS, Panel, Row
 
 _GRID_COLUMNS = 24
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
