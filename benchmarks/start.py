@@ -1,7 +1,8 @@
 """How long a warm heron-server takes until it listens, beside another checkout: AGAINST=/path/to/checkout make bench-start. Prints ratios, writes nothing.
 
 Warm: the program cache is filled by a start of the same checkout, which is not counted. GPT-2-small has random weights of the true shapes. Starts of the two
-checkouts take turns, so that a busy machine disturbs both; the ratio is that of their medians. REPEATS=7: so many of each, 5 by default.
+checkouts take turns, so that a busy machine disturbs both; the ratio is that of their medians. On a machine that others use too, look at the seconds of
+processor time: they do not hold the waiting for a core. REPEATS=7: so many of each, 5 by default. CASES=cnn: that one alone.
 """
 
 from __future__ import annotations
@@ -55,31 +56,42 @@ def environment_of(checkout: Path) -> dict[str, str]:
     return added
 
 
-def seconds_to_listen(case: Case, checkout: Path, folder: Path) -> float:
+@dataclass(frozen=True)
+class Start:
+    """What a start took until the server listened: seconds on the clock, and of a processor."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def start(case: Case, checkout: Path, folder: Path) -> Start:
     """Start a server of a new run, wait until it listens, and end it."""
     environment = environment_of(checkout)
+    cache = folder / f"cache-{case.name}{str(checkout).replace(os.sep, '-')}"
     with tempfile.TemporaryDirectory(dir=folder) as name, ProcessGroup(Path(name) / "logs") as group:
-        words = [*case.words, "--program-cache", str(folder / f"cache-{case.name}{str(checkout).replace(os.sep, chr(45))}")]
         begin = time.monotonic()
-        start_server(group, "server", Path(name) / "run", words, environment, COLD_DEADLINE_SECONDS)
-        return time.monotonic() - begin
+        words = [*case.words, "--program-cache", str(cache), "--grace-seconds", "0"]
+        server, _ = start_server(group, "server", Path(name) / "run", words, environment, COLD_DEADLINE_SECONDS)
+        return Start(time.monotonic() - begin, processor_seconds(server.process.pid))
+
+
+def processor_seconds(process_id: int) -> float:
+    """Return what a process has used so far, of user and system time; Linux alone has it there."""
+    # The name in brackets may hold spaces.
+    fields = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def compare(case: Case, checkouts: tuple[Path, Path], folder: Path, repeats: int) -> None:
     """Print the median seconds of both checkouts, and their ratio."""
-    found: dict[Path, list[float]] = {checkout: [] for checkout in checkouts}
     for checkout in checkouts:
-        cold = seconds_to_listen(case, checkout, folder)
-        print(f"{case.name} {checkout}: {cold:.1f} s with an empty program cache", flush=True)
-    for _ in range(repeats):
-        for checkout in checkouts:
-            found[checkout].append(seconds_to_listen(case, checkout, folder))
-    ours, theirs = (statistics.median(found[checkout]) for checkout in checkouts)
-    every = " ".join(f"{a:.1f}/{b:.1f}" for a, b in zip(*found.values(), strict=True))
-    print(
-        f"{case.name}: {ours:.2f} s against {theirs:.2f} s, ratio {ours / theirs:.2f} (at most {case.floor:g} of 66fd0db); each: {every}",
-        flush=True,
-    )
+        print(f"{case.name} {checkout}: {start(case, checkout, folder).seconds:.1f} s with an empty program cache", flush=True)
+    found = [[start(case, checkout, folder) for checkout in checkouts] for _ in range(repeats)]
+    for what, of in (("seconds", lambda one: one.seconds), ("seconds of a processor", lambda one: one.processor_seconds)):
+        ours, theirs = (statistics.median(of(pair[side]) for pair in found) for side in (0, 1))
+        each = " ".join(f"{of(one):.1f}/{of(other):.1f}" for one, other in found)
+        limit = f"at most {case.floor:g} of 66fd0db"
+        print(f"{case.name}: {ours:.2f} against {theirs:.2f} {what}, ratio {ours / theirs:.2f} ({limit}); each: {each}", flush=True)
 
 
 def main() -> int:
@@ -91,7 +103,8 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for case in cases(folder):
+        chosen = os.environ.get("CASES", "").split()
+        for case in (case for case in cases(folder) if not chosen or case.name in chosen):
             compare(case, (ROOT, Path(against).resolve()), folder, int(os.environ.get("REPEATS", "5")))
     return 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 from heron_common.files.atomic import write_atomically
@@ -11,6 +13,12 @@ from heron_common.files.atomic import write_atomically
 log = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 32
+
+
+@functools.cache
+def library_version(name: str) -> str:
+    """Return a library's version, which stands in the keys of what it made; read once, for that takes milliseconds."""
+    return version(name)
 
 
 class CacheDirectory:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from heron_common.errors import ProgramError
 from heron_common.protocol.program_check import check_program
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from heron_server.models.split_model import SplitModel
-from heron_server.programs.cache_directory import CacheDirectory
+from heron_server.programs.cache_directory import CacheDirectory, library_version
 from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.programs.gradient import with_backward_rules
 from heron_server.programs.signature import signature
@@ -46,7 +45,7 @@ class ProgramCache:
         computes = signature(function) if function is not None else ""
         if function is not None and computes is None:
             return export(function)
-        versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+        versions = {name: library_version(name) for name in ("torch", "onnx", "onnxscript")}
         key = json.dumps([EXPORT_VERSION, model.name, kind.value, micro_batch, versions, *([computes] if computes else [])], sort_keys=True)
         name = f"{hashlib.sha256(key.encode()).hexdigest()}.program"
         program = self._kept.read(name)

@@ -10,7 +10,6 @@ import math
 import platform
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from heron_common.algorithm.plan import Objective, Plan
 from heron_common.numerics.tensors import Float64Array
 from heron_server.models.source_digest import fingerprint
 from heron_server.models.split_model import SplitModel
-from heron_server.programs.cache_directory import CacheDirectory
+from heron_server.programs.cache_directory import CacheDirectory, library_version
 from heron_server.programs.cost import ClientCost, client_cost
 from heron_server.programs.difference_gate import difference_error
 
@@ -134,7 +133,7 @@ def _digest(parts: list[nn.Module], tensors: Iterable[torch.Tensor]) -> str:
 def _circumstances() -> dict[str, Any]:
     """Return what else a result may depend on: versions, code, machine and threads, which round in their own ways."""
     return {
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {name: library_version(name) for name in _LIBRARIES},
         "code": _code(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -151,7 +151,7 @@ def test_a_layer_that_is_set_otherwise_is_another_model(measured: Measured) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(module, "version", lambda name: "0" if name == "torch" else "1"),
+        lambda patch: patch.setattr(module, "library_version", lambda name: "0" if name == "torch" else "1"),
         lambda patch: patch.setattr(module, "_code", lambda: "other code"),
         lambda patch: patch.setattr("platform.machine", lambda: "other machine"),
         lambda patch: patch.setattr("torch.get_num_threads", lambda: 17),
