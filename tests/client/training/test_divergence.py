@@ -15,7 +15,7 @@ from heron_common.algorithm.plan_counts import forward_equivalents
 from heron_common.numerics.update_log import weights_digest
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import Finished, Network, run_round, small_plan
 
 STEPS = 4
@@ -25,11 +25,6 @@ POISON = [math.nan, -math.inf, 1e30, -3e38]
 """Not finite and huge, of both signs."""
 EXACT = [ClientOptimiser.SGD, ClientOptimiser.MOMENTUM, ClientOptimiser.ADAM]
 ZEROTH = [ClientOptimiser.SCALAR_ADAPTIVE, *EXACT]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 class Poisoned:

@@ -16,13 +16,8 @@ from heron_common.algorithm.presets import PRESETS
 from heron_common.data.partition import SampleOrder
 from heron_common.numerics.directions import Directions, derive_seed
 from heron_common.numerics.zeroth_order import FiniteDifference
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, SCALE, Network, run_round, small_plan
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def _plan(**changes: Any) -> Plan:

@@ -13,16 +13,11 @@ from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.update_log import step_directions
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.numerics.zeroth_order import FiniteDifference
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, SCALE, Answer, Network, batch, run_round, small_plan
 
 FORWARD, CENTRAL = FiniteDifference
 RATE = 0.05
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def num_front(tiny: TinyModel) -> int:

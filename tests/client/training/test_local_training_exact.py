@@ -16,16 +16,11 @@ from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.protocol.messages import UploadPurpose
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, Network, batch, run_round, small_plan
 
 Twin = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 RATE = 0.05
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def exact(preset: str = "cse-fsl", **changes: Any) -> Plan:

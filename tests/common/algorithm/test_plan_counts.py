@@ -16,7 +16,7 @@ from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.specification.model_spec import ModelSpec
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import Finished, Network, run_round, small_plan
 
 CENTRAL = {"difference": FiniteDifference.CENTRAL}
@@ -49,11 +49,6 @@ SHAPES: list[tuple[str, dict[str, Any], int]] = [
     ("frozen", {"upload_interval": 2}, 2),
 ]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in changes.items())]) for name, changes, _ in SHAPES]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def run(tiny: TinyModel, plan: Plan) -> tuple[Finished, Network]:

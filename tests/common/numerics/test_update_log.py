@@ -18,7 +18,7 @@ from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.update_log import apply_coefficients, replay, step_directions, weights_digest
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_server.training.aggregation import aggregation_weights, weighted_mean
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, Finished, Network, run_round, small_plan
 from tests.common.numerics.estimators import layout_of
 from tests.common.numerics.philox import rademacher_sign
@@ -26,11 +26,6 @@ from tests.common.numerics.philox import rademacher_sign
 RADEMACHER = DirectionDistribution.RADEMACHER
 UNEVEN = (0.5, 0.3, 1e-2, 2.0, 0.07, 0.9)
 """A scale of its own for each tensor of front and head."""
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def run(
