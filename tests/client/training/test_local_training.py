@@ -147,6 +147,7 @@ def test_server_losses_drive_the_step_and_the_head_is_not_needed(tiny: TinyModel
     np.testing.assert_allclose(by_server.theta, by_head.theta, atol=0.02 * moved)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e30])
 def test_poisoned_server_losses_never_reach_the_weights(tiny: TinyModel, poison: float) -> None:
     theta = tiny.even_weights()

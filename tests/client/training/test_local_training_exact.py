@@ -97,6 +97,8 @@ STILL: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.invariant(8)
+@pytest.mark.invariant(12)
 @pytest.mark.parametrize(("preset", "changes"), STILL, ids=[f"{name}-{list(changes.values())}" for name, changes in STILL])
 def test_steps_of_length_zero_leave_every_bit_of_the_weights(tiny: TinyModel, preset: str, changes: dict[str, Any]) -> None:
     """Perturbing leaves no trace (invariants 8 and 12)."""
@@ -112,6 +114,7 @@ def test_steps_of_length_zero_leave_every_bit_of_the_weights(tiny: TinyModel, pr
     assert done.meter.forward_passes > 0
 
 
+@pytest.mark.invariant(22)
 @pytest.mark.parametrize("dtype", list(WireDtype))
 @pytest.mark.parametrize("preset", ["heron", "cse-fsl", "frozen"])
 def test_what_goes_up_stands_for_the_activations_to_within_its_dtypes_rounding(tiny: TinyModel, preset: str, dtype: WireDtype) -> None:
@@ -140,6 +143,7 @@ def test_rounding_numbers_a_steps_rows_as_if_there_were_no_micro_batches(tiny: T
         assert came == bytes(encode_rows(rows, dtype, derive_seed(RUN_SEED, "a", ROUND, "quantise", step), 0))
 
 
+@pytest.mark.invariant(19, "the client repeats the same bytes")
 @pytest.mark.parametrize("dtype", list(WireDtype))
 @pytest.mark.parametrize("preset", ["heron", "heron-paper", "cse-fsl", "frozen"])
 def test_a_retry_sends_the_same_bytes_and_the_round_is_the_same(tiny: TinyModel, preset: str, dtype: WireDtype) -> None:
@@ -155,6 +159,7 @@ def test_a_retry_sends_the_same_bytes_and_the_round_is_the_same(tiny: TinyModel,
     assert disturbed.meter.to_statistics(0.0, 0) == undisturbed.meter.to_statistics(0.0, 0)
 
 
+@pytest.mark.invariant(19, "the client repeats the same bytes")
 def test_a_retry_of_probes_sends_the_same_copies_again(tiny: TinyModel) -> None:
     plan = small_plan("heron-server-loss", num_directions=2, difference=FiniteDifference.CENTRAL)
     theta = tiny.random_weights(8)
@@ -170,6 +175,7 @@ def test_a_retry_of_probes_sends_the_same_copies_again(tiny: TinyModel) -> None:
     assert one.theta.tobytes() == two.theta.tobytes() != theta.tobytes()
 
 
+@pytest.mark.invariant(18)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -69,6 +69,7 @@ def test_every_preset_is_among_the_shapes() -> None:
     assert {name for name, _, _ in SHAPES} == set(PRESETS)
 
 
+@pytest.mark.invariant(17)
 @pytest.mark.parametrize(("name", "changes", "equivalents"), SHAPES, ids=IDS)
 def test_a_round_costs_what_its_plan_says(tiny: TinyModel, name: str, changes: dict[str, Any], equivalents: int) -> None:
     plan = dense(small_plan(name, **changes))
@@ -150,6 +151,7 @@ HAND: list[tuple[Plan, dict[str, dict[str, int]]]] = [
 ]
 
 
+@pytest.mark.invariant(17)
 @pytest.mark.parametrize(("plan", "expected"), HAND, ids=[f"{plan.preset}-{index}" for index, (plan, _) in enumerate(HAND)])
 def test_the_bytes_of_a_round_are_those_worked_out_by_hand(plan: Plan, expected: dict[str, dict[str, int]]) -> None:
     assert algorithm_mistakes(Algorithm(plan, *_around(plan.preset))) == []

@@ -76,6 +76,7 @@ def twin(tiny_model: SplitModel) -> Iterator[Twin]:
     yield Twin(tiny_model)
 
 
+@pytest.mark.invariant(13, "over the wire")
 @pytest.mark.parametrize("preset", ["sflv2", "ho-sfl"])
 def test_the_gradient_at_the_cut_is_that_of_each_samples_own_loss_before_the_servers_step(serve: Serve, twin: Twin, preset: str) -> None:
     server = serve(preset=preset)
@@ -124,6 +125,7 @@ def test_a_gradient_larger_than_a_chunk_arrives_in_chunks(serve: Serve, twin: Tw
     np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(z.shape)[some], twin.cut_gradient(z[some], y[some]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.invariant(19, "the server")
 @pytest.mark.parametrize("lost_after", ["the upload", "the scalars", "everything"])
 def test_a_lost_answer_is_given_again_and_the_server_steps_once(serve: Serve, twin: Twin, lost_after: str) -> None:
     server = serve(preset="sflv2", trains=lost_after != "the upload")
@@ -274,6 +276,7 @@ def test_client_after_client_the_second_waits_for_the_back_that_the_first_has_tr
     np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(z.shape), twin.cut_gradient(z, y), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.invariant(19, "the server")
 @pytest.mark.parametrize("difference", ["forward", "central"])
 def test_all_copies_of_a_step_are_judged_by_one_version_whoever_else_trains(serve: Serve, twin: Twin, difference: str) -> None:
     server = serve(preset="heron-server-loss", clients=2, difference=difference, server_schedule="lockstep")
