@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PART := 1/1
 
-.PHONY: help install demo test test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-ingest bench-minilm bench-radius bench-defaults bench-binary
-.PHONY: client-binary client-binary-wheels wheel wheel-check test-versions sbom docs reference lint format proto dashboards clean
+.PHONY: help install demo test test-unit test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-ingest bench-minilm bench-radius bench-start bench-defaults bench-binary
+.PHONY: client-binary client-binary-wheels wheel wheel-check test-versions sbom docs reference invariants lint format proto dashboards clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: install  ## train real handwritten digits with a server and four client pr
 
 test: install  ## the whole suite but the slow variants, on two cores
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
+
+test-unit: install  ## the tests that start no process and open no socket (under a minute)
+	$(BIN)/python -m pytest -q --unit -n 2 --dist worksteal
 
 test-slow: install  ## the slow variants: every kill, every fault, every seed (half an hour; PART=2/3 is the second third)
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --slow-part $(PART)
@@ -60,8 +63,14 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
 
+bench-start: install  ## how long a warm server takes until it listens, beside AGAINST=/path/to/another/checkout (about 15 minutes)
+	$(BIN)/python benchmarks/start.py
+
 reference: install  ## write the pages of options, metrics, errors and exit codes under docs/reference/ from the code
-	$(BIN)/python -m heron_cli.reference docs/reference
+	$(BIN)/python -m deploy.reference docs/reference
+
+invariants: install  ## write into docs/invariants.md which tests are marked as proofs of each statement
+	$(BIN)/python -m deploy.invariants
 
 docs: install  ## build the pages under docs/ into site/, warnings being errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -100,7 +109,7 @@ proto: install  ## generate the stubs from the contracts, by the compiler that c
 	$(BIN)/python deploy/release/stubs.py
 
 dashboards: install  ## make the Grafana dashboard and the alert rules from the metrics that the code registers
-	$(BIN)/python -m heron_cli.watching deploy
+	$(BIN)/python -m deploy.watching deploy
 
 clean:  ## remove what was built; .venv and runs stay
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ os.environ.pop("HERON_LOCK_DISCIPLINE", None)
 
 from heron_server.certificates.authority import Authority  # noqa: E402 - the libraries read their environment when they are imported
 from heron_server.rounds.owner_lock import DISCIPLINE_VARIABLE, install_discipline  # noqa: E402 - before anything makes locks
+from tests.client.models import TinyModel, tiny_model  # noqa: E402 - the libraries read their environment when they are imported
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 
 DISCIPLINE = install_discipline()
@@ -89,6 +90,12 @@ def private_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModel:
+    """A model of two layers with its programs for two samples at a time; read, never changed."""
+    return tiny_model(micro_batch=2)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from heron_cli.watching.page import Rows, phase_of, rows_of
-from heron_cli.watching.scrape import Scrape, scrape
+from heron_cli.status_page.page import Rows, phase_of, rows_of
+from heron_cli.status_page.scrape import Scrape, scrape
 from heron_common.errors import TransportError
 from heron_common.exit_codes import ExitCode
 from heron_common.terminal.console import make_console, make_table

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
-from heron_common.process.metrics_server import CallbackGauge, ProcessMemoryCollector
+from heron_common.process.metrics_server import ProcessMemoryCollector
 
 PHASES = ("waiting", "training", "closing", "finished", "draining")
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -141,7 +141,7 @@ class ServerMetrics(_RoundMetrics, _UploadMetrics, _LearningMetrics, _RefusalMet
         super().__init__(registry)
         self.checkpoint_failures = self._counter("checkpoint_failures", "Checkpoints that could not be written.")
         self.spool_budget_bytes = self._gauge("spool_budget_bytes", "Bytes of uploads that may wait on disk.")
-        registry.register(CallbackGauge("heron_server_spool_bytes", "Bytes of uploads that wait on disk.", spool_bytes))
+        self._gauge("spool_bytes", "Bytes of uploads that wait on disk.").set_function(spool_bytes)
         registry.register(DiskSpaceCollector(run_dir))
         registry.register(ProcessMemoryCollector("heron_server"))
         self.phase("waiting")

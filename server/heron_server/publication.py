@@ -25,6 +25,7 @@ from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.models.user.user_code import PREFIX
 from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
+from heron_server.programs.measurements import Measurements
 from heron_server.programs.parity import ParityReport
 from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
 from heron_server.storage.probe_file import read_probe_file
@@ -64,11 +65,12 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     # Text is read by the model's tokenizer.
     eval_source = check_samples(held_out, data, model.tokenizer) if held_out is not None and data.tokens else eval_source
     validation_source = _checked(config.run.validation_data, data, model.tokenizer) if data.tokens else validation_source
-    algorithm, cost = complete_algorithm(chosen, model)
-    cache = ProgramCache(config.storage.program_cache or default_program_cache())
+    cache_directory = config.storage.program_cache or default_program_cache()
+    cache, measurements = ProgramCache(cache_directory), Measurements(cache_directory)
+    algorithm, cost = complete_algorithm(chosen, model, measurements.client_cost)
     if config.plan.smoothing_radius is None:
-        algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
-    programs, parity = publish(algorithm, model, cache, config.run.seed)
+        algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed, measurements.difference_error)
+    programs, parity = publish(algorithm, model, cache, config.run.seed, measurements.difference_error)
     return Published(eval_source, validation_source, data, model, algorithm, cost, programs, parity)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from heron_cli.watching.alert_rules import ALERTS
+from deploy.watching.alert_rules import ALERTS
 from tests.deploy.programs import DEPLOY, program, run
 
 SERVER = 'job="heron-server",instance="s:1"'

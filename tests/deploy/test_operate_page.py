@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from heron_cli.watching.alert_rules import ALERTS
+from deploy.watching.alert_rules import ALERTS
 from heron_common.exit_codes import ExitCode
 from tests.deploy.programs import DEPLOY, ROOT
 

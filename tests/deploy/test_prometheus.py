@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.watching.alert_rules import ALERTS
+from deploy.watching.catalogue import catalogue
+from deploy.watching.panels import ROWS
 from heron_cli.processes import LoggedProcess
-from heron_cli.watching.alert_rules import ALERTS
-from heron_cli.watching.catalogue import catalogue
-from heron_cli.watching.panels import ROWS
 from heron_common.exit_codes import ExitCode
 from heron_server.certificates.authority import Authority
 from tests.deploy.programs import DEPLOY, program, run

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from heron_cli.watching.__main__ import GENERATED_FILES, main
-from heron_cli.watching.alert_rules import ALERTS
-from heron_cli.watching.catalogue import Metric, catalogue, checked, named_in
-from heron_cli.watching.panels import ROWS
+from deploy.watching.__main__ import GENERATED_FILES, main
+from deploy.watching.alert_rules import ALERTS
+from deploy.watching.catalogue import Metric, catalogue, checked, named_in
+from deploy.watching.panels import ROWS
 from heron_client.metrics import ClientMetrics
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError

@@ -51,6 +51,7 @@ def test_nothing_is_found_in_a_wheel_that_is_as_it_should_be(tmp_path: Path) -> 
         ("heron_common/py.typed", None, "heron_common/py.typed is in the repository and not in the wheel"),
         ("heron_proto/v1/split_training.proto", None, "split_training.proto is in the repository and not in the wheel"),
         ("tests/test_secret.py", "", "tests/test_secret.py is in the wheel and git does not know it"),
+        ("deploy/watching/dashboard.py", "", "deploy/watching/dashboard.py is in the wheel and git does not know it"),
         (f"{DESCRIBED}/licenses/LICENSE", None, "LICENSE is not in the wheel"),
         (f"{DESCRIBED}/entry_points.txt", "[console_scripts]\nheron = other:main\n", "the wheel's commands are {'heron': 'other:main'}"),
         (f"{DESCRIBED}/METADATA", None, f"it is not of version {VERSION}"),

@@ -194,3 +194,19 @@ class OpenStream:
     def cancel(self) -> None:
         self.call.cancel()
         self._messages.put(None)
+
+
+def joined(server: RunningServer, *names: str) -> list[WireClient]:
+    """Let clients join."""
+    clients = [WireClient(server.target, name) for name in names]
+    for client in clients:
+        client.join()
+    return clients
+
+
+def assigned(server: RunningServer, *names: str) -> list[WireClient]:
+    """Let clients join and wait for what they are to do."""
+    clients = joined(server, *names)
+    for client in clients:
+        client.await_assignment()
+    return clients

@@ -99,6 +99,7 @@ def ledger(row: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {way: {kind: n for kind, n in row[f"bytes_{way}"].items() if kind not in NOT_COUNTED} for way in ("up", "down")}
 
 
+@pytest.mark.invariant(17, "of a run's ledger")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_ledger_of_a_run_is_the_closed_form(variant: str, tmp_path: Path) -> None:
     options = VARIANTS[variant]
@@ -113,6 +114,7 @@ def test_the_ledger_of_a_run_is_the_closed_form(variant: str, tmp_path: Path) ->
         assert record["client_forward_equivalents"] == CLIENTS * forward_equivalents(plan)
 
 
+@pytest.mark.invariant(17, "of a run's ledger")
 @pytest.mark.parametrize(("difference", "num_directions", "copies"), [("forward", 1, 2), ("forward", 3, 4), ("central", 2, 5)])
 def test_judged_probes_cost_a_copy_of_the_activations_each(difference: str, num_directions: int, copies: int, tmp_path: Path) -> None:
     """M1: up (P + 1) z a step, P = 1 for a forward difference; a warm-up round would send one copy, so there is none here."""
@@ -125,6 +127,7 @@ def test_judged_probes_cost_a_copy_of_the_activations_each(difference: str, num_
         assert row["bytes_down"]["losses"] >= STEPS * BATCH * copies * FLOAT, "the loss of every sample and copy comes back"
 
 
+@pytest.mark.invariant(16)
 def test_an_upload_every_step_is_a_server_step_every_step(tmp_path: Path) -> None:
     """CSE-FSL with k = 1 (DSL-Aux): as many server steps as client steps; with k = 3 only every third."""
     for interval, uploads in ((1, STEPS), (3, math.ceil(STEPS / 3))):
@@ -133,6 +136,7 @@ def test_an_upload_every_step_is_a_server_step_every_step(tmp_path: Path) -> Non
         assert run.boundaries[-1]["optimiser.back.0.step"] == torch.tensor(float(CLIENTS * ROUNDS * uploads))
 
 
+@pytest.mark.invariant(17, "of a run's ledger")
 def test_the_ledger_of_processes_over_a_network_is_the_closed_form(cluster: Cluster) -> None:
     options = {"preset": "ho-sfl", "wire_dtype": "int8", "server_schedule": "lockstep"}
     server = cluster.server(**SHAPE, **options, model_options=TINY_FRONT)

@@ -196,6 +196,7 @@ def test_processes_over_a_network_end_where_plain_torch_ends(cluster: Cluster) -
     assert_follows(boundaries_of(cluster.run_dir), case)
 
 
+@pytest.mark.invariant(15)
 def test_one_client_with_one_step_a_round_is_descent_of_the_unsplit_model(tmp_path: Path) -> None:
     """SFLV2 with h = k = 1, N = 1: every round is a step of SGD on back(front(x)), as if nothing had been cut."""
     rounds, rate = 6, 0.1
@@ -228,6 +229,7 @@ def test_one_client_with_one_step_a_round_is_descent_of_the_unsplit_model(tmp_pa
                 torch.testing.assert_close(run.boundaries[round_index + 1][f"{part}.{key}"], value.detach(), **TOLERANCE)
 
 
+@pytest.mark.invariant(16)
 def test_of_one_client_a_replicated_back_is_the_back_bit_for_bit(tmp_path: Path) -> None:
     """SFLV1 with N = 1 is SFLV2 with N = 1; only the names of the optimiser's moments differ."""
     one, other = (run_simulation(tmp_path / preset, **{**Case(preset).options(), "clients": 1}).boundaries for preset in ("sflv1", "sflv2"))
@@ -237,6 +239,7 @@ def test_of_one_client_a_replicated_back_is_the_back_bit_for_bit(tmp_path: Path)
         assert differing(moments, {name: value for name, value in after.items() if name.startswith("optimiser.back.")}) == []
 
 
+@pytest.mark.invariant(14)
 def test_a_head_that_the_server_trains_is_the_head_that_the_client_would_train(tmp_path: Path) -> None:
     """With h = k = 1 and one SGD for all, the head sees the same activations in the same order on either side, and the front the same heads."""
     rate = 0.1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from heron_cli.reference import pages
+from deploy.reference import pages
 from tests.harness.browser import open_browser
 
 ROOT = Path(__file__).resolve().parents[2]

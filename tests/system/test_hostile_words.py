@@ -17,8 +17,8 @@ from heron_cli.cli import main
 from heron_cli.evaluate import _print as print_evaluation
 from heron_cli.report_page.markup import paragraph, table
 from heron_cli.simulation import run as simulation
-from heron_cli.watching.page import rows_of
-from heron_cli.watching.scrape import parse
+from heron_cli.status_page.page import rows_of
+from heron_cli.status_page.scrape import parse
 from heron_client.device.device_findings import Finding
 from heron_client.device.self_check import _Page
 from heron_client.network.channel import translate

@@ -44,6 +44,7 @@ def _digits_file(directory: Path) -> Path:
     return path
 
 
+@pytest.mark.invariant(20)
 def test_a_client_trains_with_torch_transformers_and_pydantic_blocked(cluster: Cluster) -> None:
     server = cluster.server(clients=1, rounds=2, local_steps=3)
     script = cluster.directory / "blocked.py"
@@ -104,6 +105,7 @@ def test_a_client_installed_with_its_plain_dependencies_alone_trains(cluster: Cl
     assert cluster.summary()["clients"]["lean"]["rounds_completed"] == 2
 
 
+@pytest.mark.invariant(20)
 @pytest.mark.parametrize("batch_size", [64, 1024])
 def test_a_client_stays_under_its_memory_ceiling_whatever_the_batch(cluster: Cluster, batch_size: int) -> None:
     server = cluster.server(clients=1, rounds=2, local_steps=3, batch_size=batch_size)

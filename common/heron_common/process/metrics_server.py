@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
@@ -126,16 +125,3 @@ class ProcessMemoryCollector:
         yield GaugeMetricFamily(
             f"{self._prefix}_memory_limit_bytes", "Memory at which the kernel ends this process, where there is a limit.", memory_limit()
         )
-
-
-class CallbackGauge:
-    """A gauge whose value is asked for when scraped."""
-
-    def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._read = read
-
-    def collect(self) -> Any:
-        """Yield the gauge."""
-        yield GaugeMetricFamily(self._name, self._documentation, self._read())

@@ -20,7 +20,7 @@ from heron_common.numerics.zeroth_order import FiniteDifference, directional_der
 from heron_common.specification.model_spec import WEIGHTS_BY_DIRECTION
 from heron_server.models.split_model import SplitModel, flat_parameters, predict, trained_parameters
 from heron_server.programs.compile import ClientPart
-from heron_server.programs.cost import client_cost
+from heron_server.programs.cost import ClientCost, client_cost
 from heron_server.programs.parity import NamedRunner, base_feeds, load_runner
 
 DIFFERENCE_TOLERANCE = 0.05
@@ -37,59 +37,22 @@ GRADIENT_ROWS = 32
 """Samples of one backward pass of the gate: a whole group's activations may be a gigabyte."""
 
 
-def check_difference(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
-    """Compare the plan's finite difference with autograd's directional derivative; return the median relative error of 32 directions.
+MeasureDifference = Callable[[SplitModel, Plan, bytes, Float64Array, int], float]
+"""`difference_error`, or what stands in for it."""
 
-    Raises:
-        ParityError: it exceeds DIFFERENCE_TOLERANCE; the message names a smoothing radius that would pass.
-
-    """
-    error = difference_error(model, plan, program, scales, seed)
-    if error <= DIFFERENCE_TOLERANCE:
-        return error
-    radius = fitting_radius(model, plan, program, scales, seed)
-    raise ParityError(
-        f"with smoothing_radius {plan.smoothing_radius:g} the finite difference misses the derivative by {error:.1%} "
-        f"(median; limit {DIFFERENCE_TOLERANCE:.0%}): use smoothing_radius {radius:g}"
-    )
+MeasureCost = Callable[[SplitModel, bool], ClientCost]
+"""`client_cost`, or what stands in for it."""
 
 
-def fitting_radius(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
-    """Return the radius nearest to the plan's, by powers of two, whose finite difference is within DIFFERENCE_TOLERANCE of the derivative.
-
-    A curved loss wants a smaller one; where weights hardly matter, as an adapter's before it is trained, a larger one lifts the difference out of rounding.
-
-    Raises:
-        ParityError: none is.
-
-    """
-
-    def error(exponent: int) -> float:
-        radius = plan.smoothing_radius * 2.0**exponent
-        return difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, seed)
-
-    if error(0) <= DIFFERENCE_TOLERANCE:
-        return plan.smoothing_radius
-    smaller, larger = (error(exponent) for exponent in (-1, 1))
-    if min(smaller, larger) <= DIFFERENCE_TOLERANCE:
-        return plan.smoothing_radius * (0.5 if smaller <= larger else 2.0)
-    # The error falls towards one side: curvature grows with the radius, rounding shrinks with it.
-    sign = -1 if smaller < larger else 1
-    for exponent in range(2, 15):
-        if error(sign * exponent) <= DIFFERENCE_TOLERANCE:
-            return plan.smoothing_radius * 2.0 ** (sign * exponent)
-    raise ParityError(
-        f"no smoothing_radius around {plan.smoothing_radius:g} gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model"
-    )
-
-
-def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
+def difference_error(
+    model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int, count: MeasureCost = client_cost
+) -> float:
     """Return the median over directions of |finite difference - derivative| / |derivative|, on random samples.
 
     Each direction has a group of samples of its own, or where that is costly all have the same one, or as much of it as the budget allows: of fewer
     samples a difference is no truer.
     """
-    forward_flops, group_size = client_cost(model, plan.needs_head).forward_flops, plan.group_size
+    forward_flops, group_size = count(model, plan.needs_head).forward_flops, plan.group_size
     costly = NUM_DIRECTIONS * group_size * forward_flops > COSTLY_FLOPS
     num_directions, num_groups = (NUM_COSTLY_DIRECTIONS, 1) if costly else (NUM_DIRECTIONS, NUM_DIRECTIONS)
     if costly:
@@ -117,6 +80,56 @@ def difference_error(model: SplitModel, plan: Plan, program: bytes, scales: Floa
         exact = float(np.dot(gradient, direction.astype(np.float64)))
         errors.append(abs(found - exact) / max(abs(exact), 1e-12))
     return float(np.median(errors))
+
+
+def check_difference(
+    model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int, measure: MeasureDifference = difference_error
+) -> float:
+    """Compare the plan's finite difference with autograd's directional derivative; return the median relative error of 32 directions.
+
+    Raises:
+        ParityError: it exceeds DIFFERENCE_TOLERANCE; the message names a smoothing radius that would pass.
+
+    """
+    error = measure(model, plan, program, scales, seed)
+    if error <= DIFFERENCE_TOLERANCE:
+        return error
+    radius = fitting_radius(model, plan, program, scales, seed, measure)
+    raise ParityError(
+        f"with smoothing_radius {plan.smoothing_radius:g} the finite difference misses the derivative by {error:.1%} "
+        f"(median; limit {DIFFERENCE_TOLERANCE:.0%}): use smoothing_radius {radius:g}"
+    )
+
+
+def fitting_radius(
+    model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int, measure: MeasureDifference = difference_error
+) -> float:
+    """Return the radius nearest to the plan's, by powers of two, whose finite difference is within DIFFERENCE_TOLERANCE of the derivative.
+
+    A curved loss wants a smaller one; where weights hardly matter, as an adapter's before it is trained, a larger one lifts the difference out of rounding.
+
+    Raises:
+        ParityError: none is.
+
+    """
+
+    def error(exponent: int) -> float:
+        radius = plan.smoothing_radius * 2.0**exponent
+        return measure(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, seed)
+
+    if error(0) <= DIFFERENCE_TOLERANCE:
+        return plan.smoothing_radius
+    smaller, larger = (error(exponent) for exponent in (-1, 1))
+    if min(smaller, larger) <= DIFFERENCE_TOLERANCE:
+        return plan.smoothing_radius * (0.5 if smaller <= larger else 2.0)
+    # The error falls towards one side: curvature grows with the radius, rounding shrinks with it.
+    sign = -1 if smaller < larger else 1
+    for exponent in range(2, 15):
+        if error(sign * exponent) <= DIFFERENCE_TOLERANCE:
+            return plan.smoothing_radius * 2.0 ** (sign * exponent)
+    raise ParityError(
+        f"no smoothing_radius around {plan.smoothing_radius:g} gives a finite difference within {DIFFERENCE_TOLERANCE:.0%}: use a smoother model"
+    )
 
 
 def _trained_flat(model: SplitModel, plan: Plan) -> Float32Array:

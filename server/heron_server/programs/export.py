@@ -6,16 +6,15 @@ import hashlib
 import json
 import logging
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from heron_common.errors import ProgramError
-from heron_common.files.atomic import write_atomically
 from heron_common.protocol.program_check import check_program
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from heron_server.models.split_model import SplitModel
+from heron_server.programs.cache_directory import CacheDirectory, library_version
 from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.programs.gradient import traced, with_backward_rules
 from heron_server.programs.signature import signature
@@ -26,9 +25,6 @@ EXPORT_VERSION = 3
 """Raised when the exporter's own output changes, or what devices refuse, so that cached programs of older exporters are not used."""
 
 
-_DIGEST_BYTES = 32
-
-
 class ProgramCache:
     """Exports programs once per (model, kind, micro-batch, versions) and keeps them in a directory.
 
@@ -36,7 +32,7 @@ class ProgramCache:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._kept = CacheDirectory(directory)
 
     def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> bytes:
         """Return the program's bytes, from the cache if they are there.
@@ -49,32 +45,16 @@ class ProgramCache:
         computes = signature(function) if function is not None else ""
         if function is not None and computes is None:
             return export(function)
-        versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-        key = json.dumps(
-            [EXPORT_VERSION, model.name, kind.value, micro_batch, directions, versions, *([computes] if computes else [])], sort_keys=True
-        )
-        path = self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.program"
-        program = self._read(path)
+        versions = {name: library_version(name) for name in ("torch", "onnx", "onnxscript")}
+        parts = [EXPORT_VERSION, model.name, kind.value, micro_batch, directions, versions, *([computes] if computes else [])]
+        key = json.dumps(parts, sort_keys=True)
+        name = f"{hashlib.sha256(key.encode()).hexdigest()}.program"
+        program = self._kept.read(name)
         if program is None:
             log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch, "directions": directions})
             program = export(function or compile_function(model, kind, micro_batch, directions))
-            self._keep(path, program)
+            self._kept.keep(name, program)
         return program
-
-    def _read(self, path: Path) -> bytes | None:
-        """Return a cached program if it is whole: the file begins with its digest."""
-        try:
-            data = path.read_bytes()
-        except OSError:
-            return None
-        digest, program = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        return program if hashlib.sha256(program).digest() == digest else None
-
-    def _keep(self, path: Path, program: bytes) -> None:
-        try:
-            write_atomically(path, hashlib.sha256(program).digest() + program)
-        except OSError as exc:
-            log.warning("the program cache cannot be written, programs are compiled at every start", extra={"reason": str(exc)})
 
 
 def export(function: CompiledFunction) -> bytes:

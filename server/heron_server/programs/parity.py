@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from onnx import TensorProto
 from torch import nn
 
 from heron_common.errors import ParityError, ProgramError
@@ -67,6 +66,9 @@ def load_runner(program: bytes) -> NamedRunner:
 def _ort_value(array: npt.NDArray[Any]) -> Any:
     """Return an array as ONNX Runtime takes it; numpy has no bfloat16, whose bits stand in 16-bit integers here."""
     if array.dtype == np.uint16:
+        # Few models need it, and it takes a twentieth of a small server's start.
+        from onnx import TensorProto
+
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, TensorProto.BFLOAT16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 

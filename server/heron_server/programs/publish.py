@@ -22,7 +22,7 @@ from heron_common.specification.model_spec import BlobReference, ModelSpec, Prog
 from heron_server.models.split_model import SplitModel, flat_parameters
 from heron_server.programs.compile import compile_function
 from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
-from heron_server.programs.difference_gate import check_difference, fitting_radius
+from heron_server.programs.difference_gate import MeasureCost, MeasureDifference, check_difference, difference_error, fitting_radius
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import ParityReport, check_outputs
 
@@ -37,7 +37,7 @@ class PublishedProgram:
     data: bytes
 
 
-def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorithm, ClientCost]:
+def complete_algorithm(algorithm: Algorithm, model: SplitModel, count: MeasureCost = client_cost) -> tuple[Algorithm, ClientCost]:
     """Fill in direction groups and micro-batch from counts, then check the whole.
 
     Raises:
@@ -45,7 +45,7 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel) -> tuple[Algorit
 
     """
     plan = algorithm.plan
-    cost = client_cost(model, with_head=plan.needs_head)
+    cost = count(model, plan.needs_head)
     if model.batch_statistics:
         # The statistics are those of the whole batch: a group or micro-batch less than that would be another model.
         plan = dataclasses.replace(
@@ -104,7 +104,9 @@ def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
     return (ProgramKind.FRONT,)
 
 
-def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> Algorithm:
+def fit_smoothing_radius(
+    algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int, measure: MeasureDifference = difference_error
+) -> Algorithm:
     """Return the completed algorithm with a smoothing radius that passes the gate on this model: the preset's, or the power of two of it that is nearest.
 
     Raises:
@@ -116,13 +118,15 @@ def fit_smoothing_radius(algorithm: Algorithm, model: SplitModel, cache: Program
     if plan.judged_program is None:
         return algorithm
     program = cache.program(model, plan.judged_program, plan.micro_batch, plan.directions_per_run)
-    radius = fitting_radius(model, plan, program, scales_of(model, algorithm), seed)
+    radius = fitting_radius(model, plan, program, scales_of(model, algorithm), seed, measure)
     if radius != plan.smoothing_radius:
         log.info("smoothing radius fitted to the model", extra={"preset_radius": plan.smoothing_radius, "smoothing_radius": radius})
     return dataclasses.replace(algorithm, plan=dataclasses.replace(plan, smoothing_radius=radius))
 
 
-def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int) -> tuple[list[PublishedProgram], ParityReport]:
+def publish(
+    algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int, measure: MeasureDifference = difference_error
+) -> tuple[list[PublishedProgram], ParityReport]:
     """Compile and prove every program of a completed algorithm, at each of the model's lengths, on the model's present weights.
 
     The finite difference is compared at the greatest length, where the smoothing radius was fitted.
@@ -142,7 +146,7 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
         data = cache.program(shortened, kind, plan.micro_batch, directions)
         worst = max(worst, check_outputs(shortened, kind, data, plan.micro_batch, seed, directions))
         if kind is plan.judged_program and length == lengths[-1]:
-            difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
+            difference = check_difference(model, plan, data, scales_of(model, algorithm), seed, measure)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
         published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch, length, directions), data))
     report = ParityReport(worst, difference)

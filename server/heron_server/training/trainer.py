@@ -91,9 +91,9 @@ class Trainer:
         self._precision = settings.precision
         for module in (model.front, model.auxiliary_head, model.back):
             module.to(self.device)
-        self._optimisers = {"back": _OPTIMISERS[settings.server_optimiser](_trained(model.back), settings)}
-        if trains_head:
-            self._optimisers["head"] = _OPTIMISERS[settings.server_optimiser](_head_parameters(model.auxiliary_head, settings), settings)
+        self._trains_head = trains_head
+        # Made with the first step: torch imports its compiler for the first optimiser, which takes as long as all else at the start of a small server.
+        self._optimisers: dict[str, torch.optim.Optimizer] = {}
         self.server_version = 0
         self._proportion = Proportion()
         self.replicas = (
@@ -146,12 +146,12 @@ class Trainer:
         z, y, mask = self._tensor(upload.activations[: len(upload.labels)]), self._tensor(upload.labels), self._mask(upload)
         z.requires_grad_(wants_cut_gradient)
         back, optimiser = self._back_of(client_id)
-        buffers = KeptBuffers([back, self.model.auxiliary_head] if "head" in self._optimisers else [back])
+        buffers = KeptBuffers([back, self.model.auxiliary_head] if self._trains_head else [back])
         losses = self._losses(back, z, mask, y)
         parts = [SteppedPart("back", back, optimiser, losses.mean())]
-        if "head" in self._optimisers:
+        if self._trains_head:
             head_loss = self._losses(self.model.auxiliary_head, z.detach(), mask, y).mean()
-            parts.append(SteppedPart("head", self.model.auxiliary_head, self._optimisers["head"], head_loss))
+            parts.append(SteppedPart("head", self.model.auxiliary_head, self._optimiser_of("head"), head_loss))
         lengths = backward(parts)
         refusal, shortened = judge_step(parts, lengths, buffers, self._proportion), False
         if refusal is None and gradient_limit is not None:
@@ -183,8 +183,16 @@ class Trainer:
 
     def _back_of(self, client_id: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.replicas is None:
-            return self.model.back, self._optimisers["back"]
+            return self.model.back, self._optimiser_of("back")
         return self.replicas.of(client_id)
+
+    def _optimiser_of(self, part: str) -> torch.optim.Optimizer:
+        """Return the optimiser of "back" or "head", made on first use."""
+        if part not in self._optimisers:
+            head = self.model.auxiliary_head
+            parameters = _head_parameters(head, self._settings) if part == "head" else _trained(self.model.back)
+            self._optimisers[part] = _OPTIMISERS[self._settings.server_optimiser](parameters, self._settings)
+        return self._optimisers[part]
 
     def client_weights(self) -> tuple[Float32Array, Float32Array]:
         """Return copies of front and head, flat."""
@@ -223,8 +231,10 @@ class Trainer:
         """Go back to a state that `tensors` returned."""
         for part, module in self._parts().items():
             load_moving_state(module, {name[len(part) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
-        for key, optimiser in self._optimisers.items():
-            load_moments(optimiser, tensors, f"optimiser.{key}.")
+        self._optimisers.clear()
+        for key in ("back", "head") if self._trains_head else ("back",):
+            if any(name.startswith(f"optimiser.{key}.") for name in tensors):
+                load_moments(self._optimiser_of(key), tensors, f"optimiser.{key}.")
         if self.replicas is not None:
             self.replicas.load(tensors)
         known = {name[len(_PROPORTION) :]: value.numpy() for name, value in tensors.items() if name.startswith(_PROPORTION)}

@@ -15,7 +15,7 @@ from heron_common.algorithm.plan_counts import forward_equivalents
 from heron_common.numerics.update_log import weights_digest
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import Finished, Network, run_round, small_plan
 
 STEPS = 4
@@ -25,11 +25,6 @@ POISON = [math.nan, -math.inf, 1e30, -3e38]
 """Not finite and huge, of both signs."""
 EXACT = [ClientOptimiser.SGD, ClientOptimiser.MOMENTUM, ClientOptimiser.ADAM]
 ZEROTH = [ClientOptimiser.SCALAR_ADAPTIVE, *EXACT]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 class Poisoned:
@@ -66,6 +61,7 @@ def check_stopped(tiny: TinyModel, done: Finished, good: Finished, network: Netw
     assert submission.weights_sha256 == weights_digest(np.concatenate(submission.arrays)) == good.round.submission().weights_sha256
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("optimiser", EXACT)
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("output", ["gradients", "losses"])
@@ -93,6 +89,7 @@ def test_a_gradient_just_within_the_limit_is_a_step_and_just_beyond_is_none(tiny
         assert bool(np.array_equal(done.theta, theta)) == diverged
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("optimiser", ZEROTH)
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("side", ["base", "perturbed"])
@@ -121,6 +118,7 @@ def test_losses_that_explode_alike_end_the_steps_although_their_differences_vani
     check_stopped(tiny, done, good, network)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("optimiser", ZEROTH)
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("groups", [1, 3])
@@ -174,6 +172,7 @@ def lambda_with(poison: float, bad_step: int, everywhere: bool) -> Any:
     return answer
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("dtype", list(WireDtype))
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_one_bad_entry_of_lambda_ends_an_exact_rounds_steps(tiny: TinyModel, poison: float, dtype: WireDtype) -> None:
@@ -186,6 +185,7 @@ def test_one_bad_entry_of_lambda_ends_an_exact_rounds_steps(tiny: TinyModel, poi
     check_stopped(tiny, done, good, network)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("dtype", list(WireDtype))
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("difference", list(FiniteDifference))
@@ -201,6 +201,7 @@ def test_a_lambda_that_is_bad_throughout_ends_the_steps_by_differences(
     check_stopped(tiny, done, good, network)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("preset", ["ho-sfl", "sflv2"])
 @pytest.mark.parametrize("optimiser", EXACT)
 def test_a_huge_lambda_moves_nothing(tiny: TinyModel, preset: str, optimiser: ClientOptimiser) -> None:

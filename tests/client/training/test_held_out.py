@@ -27,15 +27,10 @@ from heron_common.numerics.wire_dtypes import WireDtype, encode_rows
 from heron_common.process.clock import ManualClock
 from heron_common.protocol.messages import Assignment, UploadPurpose
 from heron_common.specification.model_spec import ProgramKind
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import BLOB, QUICK, ROUND, RUN_SEED, Network, samples, small_plan
 from tests.client.training.test_local_training_batch_norm import Twin, plan_of
 from tests.client.training.test_local_training_batch_norm import tiny as normalising
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def sent(

@@ -16,13 +16,8 @@ from heron_common.algorithm.presets import PRESETS
 from heron_common.data.partition import SampleOrder
 from heron_common.numerics.directions import Directions, derive_seed
 from heron_common.numerics.zeroth_order import FiniteDifference
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, SCALE, Network, run_round, small_plan
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def _plan(**changes: Any) -> Plan:
@@ -152,6 +147,7 @@ def test_server_losses_drive_the_step_and_the_head_is_not_needed(tiny: TinyModel
     np.testing.assert_allclose(by_server.theta, by_head.theta, atol=0.02 * moved)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e30])
 def test_poisoned_server_losses_never_reach_the_weights(tiny: TinyModel, poison: float) -> None:
     theta = tiny.even_weights()

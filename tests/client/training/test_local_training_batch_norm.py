@@ -131,6 +131,7 @@ def by_differences(plan: Plan) -> tuple[Float32Array, list[Float32Array]]:
     return theta, seen
 
 
+@pytest.mark.invariant(18)
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("preset", ["heron", "cse-fsl"])
 def test_weights_and_statistics_are_torchs_in_training_mode_step_for_step(preset: str, interval: int) -> None:
@@ -175,6 +176,7 @@ def test_a_log_goes_with_the_statistics_and_its_digest_covers_the_weights_alone(
     assert [s.name for s in done.round.submission(UpdateEncoding.DENSE).tensors] == ["client_model", "statistics"]
 
 
+@pytest.mark.invariant(18)
 def test_an_upload_that_is_repeated_moves_statistics_once_and_sends_the_same_bytes() -> None:
     plan = plan_of("cse-fsl")
     quiet, broken = Network(), Network(failures=[TransportError("lost"), TransportError("lost again")])

@@ -13,16 +13,11 @@ from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.update_log import step_directions
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.numerics.zeroth_order import FiniteDifference
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, SCALE, Answer, Network, batch, run_round, small_plan
 
 FORWARD, CENTRAL = FiniteDifference
 RATE = 0.05
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def num_front(tiny: TinyModel) -> int:
@@ -45,6 +40,7 @@ def exact(**changes: Any) -> Plan:
     return small_plan("sflv2", **{"optimiser": ClientOptimiser.SGD, "learning_rate": RATE, **changes})
 
 
+@pytest.mark.invariant(13)
 def test_an_exact_round_on_lambda_is_autograds_on_the_whole_model(tiny: TinyModel) -> None:
     """The chain rule over the wire: d<lambda, z>/dtheta at the anchor is dL/dtheta."""
     plan, theta = exact(), tiny.random_weights(11)
@@ -58,6 +54,7 @@ def test_an_exact_round_on_lambda_is_autograds_on_the_whole_model(tiny: TinyMode
     assert not done.meter.losses
 
 
+@pytest.mark.invariant(22)
 @pytest.mark.parametrize("dtype", list(WireDtype))
 def test_an_exact_step_is_autograds_on_lambda_as_it_came(tiny: TinyModel, dtype: WireDtype) -> None:
     plan, theta = exact(wire_dtype=dtype, local_steps=1), tiny.random_weights(12)
@@ -101,6 +98,7 @@ def exact_derivatives(tiny: TinyModel, theta: Float32Array, num_directions: int)
     return np.array(found)
 
 
+@pytest.mark.invariant(13)
 @pytest.mark.parametrize("num_directions", [1, 2])
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 def test_differences_of_the_surrogate_tend_to_the_exact_derivatives(
@@ -118,6 +116,7 @@ def test_differences_of_the_surrogate_tend_to_the_exact_derivatives(
     assert errors[2] < 0.02
 
 
+@pytest.mark.invariant(13)
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 def test_the_surrogates_scalar_is_the_servers_up_to_the_curvature_of_the_back(tiny: TinyModel, difference: FiniteDifference) -> None:
     """What the server's own losses differ by, and what <lambda, z> differs by, agree as mu shrinks."""

@@ -16,16 +16,11 @@ from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.protocol.messages import UploadPurpose
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, Network, batch, run_round, small_plan
 
 Twin = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 RATE = 0.05
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def exact(preset: str = "cse-fsl", **changes: Any) -> Plan:
@@ -102,6 +97,8 @@ STILL: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.invariant(8)
+@pytest.mark.invariant(12)
 @pytest.mark.parametrize(("preset", "changes"), STILL, ids=[f"{name}-{list(changes.values())}" for name, changes in STILL])
 def test_steps_of_length_zero_leave_every_bit_of_the_weights(tiny: TinyModel, preset: str, changes: dict[str, Any]) -> None:
     """Perturbing leaves no trace (invariants 8 and 12)."""
@@ -117,6 +114,7 @@ def test_steps_of_length_zero_leave_every_bit_of_the_weights(tiny: TinyModel, pr
     assert done.meter.forward_passes > 0
 
 
+@pytest.mark.invariant(22)
 @pytest.mark.parametrize("dtype", list(WireDtype))
 @pytest.mark.parametrize("preset", ["heron", "cse-fsl", "frozen"])
 def test_what_goes_up_stands_for_the_activations_to_within_its_dtypes_rounding(tiny: TinyModel, preset: str, dtype: WireDtype) -> None:
@@ -145,6 +143,7 @@ def test_rounding_numbers_a_steps_rows_as_if_there_were_no_micro_batches(tiny: T
         assert came == bytes(encode_rows(rows, dtype, derive_seed(RUN_SEED, "a", ROUND, "quantise", step), 0))
 
 
+@pytest.mark.invariant(19, "the client repeats the same bytes")
 @pytest.mark.parametrize("dtype", list(WireDtype))
 @pytest.mark.parametrize("preset", ["heron", "heron-paper", "cse-fsl", "frozen"])
 def test_a_retry_sends_the_same_bytes_and_the_round_is_the_same(tiny: TinyModel, preset: str, dtype: WireDtype) -> None:
@@ -160,6 +159,7 @@ def test_a_retry_sends_the_same_bytes_and_the_round_is_the_same(tiny: TinyModel,
     assert disturbed.meter.to_statistics(0.0, 0) == undisturbed.meter.to_statistics(0.0, 0)
 
 
+@pytest.mark.invariant(19, "the client repeats the same bytes")
 def test_a_retry_of_probes_sends_the_same_copies_again(tiny: TinyModel) -> None:
     plan = small_plan("heron-server-loss", num_directions=2, difference=FiniteDifference.CENTRAL)
     theta = tiny.random_weights(8)
@@ -175,6 +175,7 @@ def test_a_retry_of_probes_sends_the_same_copies_again(tiny: TinyModel) -> None:
     assert one.theta.tobytes() == two.theta.tobytes() != theta.tobytes()
 
 
+@pytest.mark.invariant(18)
 @pytest.mark.parametrize(
     "changes",
     [

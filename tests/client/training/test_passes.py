@@ -106,6 +106,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.invariant(20)
 @pytest.mark.parametrize(("preset", "changes"), CASES, ids=["-".join([n, *map(str, c.values())]) for n, c in CASES])
 def test_a_step_never_holds_the_activations_of_a_whole_batch(preset: str, changes: dict[str, Any]) -> None:
     row = PRESETS[preset].plan

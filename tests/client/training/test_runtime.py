@@ -13,12 +13,7 @@ from heron_client.training.parameters import LocalParameters
 from heron_client.training.runtime import Program, self_test
 from heron_common.errors import ProgramError
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, BlobReference, ProgramKind, ProgramReference
-from tests.client.models import SHAPE, TinyModel, tiny_model
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
+from tests.client.models import SHAPE, TinyModel
 
 
 def test_the_self_test_passes_here() -> None:

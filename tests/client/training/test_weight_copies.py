@@ -27,7 +27,7 @@ from heron_common.process.clock import ManualClock
 from heron_common.protocol.messages import Assignment, UploadAnswer
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind
 from heron_proto.v1 import split_training_pb2 as pb
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import BLOB, ROUND, Network, run_round, small_plan
 
 NUM_WEIGHTS = 4_000_000
@@ -61,11 +61,6 @@ def _wide_parameters(tiny: TinyModel) -> tuple[ModelSpec, LocalParameters]:
     front = (TensorSpec("w", DType.FLOAT32, (NUM_WEIGHTS,)),)
     spec = dataclasses.replace(tiny.model.to_spec(), client_model=front, auxiliary_head=(), cut=TensorSpec("cut", DType.FLOAT32, (1,)))
     return spec, LocalParameters(spec)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 @pytest.mark.parametrize("interval", [1, 2])

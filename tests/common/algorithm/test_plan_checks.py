@@ -228,6 +228,7 @@ def test_wrong_values_do_not_hide_contradictions_between_other_fields() -> None:
     assert len(mistakes) == 2, mistakes
 
 
+@pytest.mark.invariant(10)
 @pytest.mark.parametrize("optimiser", list(ClientOptimiser))
 @pytest.mark.parametrize("distribution", list(DirectionDistribution))
 @pytest.mark.parametrize("estimator", list(Estimator))

@@ -16,7 +16,7 @@ from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.specification.model_spec import ModelSpec
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import Finished, Network, run_round, small_plan
 
 CENTRAL = {"difference": FiniteDifference.CENTRAL}
@@ -51,11 +51,6 @@ SHAPES: list[tuple[str, dict[str, Any], int]] = [
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in changes.items())]) for name, changes, _ in SHAPES]
 
 
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
-
-
 def run(tiny: TinyModel, plan: Plan) -> tuple[Finished, Network]:
     random = np.random.default_rng(0)
     judge = (lambda request, _: 1 + 0.01 * random.standard_normal((1 + request.num_probes) * plan.batch_size)) if plan.num_probes else None
@@ -74,6 +69,7 @@ def test_every_preset_is_among_the_shapes() -> None:
     assert {name for name, _, _ in SHAPES} == set(PRESETS)
 
 
+@pytest.mark.invariant(17)
 @pytest.mark.parametrize(("name", "changes", "equivalents"), SHAPES, ids=IDS)
 def test_a_round_costs_what_its_plan_says(tiny: TinyModel, name: str, changes: dict[str, Any], equivalents: int) -> None:
     plan = dense(small_plan(name, **changes))
@@ -155,6 +151,7 @@ HAND: list[tuple[Plan, dict[str, dict[str, int]]]] = [
 ]
 
 
+@pytest.mark.invariant(17)
 @pytest.mark.parametrize(("plan", "expected"), HAND, ids=[f"{plan.preset}-{index}" for index, (plan, _) in enumerate(HAND)])
 def test_the_bytes_of_a_round_are_those_worked_out_by_hand(plan: Plan, expected: dict[str, dict[str, int]]) -> None:
     assert algorithm_mistakes(Algorithm(plan, *_around(plan.preset))) == []

@@ -37,6 +37,7 @@ def layout_of(*sizes: int) -> FlatLayout:
     return FlatLayout(tuple(TensorSpec(f"t{i}", DType.FLOAT32, (size,)) for i, size in enumerate(sizes)))
 
 
+@pytest.mark.invariant(9)
 def test_another_process_derives_the_same_directions() -> None:
     environment = os.environ | {"PYTHONHASHSEED": "77", "LC_ALL": "C"}
     output = subprocess.run([sys.executable, "-c", DIGESTS], check=True, capture_output=True, text=True, env=environment).stdout
@@ -47,6 +48,7 @@ def test_another_process_derives_the_same_directions() -> None:
     assert output.splitlines() == here
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize(
     "sizes",
@@ -61,6 +63,7 @@ def test_a_direction_does_not_depend_on_how_the_buffer_is_cut_into_tensors(
     assert np.array_equal(Directions(SEED, distribution, layout_of(*sizes)).materialise(3), whole)
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize("block", [256, 1024, 1 << 20])
 def test_a_direction_does_not_depend_on_the_size_of_a_block(

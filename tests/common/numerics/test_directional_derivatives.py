@@ -14,6 +14,7 @@ ALL = list(DirectionDistribution)
 THETA = np.array([0.5, -1.25, 0.75, 0.125, -0.5, 1.5])
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize("mu", [1e-6, 1.0, 1e6])
 def test_both_differences_are_exact_on_a_linear_loss_for_any_mu(distribution: DirectionDistribution, mu: float) -> None:
@@ -35,6 +36,7 @@ def cubic_error(u: np.ndarray, mu: float, difference: FiniteDifference) -> np.nd
     return np.asarray(c - u @ (3 * THETA**2))
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize(("difference", "order"), [(FORWARD, 1), (CENTRAL, 2)])
 def test_the_error_on_a_cubic_has_the_order_of_its_difference(
@@ -46,6 +48,7 @@ def test_the_error_on_a_cubic_has_the_order_of_its_difference(
     assert abs(float(np.median(coarse / fine)) - 2**order) < 0.05
 
 
+@pytest.mark.invariant(3)
 def test_the_central_error_on_a_cubic_is_exactly_the_third_derivative_term() -> None:
     u = direction_table(DirectionDistribution.GAUSSIAN, 64)
     mu = 0.25
@@ -77,6 +80,7 @@ def test_one_bad_sample_spoils_its_own_group_only() -> None:
     assert c[2] == 1.5 / 0.5
 
 
+@pytest.mark.invariant(1)
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.25, 2.0)], ids=["unit", "per-tensor"])

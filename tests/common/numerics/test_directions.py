@@ -56,11 +56,13 @@ def test_rademacher_signs_around_a_block_boundary_are_the_naive_philox_bits() ->
     assert direction[-7:].tolist() == [rademacher_sign(SEED, 2, i) for i in range(3 * BLOCK, 3 * BLOCK + 7)]
 
 
+@pytest.mark.invariant(9)
 def test_golden_words_of_a_direction_never_change() -> None:
     direction = Directions(PerturbationSeed(1, 2), RADEMACHER, layout_of(256)).materialise(0)
     assert words_of(direction) == [0x4F2F4313B5536B09, 0x5B617BE3219FF32A, 0x097293476F9275CB, 0xF63F3BF4962C3942]
 
 
+@pytest.mark.invariant(9)
 def test_golden_seed_of_a_step_never_changes() -> None:
     seed = derive_seed(7, "a", RoundReference(3, 1), "direction", 0)
     assert seed == PerturbationSeed(9459848223842373431, 10793969223587270037)
@@ -96,6 +98,7 @@ def test_directions_have_zero_mean_and_unit_covariance(distribution: DirectionDi
     assert np.abs(table.mean(axis=0)).max() < 5 / math.sqrt(count)
 
 
+@pytest.mark.invariant(6)
 def test_sphere_directions_have_radius_sqrt_d_and_gaussian_ones_do_not() -> None:
     d = 300
     sphere = np.array([Directions(SEED, DirectionDistribution.SPHERE, layout_of(d)).materialise(g) for g in range(20)], np.float64)
@@ -185,6 +188,7 @@ def test_adding_in_place_equals_adding_into_another_buffer(distribution: Directi
     assert not np.array_equal(apart, base)
 
 
+@pytest.mark.invariant(8)
 @pytest.mark.parametrize("distribution", ALL)
 def test_perturbing_leaves_the_base_bit_identical(distribution: DirectionDistribution) -> None:
     layout = layout_of(40, 60)

@@ -32,6 +32,7 @@ def estimates(distribution: DirectionDistribution, difference: FiniteDifference,
     return derivatives(loss, u, mu, difference)[:, None] * u
 
 
+@pytest.mark.invariant(1)
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 def test_the_estimate_is_unbiased_on_a_quadratic_without_a_limit_of_small_mu(
@@ -45,6 +46,7 @@ def relative_variance(distribution: DirectionDistribution) -> int:
     return DIMENSION + 1 if distribution is GAUSSIAN else DIMENSION - 1
 
 
+@pytest.mark.invariant(2)
 @pytest.mark.parametrize("distribution", ALL)
 def test_the_squared_error_of_a_central_estimate_is_the_closed_form(distribution: DirectionDistribution) -> None:
     loss = quadratic()
@@ -64,6 +66,7 @@ def forward_extra(distribution: DirectionDistribution, hessian: np.ndarray) -> f
     return MU**2 / 4 * d**2 / (d + 2) * (trace**2 + 2 * frobenius)
 
 
+@pytest.mark.invariant(2)
 @pytest.mark.parametrize("distribution", ALL)
 def test_a_forward_difference_adds_exactly_the_curvature_term_to_the_squared_error(distribution: DirectionDistribution) -> None:
     loss = quadratic(curvature=12.0)
@@ -75,6 +78,7 @@ def test_a_forward_difference_adds_exactly_the_curvature_term_to_the_squared_err
         assert_mean(squared, without)
 
 
+@pytest.mark.invariant(2)
 @pytest.mark.parametrize("distribution", ALL)
 def test_a_central_difference_adds_no_curvature_term(distribution: DirectionDistribution) -> None:
     loss = quadratic(curvature=3.0)
@@ -94,6 +98,7 @@ def test_the_squared_error_falls_with_the_number_of_groups(distribution: Directi
     assert_mean(squared, relative_variance(distribution) * float(gradient @ gradient) / groups)
 
 
+@pytest.mark.invariant(2)
 def test_orthonormal_probes_as_many_as_weights_give_the_exact_gradient() -> None:
     loss = quadratic()
     random = np.random.default_rng(4).standard_normal((DIMENSION, DIMENSION))
@@ -102,6 +107,7 @@ def test_orthonormal_probes_as_many_as_weights_give_the_exact_gradient() -> None
     np.testing.assert_allclose((c[:, None] * u).mean(axis=0), loss.gradient(THETA), rtol=1e-9)
 
 
+@pytest.mark.invariant(5)
 @pytest.mark.parametrize("groups", [1, 4, 16])
 def test_a_group_of_samples_has_its_own_direction_and_its_own_mean_gradient(groups: int) -> None:
     # Per-sample losses g_i . theta: with Rademacher directions E|ghat - gbar|^2 = (d - 1) sum_k |g_k|^2 / G^2, g_k the mean of group k.
@@ -119,6 +125,7 @@ def test_a_group_of_samples_has_its_own_direction_and_its_own_mean_gradient(grou
     assert_mean(np.array(squared), (DIMENSION - 1) * float(np.square(group_means).sum()) / groups**2)
 
 
+@pytest.mark.invariant(7)
 @pytest.mark.parametrize("distribution", ALL)
 def test_the_squared_cosine_of_one_direction_with_the_gradient_is_one_over_d(distribution: DirectionDistribution) -> None:
     loss = quadratic()
@@ -128,6 +135,7 @@ def test_the_squared_cosine_of_one_direction_with_the_gradient_is_one_over_d(dis
     assert_mean(np.square(cosine), 1 / DIMENSION)
 
 
+@pytest.mark.invariant(7)
 @pytest.mark.parametrize("distribution", ALL)
 def test_the_cosine_with_the_gradient_tends_to_one_with_many_groups(distribution: DirectionDistribution) -> None:
     loss = quadratic()
@@ -138,6 +146,7 @@ def test_the_cosine_with_the_gradient_tends_to_one_with_many_groups(distribution
     assert np.all(1 - cosine < 10 * (DIMENSION + 1) / (2 * 1024))
 
 
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 def test_the_unit_sphere_convention_gives_the_same_estimate_after_converting_mu(difference: FiniteDifference) -> None:
     # The other convention: u on the unit sphere, ghat = (d / mu) [l(theta + mu u) - l(theta)] u, with mu larger by sqrt(d).

@@ -31,6 +31,7 @@ def curvature_moment(distribution: DirectionDistribution, hessian: np.ndarray) -
     return MU**2 / 4 * (trace**2 + 2 * frobenius) * (d + 4 if distribution is GAUSSIAN else d**2 / (d + 2))
 
 
+@pytest.mark.invariant(2)
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize("num_directions", [1, 2, 8])
@@ -86,6 +87,7 @@ def expected_error(distribution: DirectionDistribution, groups: int, num_directi
     return relative_variance(distribution) * (float(GRADIENT @ GRADIENT) / groups + variance / SAMPLES) / num_directions
 
 
+@pytest.mark.invariant(5)
 @pytest.mark.parametrize("difference", [FORWARD, CENTRAL])
 @pytest.mark.parametrize("distribution", ALL)
 @pytest.mark.parametrize(("groups", "num_directions"), [(1, 1), (4, 1), (1, 4), (4, 2)])
@@ -95,6 +97,7 @@ def test_groups_divide_the_signals_share_of_the_squared_error_and_directions_all
     assert_mean(squared_errors(distribution, groups, num_directions, difference), expected_error(distribution, groups, num_directions))
 
 
+@pytest.mark.invariant(5)
 @pytest.mark.parametrize("groups", [4, 8])
 def test_the_ratio_of_variances_with_and_without_groups_is_the_closed_form(groups: int) -> None:
     grouped, whole = (squared_errors(RADEMACHER, g, 1, FORWARD) for g in (groups, 1))
@@ -120,6 +123,7 @@ def front_moment(distribution: DirectionDistribution, front: np.ndarray, head: n
     return together if distribution is GAUSSIAN else together * DIMENSION / (DIMENSION + 2)
 
 
+@pytest.mark.invariant(4)
 @pytest.mark.parametrize("distribution", ALL)
 def test_a_head_that_shares_the_fronts_scalar_leaks_its_own_gradient_into_the_fronts_estimate(distribution: DirectionDistribution) -> None:
     gradient = np.array([0.5, -1.0, 2.0, 0.3, -1.5, 0.7])
@@ -129,6 +133,7 @@ def test_a_head_that_shares_the_fronts_scalar_leaks_its_own_gradient_into_the_fr
     assert_mean(squared, front_moment(distribution, gradient[:FRONT], gradient[FRONT:]))
 
 
+@pytest.mark.invariant(4)
 @pytest.mark.parametrize("distribution", [RADEMACHER, GAUSSIAN])
 def test_with_the_head_frozen_nothing_leaks(distribution: DirectionDistribution) -> None:
     gradient = np.array([0.5, -1.0, 2.0, 0.3, -1.5, 0.7])

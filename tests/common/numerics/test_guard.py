@@ -52,6 +52,7 @@ def test_a_step_of_nothing_but_poison_moves_nothing_and_teaches_nothing(
     assert (guarded.second_moment, guarded.quantile) == (moment, quantile)
 
 
+@pytest.mark.invariant(21)
 def test_clipping_starts_beyond_the_factor_times_the_running_quantile() -> None:
     limit = 4.0 * 3.0
     guarded = guard(np.array([limit, -limit, np.nextafter(limit, 99), -1e30, 1.0]), UNKNOWN, known(3.0), 4.0)
@@ -157,6 +158,7 @@ def test_the_derivatives_that_came_in_are_left_alone() -> None:
     guard(derivatives, SecondMoment.received(1.0), known(1.0), 2.0)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("difference", list(FiniteDifference))
 @pytest.mark.parametrize("figure", [0.0, 1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("poisoned", [0, 3, 8])

@@ -90,6 +90,7 @@ def test_coefficients_beyond_the_bound_shrink_together_and_keep_their_direction(
     np.testing.assert_allclose(bounded(wild), wild / excess, rtol=1e-12)
 
 
+@pytest.mark.invariant(21)
 @pytest.mark.parametrize("rate", [1e-2, 1e12])
 def test_a_rademacher_step_moves_no_weight_beyond_its_tensors_scale(rate: float) -> None:
     scales = np.array([0.01, 3.0])

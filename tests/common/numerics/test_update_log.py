@@ -18,7 +18,7 @@ from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.update_log import apply_coefficients, replay, step_directions, weights_digest
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_server.training.aggregation import aggregation_weights, weighted_mean
-from tests.client.models import TinyModel, tiny_model
+from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, Finished, Network, run_round, small_plan
 from tests.common.numerics.estimators import layout_of
 from tests.common.numerics.philox import rademacher_sign
@@ -26,11 +26,6 @@ from tests.common.numerics.philox import rademacher_sign
 RADEMACHER = DirectionDistribution.RADEMACHER
 UNEVEN = (0.5, 0.3, 1e-2, 2.0, 0.07, 0.9)
 """A scale of its own for each tensor of front and head."""
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TinyModel:
-    return tiny_model(micro_batch=2)
 
 
 def run(
@@ -74,6 +69,7 @@ ROUNDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.invariant(10)
 @pytest.mark.parametrize("changes", ROUNDS, ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()) or "heron")
 def test_the_log_of_a_round_replays_to_the_clients_weights_bit_for_bit(tiny: TinyModel, changes: dict[str, Any]) -> None:
     done = run(tiny, **changes)
@@ -108,6 +104,7 @@ def test_the_same_round_also_submits_its_weights_under_the_same_digest(tiny: Tin
     assert dense.weights_sha256 == done.round.submission().weights_sha256
 
 
+@pytest.mark.invariant(10)
 @pytest.mark.parametrize(
     "where", [{"run_seed": RUN_SEED + 1}, {"client_id": "b"}, {"reference": RoundReference(2, 1)}, {"reference": RoundReference(3, 2)}]
 )
@@ -117,6 +114,7 @@ def test_a_log_under_another_name_seed_round_or_attempt_arrives_elsewhere(tiny: 
     assert weights_digest(replayed(tiny, done, submission.arrays[0], **where)) != submission.weights_sha256
 
 
+@pytest.mark.invariant(10)
 def test_any_single_coefficient_that_is_changed_arrives_elsewhere(tiny: TinyModel) -> None:
     done = run(tiny, num_directions=2)
     submission = done.round.submission()
@@ -147,6 +145,7 @@ def naive_replay(
     return theta
 
 
+@pytest.mark.invariant(10)
 def test_a_replay_is_its_naive_twin_bit_for_bit_with_negative_zeros_and_denormals() -> None:
     layout = layout_of(3, 70, 1)
     generator = np.random.default_rng(6)
@@ -186,6 +185,7 @@ def test_a_forged_coefficient_that_is_not_finite_shows_in_the_weights(coefficien
     assert not np.isfinite(came).any()
 
 
+@pytest.mark.invariant(10)
 def test_steps_that_were_skipped_are_zeros_in_the_log_and_replay_to_where_the_client_stopped(tiny: TinyModel) -> None:
     def judge(request: Any, payload: list[bytes]) -> Any:
         losses = np.ones((2, 12), np.float32)
@@ -210,6 +210,7 @@ def test_the_directions_of_a_step_are_those_of_its_derived_seed(index: int) -> N
     assert came.tolist() == [rademacher_sign(derive_seed(3, "ann", ROUND, "direction", index), 2, i) for i in range(13)]
 
 
+@pytest.mark.invariant(11)
 @pytest.mark.parametrize("rows", [(12, 12, 12), (12, 36, 24)], ids=["alike", "by-rows"])
 def test_the_mean_of_clients_weights_is_the_start_plus_the_mean_of_what_their_logs_add(tiny: TinyModel, rows: tuple[int, ...]) -> None:
     names = ("a", "b", "c")
@@ -231,6 +232,7 @@ def test_the_mean_of_clients_weights_is_the_start_plus_the_mean_of_what_their_lo
     np.testing.assert_allclose(again, mean, rtol=2 * np.finfo(np.float32).eps)
 
 
+@pytest.mark.invariant(12)
 @pytest.mark.parametrize("changes", [{}, {"local_steps": 1}, {"optimiser": ClientOptimiser.ADAM, "update_encoding": UpdateEncoding.DENSE}])
 def test_with_one_client_the_mean_is_its_own_weights(tiny: TinyModel, changes: dict[str, Any]) -> None:
     _, theta = trained(run(tiny, **changes))

@@ -101,6 +101,7 @@ def test_the_input_is_left_alone_and_may_be_strided_or_read_only(dtype: WireDtyp
     assert bytes(encode_rows(strided, dtype, SEED, 0)) == bytes(encode_rows(rows, dtype, SEED, 0))
 
 
+@pytest.mark.invariant(22)
 def test_float16_is_within_half_a_unit_and_exact_twice() -> None:
     rows = np.concatenate([some_rows((50, 40)), 1e-6 * some_rows((50, 40)), 1e4 * some_rows((50, 40))]).astype(np.float32)
     back = there_and_back(rows, WireDtype.FLOAT16)
@@ -114,6 +115,7 @@ def test_float16_rounds_ties_to_even_as_struct_does() -> None:
     assert bytes(data) == struct.pack("<7e", *values[:6], 65504.0)
 
 
+@pytest.mark.invariant(22)
 def test_bfloat16_is_the_naive_twin_and_within_half_a_unit() -> None:
     values = awkward_floats()
     bits = np.frombuffer(encode_rows(values[np.newaxis], WireDtype.BFLOAT16, None, 0), "<u2")
@@ -132,6 +134,7 @@ def test_finite_values_beyond_the_range_become_the_largest_and_stay_finite(dtype
         assert check_row_values(encode_rows(rows, dtype, seed, 0), dtype, 3, 0)
 
 
+@pytest.mark.invariant(22)
 @pytest.mark.parametrize("seed", [SEED, None])
 @pytest.mark.parametrize("magnitude", [1.0, 1e-3, 1e30, 1e-37, 1e-42, 3e38])
 def test_int8_is_within_a_scale_and_to_nearest_within_half(magnitude: float, seed: PerturbationSeed | None) -> None:
@@ -190,6 +193,7 @@ def test_golden_bytes_of_int8_never_change() -> None:
     assert bytes(encode_rows(rows, WireDtype.INT8, PerturbationSeed(1, 2), 0)).hex() == "0502013c7f26da0000"
 
 
+@pytest.mark.invariant(22)
 def test_int8_is_unbiased() -> None:
     row = np.concatenate([some_rows((60,)), [0.0, 1e-3, -1e-3, 3.0]]).astype(np.float32)
     trials = 4000

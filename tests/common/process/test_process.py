@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
-from heron_common.process.metrics_server import CallbackGauge, MetricsServer, ProcessMemoryCollector
+from heron_common.process.metrics_server import MetricsServer, ProcessMemoryCollector
 from heron_common.process.process_memory import ResidentMemory, memory_limit, resident_memory
 from heron_common.process.signals import stop_on_signals
 from heron_common.terminal.console import LiveConsole, human_bytes
@@ -100,7 +100,7 @@ def scrape(port: int) -> dict[str, float]:
 def test_a_scrape_over_http_reads_the_registry_that_was_passed_in(registry: CollectorRegistry, endpoint: MetricsServer) -> None:
     counter = Counter("uploads", "Uploads.", ["reason"], registry=registry)
     level = [1.5]
-    registry.register(CallbackGauge("queue_bytes", "Bytes that wait.", lambda: level[0]))  # type: ignore[arg-type]
+    Gauge("queue_bytes", "Bytes that wait.", registry=registry).set_function(lambda: level[0])
     counter.labels(reason="trained").inc(3)
     assert endpoint.port > 0
     assert (scrape(endpoint.port)['uploads_total{reason="trained"}'], scrape(endpoint.port)["queue_bytes"]) == (3.0, 1.5)

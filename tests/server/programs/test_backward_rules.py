@@ -67,6 +67,7 @@ def test_adaptive_averages_over_windows_of_unequal_size() -> None:
     differentiate(nn.Sequential(Conv(2, 3, 1), nn.AdaptiveAvgPool2d((4, 3)), nn.AdaptiveAvgPool2d(2)), (2, 9, 8), 2)
 
 
+@pytest.mark.invariant(18)
 def test_frozen_batch_statistics_are_constants() -> None:
     norm = nn.BatchNorm2d(3).eval()
     norm.running_var = torch.tensor([0.5, 1.0, 2.0])
@@ -82,6 +83,7 @@ class FunctionalBatchNorm(nn.Module):
         return nn.functional.batch_norm(x, None, None, self.weight, training=True)
 
 
+@pytest.mark.invariant(18)
 @pytest.mark.parametrize(
     "front",
     [

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from heron_common.algorithm.plan import Estimator, ServerSchedule
 from heron_common.algorithm.plan_checks import plan_mistakes
@@ -21,6 +27,7 @@ from heron_server.programs.cost import (
     MICRO_BATCH_BYTES,
     PERTURBATION_FLOPS_PER_WEIGHT,
     PERTURBATION_SHARE,
+    FlopCount,
     choose_direction_groups,
     choose_micro_batch,
     client_cost,
@@ -71,6 +78,53 @@ def test_flops_and_bytes_are_those_of_the_layers(tiny_model: SplitModel) -> None
     assert alone.forward_flops == convolution and together.forward_flops == convolution + head
     assert alone.num_parameters == front_weights and together.num_parameters == front_weights + head_weights
     assert alone.activation_bytes == together.activation_bytes == 2 * 8 * 4, "two neighbouring layers of 2x2x2 floats"
+
+
+@pytest.mark.parametrize(
+    ("layers", "x"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4)), (2, 2, 8)),
+        (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, dilation=2), (2, 4, 9, 9)),
+        (lambda: nn.ConvTranspose2d(4, 2, 2, stride=2), (2, 4, 3, 3)),
+        (lambda: nn.LSTM(4, 5, batch_first=True, bidirectional=True), (2, 6, 4)),
+        (lambda: nn.GRU(4, 5, num_layers=2), (6, 2, 4)),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (2, 5, 8)),
+    ],
+    ids=["conv1d", "conv2d", "transposed", "lstm", "gru", "encoder"],
+)
+def test_the_count_is_torchs_own_to_the_digit(layers: Callable[[], nn.Module], x: tuple[int, ...]) -> None:
+    module, example = layers(), torch.ones(x)
+    with torch.no_grad(), FlopCounterMode(display=False) as torchs:
+        module(example)
+    with torch.no_grad(), FlopCount() as count:
+        module(example)
+    # None of a fused LSTM is counted by either.
+    assert count.total == torchs.get_total_flops()
+    assert count.total > 0 or isinstance(module, nn.LSTM)
+
+
+@pytest.mark.parametrize("family", ["cnn", "resnet"])
+def test_a_familys_cost_is_what_torchs_own_counter_says(family: str) -> None:
+    model = build_model(family, {}, DataSpecification("test", (3, 32, 32), 10), 0)
+    x, y = (torch.from_numpy(array) for array in model.random_batch(2, np.random.Generator(np.random.Philox(key=0))))
+    with torch.no_grad(), FlopCounterMode(display=False) as torchs:
+        model.sample_losses(model.auxiliary_head(model.front(x)), y)
+    assert client_cost(model, with_head=True).forward_flops == torchs.get_total_flops() // 2
+
+
+def test_a_small_server_starts_without_torchs_compiler() -> None:
+    words = """
+import sys
+from heron_common.specification.data_specification import DataSpecification
+from heron_server.models.families.registry import build_model
+from heron_server.programs.cost import client_cost
+from heron_server.training.trainer import Trainer, TrainerSettings
+model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), 10), 0)
+client_cost(model, with_head=True)
+Trainer(model, TrainerSettings("adam", 1e-3, 0.0, 0.0, "cpu", "fp32"), trains_head=True).tensors()
+print("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_counting_leaves_no_hooks_behind(tiny_model: SplitModel) -> None:

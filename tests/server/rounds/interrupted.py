@@ -12,17 +12,9 @@ import torch
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer, tiny_config
-from tests.server.wire_client import DEADLINE, WireClient
+from tests.server.wire_client import DEADLINE, WireClient, joined
 
 LOST_SEED = 12345
-
-
-def joined(server: RunningServer, *names: str) -> list[WireClient]:
-    """Let clients join."""
-    clients = [WireClient(server.target, name) for name in names]
-    for client in clients:
-        client.join()
-    return clients
 
 
 def send(client: WireClient, step: int, seed: int) -> bytes:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from tests.harness.polling import eventually
-from tests.server.rounds.interrupted import batch_seed, joined, send, take_part
+from tests.server.rounds.interrupted import batch_seed, send, take_part
 from tests.server.running_server import RunningServer, tiny_config
-from tests.server.wire_client import WireClient
+from tests.server.wire_client import WireClient, joined
 
 Tensors = dict[str, torch.Tensor]
 

@@ -46,9 +46,8 @@ from heron_server.training.tallies import RunTallies
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.worker import TrainWorker
 from tests.server import builders
-from tests.server.rounds.interrupted import joined
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer
-from tests.server.wire_client import refused
+from tests.server.wire_client import joined, refused
 
 Serve = Callable[..., RunningServer]
 

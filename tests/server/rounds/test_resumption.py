@@ -15,8 +15,9 @@ from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.rounds import progress
 from heron_server.rounds.trainer_queue import TrainerQueue
 from tests.harness.polling import eventually
-from tests.server.rounds.interrupted import joined, take_part, weights_of
+from tests.server.rounds.interrupted import take_part, weights_of
 from tests.server.rounds.killed_run import Run, begin_round, damage, edit_ledger, undisturbed, unlike, upload_steps
+from tests.server.wire_client import joined
 
 
 def lose_a_payload(path: Path) -> None:

@@ -10,9 +10,9 @@ from heron_common.error_catalog import ErrorCode
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.rounds.state import MemberStatus, Phase
 from tests.harness.polling import eventually
-from tests.server.rounds.interrupted import batch_seed, joined, send, take_part, weights_of
+from tests.server.rounds.interrupted import batch_seed, send, take_part, weights_of
 from tests.server.rounds.killed_run import Run, begin_round
-from tests.server.wire_client import WireClient, refused
+from tests.server.wire_client import WireClient, joined, refused
 
 
 def at_work(run: Run) -> None:

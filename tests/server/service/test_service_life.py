@@ -20,18 +20,9 @@ from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.app import _drain
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer, tiny_config
-from tests.server.wire_client import OpenStream, WireClient, refused
+from tests.server.wire_client import OpenStream, WireClient, assigned, refused
 
 Serve = Callable[..., RunningServer]
-
-
-def joined(server: RunningServer, *names: str) -> list[WireClient]:
-    clients = [WireClient(server.target, name) for name in names]
-    for client in clients:
-        client.join()
-    for client in clients:
-        client.await_assignment()
-    return clients
 
 
 def health_of(client: WireClient, service: str) -> int:
@@ -56,7 +47,7 @@ def test_health_of_an_unknown_service_is_not_found(serve: Serve) -> None:
 
 def test_a_draining_server_admits_nothing_and_keeps_what_is_checkpointed(serve: Serve) -> None:
     server = serve(clients=1)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     client.upload(0)
     eventually(lambda: server.untrained == 0, what="the trainer to be idle")
     server.parts.owner.drain()
@@ -71,7 +62,7 @@ def test_a_draining_server_admits_nothing_and_keeps_what_is_checkpointed(serve: 
 
 def test_a_draining_server_closes_the_round_that_is_closing_and_opens_no_other(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     for step in range(client.assignment.plan.local_steps):
         client.upload(step)
     client.update()
@@ -85,7 +76,7 @@ def test_a_draining_server_closes_the_round_that_is_closing_and_opens_no_other(s
 
 def test_an_unexpected_error_is_internal_and_tells_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret /path/to/somewhere")
@@ -103,7 +94,7 @@ def test_an_unexpected_error_is_internal_and_tells_nothing(serve: Serve, monkeyp
 
 def test_an_error_while_writing_frees_the_stream_and_the_spool(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     with monkeypatch.context() as patch:
         patch.setattr("heron_server.service.streams.check_values", lambda *_: 1 / 0)
         with refused(server, ErrorCode.INTERNAL):
@@ -113,7 +104,7 @@ def test_an_error_while_writing_frees_the_stream_and_the_spool(serve: Serve, mon
 
 def test_a_silent_client_is_dropped_and_its_next_message_revives_it(serve: Serve) -> None:
     server = serve(trains=False, clients=3, min_updates=1)
-    a, b, c = joined(server, "a", "b", "c")
+    a, b, c = assigned(server, "a", "b", "c")
     liveness = server.config.rounds.liveness_seconds
     server.advance(liveness)
     a.ask()
@@ -130,7 +121,7 @@ def test_a_silent_client_is_dropped_and_its_next_message_revives_it(serve: Serve
 
 def test_every_chunk_is_a_sign_of_life(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     parts = client.upload_parts(0)
     stream = OpenStream(client).send(parts[0])
     record = server.state.registry.by_name["a"]
@@ -145,7 +136,7 @@ def test_every_chunk_is_a_sign_of_life(serve: Serve) -> None:
 
 def test_every_piece_of_a_long_download_is_a_sign_of_life(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     # Far more than the transport reads ahead, so that pieces leave the server while the clock moves.
     reference = server.parts.owner._blobs.put(bytes(64 << 20))
     server.state.facts.blob_kinds[reference.sha256] = "base"
@@ -166,7 +157,7 @@ def test_every_piece_of_a_long_download_is_a_sign_of_life(serve: Serve) -> None:
 
 def test_an_abandoned_attempt_goes_back_to_the_round_boundary_and_frees_its_uploads(serve: Serve) -> None:
     server = serve(clients=2, min_updates=2)
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     trainer = server.parts.worker._trainer
     boundary = trainer.tensors()
     a.upload(0)
@@ -186,7 +177,7 @@ def test_an_abandoned_attempt_goes_back_to_the_round_boundary_and_frees_its_uplo
 
 def test_uploads_that_wait_when_an_attempt_is_abandoned_are_freed(serve: Serve) -> None:
     server = serve(trains=False, clients=2, min_updates=2)
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     a.upload(0)
     b.upload(0)
     assert server.spooled_bytes > 0
@@ -198,7 +189,7 @@ def test_uploads_that_wait_when_an_attempt_is_abandoned_are_freed(serve: Serve) 
 
 def test_a_stalled_stream_gives_its_room_back_when_its_round_is_over(serve: Serve) -> None:
     server = serve(clients=2, min_updates=2)
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     stream = OpenStream(a, timeout=None).send(*a.upload_parts(0)[:2])
     try:
         eventually(lambda: server.spooled_bytes > 0, what="the stream to be admitted")
@@ -217,7 +208,7 @@ def test_a_stalled_stream_gives_its_room_back_when_its_round_is_over(serve: Serv
 
 def test_a_dead_trainer_ends_the_server_even_while_probes_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(trains=False, preset="heron-server-loss", clients=2)
-    a, _b = joined(server, "a", "b")
+    a, _b = assigned(server, "a", "b")
 
     def fail(*_: Any) -> None:
         raise OSError("gone")

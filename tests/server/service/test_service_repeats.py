@@ -16,18 +16,9 @@ from heron_server.rounds.admission import UploadHeader
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer
-from tests.server.wire_client import OpenStream, WireClient, metadata_of, refused
+from tests.server.wire_client import OpenStream, assigned, metadata_of, refused
 
 Serve = Callable[..., RunningServer]
-
-
-def joined(server: RunningServer, *names: str) -> list[WireClient]:
-    clients = [WireClient(server.target, name) for name in names]
-    for client in clients:
-        client.join()
-    for client in clients:
-        client.await_assignment()
-    return clients
 
 
 def trained(server: RunningServer) -> float:
@@ -36,7 +27,7 @@ def trained(server: RunningServer) -> float:
 
 def test_a_repeated_upload_is_acknowledged_and_trained_once(serve: Serve) -> None:
     server = serve()
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     for _ in range(3):
         client.upload(0)
     client.upload(1)
@@ -50,7 +41,7 @@ def test_a_repeated_upload_is_acknowledged_and_trained_once(serve: Serve) -> Non
 
 def test_each_trained_upload_has_its_loss_reported_once_in_order(serve: Serve) -> None:
     server = serve()
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     client.upload(0)
     client.upload(1)
     losses = eventually(lambda: list(client.ask().losses) if len(client.ask().losses) == 2 else None, what="both losses")
@@ -62,7 +53,7 @@ def test_each_trained_upload_has_its_loss_reported_once_in_order(serve: Serve) -
 
 def test_the_same_upload_with_other_bytes_excludes_its_client_from_the_attempt(serve: Serve) -> None:
     server = serve(clients=3, min_updates=2)
-    a, b, _c = joined(server, "a", "b", "c")
+    a, b, _c = assigned(server, "a", "b", "c")
     a.upload(0, seed=0)
     eventually(lambda: server.untrained == 0, what="the trainer to be idle")
     with refused(server, ErrorCode.CONFLICTING_UPLOAD):
@@ -80,7 +71,7 @@ def test_the_same_upload_with_other_bytes_excludes_its_client_from_the_attempt(s
 
 def test_a_second_stream_while_one_is_open_is_busy_and_harms_nobody(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     parts = client.upload_parts(0)
     first = OpenStream(client).send(parts[0])
     record = server.state.registry.by_name["a"]
@@ -96,12 +87,12 @@ def test_a_second_stream_while_one_is_open_is_busy_and_harms_nobody(serve: Serve
 
 def test_the_stream_of_a_replaced_session_ends_and_does_not_free_the_new_ones_place(serve: Serve) -> None:
     server = serve(trains=False)
-    (old,) = joined(server, "a")
+    (old,) = assigned(server, "a")
     old_parts = old.upload_parts(0)
     stream = OpenStream(old).send(old_parts[0])
     record = server.state.registry.by_name["a"]
     eventually(lambda: record.stream, what="the old stream to be admitted")
-    (new,) = joined(server, "a")
+    (new,) = assigned(server, "a")
     new_parts = new.upload_parts(0)
     current = OpenStream(new).send(new_parts[0])
     eventually(lambda: record.stream, what="the new stream to be admitted")
@@ -115,7 +106,7 @@ def test_the_stream_of_a_replaced_session_ends_and_does_not_free_the_new_ones_pl
 
 def test_a_full_spool_asks_to_come_back(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     with server.parts.spool.open(server.config.storage.spool_bytes):
         with refused(server, ErrorCode.SPOOL_FULL) as caught:
             client.upload(0)
@@ -125,7 +116,7 @@ def test_a_full_spool_asks_to_come_back(serve: Serve) -> None:
 
 def test_every_retryable_refusal_says_when_to_come_back_in_both_ways(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     with server.parts.spool.open(server.config.storage.spool_bytes), refused(server, ErrorCode.SPOOL_FULL) as named:
         client.upload(0)
     # A stream that ends early names no time of its own.
@@ -142,7 +133,7 @@ def test_every_retryable_refusal_says_when_to_come_back_in_both_ways(serve: Serv
 
 def test_a_refusal_for_good_names_no_time(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     with refused(server, ErrorCode.UNEXPECTED_UPLOAD) as caught:
         client.upload(99)
     assert not {RETRY_PUSHBACK_METADATA, "grpc-status-details-bin"} & set(metadata_of(caught.value))
@@ -150,7 +141,7 @@ def test_a_refusal_for_good_names_no_time(serve: Serve) -> None:
 
 def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Serve) -> None:
     server = serve(trains=False, clients=2, server_schedule="lockstep")
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     with server.parts.spool.open(server.config.storage.spool_bytes):
         with refused(server, ErrorCode.SPOOL_FULL):
             b.upload(0)
@@ -159,7 +150,7 @@ def test_a_full_spool_still_admits_the_upload_that_training_waits_for(serve: Ser
 
 def test_an_upload_larger_than_the_whole_spool_is_not_told_to_come_back_for_ever(serve: Serve) -> None:
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     server.parts.spool.budget_bytes = 10
     assert server.spooled_bytes == 0, "waiting changes nothing"
     try:
@@ -170,7 +161,7 @@ def test_an_upload_larger_than_the_whole_spool_is_not_told_to_come_back_for_ever
 
 def test_under_lockstep_a_fast_client_waits_for_the_slow_one(serve: Serve) -> None:
     server = serve(clients=2, server_schedule="lockstep", local_steps=5)
-    fast, slow = joined(server, "fast", "slow")
+    fast, slow = assigned(server, "fast", "slow")
     for step in range(3):
         fast.upload(step)
     eventually(lambda: trained(server) == 1, what="the one that nobody precedes")
@@ -185,7 +176,7 @@ def test_under_lockstep_a_fast_client_waits_for_the_slow_one(serve: Serve) -> No
 @pytest.mark.parametrize("difference", ["forward", "central"])
 def test_probes_are_judged_by_the_version_before_the_step_and_the_answer_is_kept(serve: Serve, difference: str) -> None:
     server = serve(preset="heron-server-loss", difference=difference)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     trainer = server.parts.worker._trainer
     z, y = client.batch(seed=3)
     probes = 1 if difference == "forward" else 2
@@ -203,7 +194,7 @@ def test_probes_are_judged_by_the_version_before_the_step_and_the_answer_is_kept
 
 def test_probes_without_an_upload_step_are_judged_but_not_trained_on(serve: Serve) -> None:
     server = serve(preset="heron-server-loss", upload_interval=2)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     client.upload(0)
     answer = client.upload(1)
     assert answer.probe_losses and server.parts.worker._trainer.server_version == 1
@@ -218,7 +209,7 @@ def test_probes_without_an_upload_step_are_judged_but_not_trained_on(serve: Serv
 )
 def test_a_probe_that_waits_is_let_go_when_its_round_ends(serve: Serve, end: Callable[[RunningServer], None], code: ErrorCode) -> None:
     server = serve(trains=False, preset="heron-server-loss")
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.upload, 0)
         eventually(lambda: server.sample("uploads_total", outcome="accepted") == 1, what="the upload to be accepted")
@@ -230,7 +221,7 @@ def test_a_probe_that_waits_is_let_go_when_its_round_ends(serve: Serve, end: Cal
 def test_accepting_an_upload_twice_from_two_streams_keeps_one(serve: Serve) -> None:
     """A client's new process may send what its old one is still sending."""
     server = serve(trains=False)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     receiver, attempt = server.parts.receiver, server.state.attempt
     assert attempt is not None
     payload = b"".join(m.chunk.data for m in client.upload_parts(0)[1:3])
@@ -256,7 +247,7 @@ def test_accepting_an_upload_twice_from_two_streams_keeps_one(serve: Serve) -> N
 
 def test_an_upload_for_a_round_that_ended_meanwhile_is_not_accepted(serve: Serve) -> None:
     server = serve(trains=False, clients=2, min_updates=1)
-    a, _b = joined(server, "a", "b")
+    a, _b = assigned(server, "a", "b")
     parts = a.upload_parts(0)
     stream = OpenStream(a).send(*parts[:2])
     eventually(lambda: server.spooled_bytes > 0, what="the stream to be admitted")

@@ -16,23 +16,14 @@ from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.summary import RoundRecord
 from tests.harness.polling import eventually
 from tests.server.running_server import RunningServer, tiny_config
-from tests.server.wire_client import WireClient, refused, trailer_of
+from tests.server.wire_client import WireClient, assigned, refused, trailer_of
 
 Serve = Callable[..., RunningServer]
 
 
-def joined(server: RunningServer, *names: str) -> list[WireClient]:
-    clients = [WireClient(server.target, name) for name in names]
-    for client in clients:
-        client.join()
-    for client in clients:
-        client.await_assignment()
-    return clients
-
-
 def ready(server: RunningServer) -> WireClient:
     """A client whose uploads are all accepted and trained."""
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     for step in range(client.assignment.plan.local_steps):
         client.upload(step)
     eventually(lambda: server.untrained == 0, what="the trainer to be idle")
@@ -47,7 +38,7 @@ def await_close(server: RunningServer) -> None:
 
 def test_an_update_before_its_uploads_is_incomplete(serve: Serve) -> None:
     server = serve()
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     with refused(server, ErrorCode.UPDATE_INCOMPLETE):
         client.update()
     client.upload(0)
@@ -125,7 +116,7 @@ def test_a_wrong_update_is_refused_and_a_good_one_closes_the_round(shared: tuple
 
 def test_the_next_round_starts_from_the_mean_weighted_alike_for_equal_work(serve: Serve) -> None:
     server = serve(clients=2, weighting="examples")
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     assert a.assignment.round == b.assignment.round
     weights = {client.name: np.random.default_rng(i).standard_normal(client.num_front).astype("<f4") for i, client in enumerate((a, b))}
     for client in (a, b):
@@ -156,7 +147,7 @@ def test_a_repeated_update_is_fine_even_after_its_round_was_closed(serve: Serve)
 
 def test_a_second_update_with_other_bytes_is_refused_and_the_first_stands(serve: Serve) -> None:
     server = serve(clients=2)
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     for client in (a, b):
         for step in range(2):
             client.upload(step)
@@ -171,7 +162,7 @@ def test_a_second_update_with_other_bytes_is_refused_and_the_first_stands(serve:
 
 def test_a_client_that_submitted_waits_for_the_others(serve: Serve) -> None:
     server = serve(clients=2)
-    a, _b = joined(server, "a", "b")
+    a, _b = assigned(server, "a", "b")
     a.upload(0)
     a.upload(1)
     a.update()
@@ -182,7 +173,7 @@ def test_a_client_that_submitted_waits_for_the_others(serve: Serve) -> None:
 
 def test_rounds_in_which_nothing_is_trained_end_with_an_empty_update(serve: Serve) -> None:
     server = serve(preset="frozen", direction_groups=1, rounds=2)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     before = client.blob(client.assignment.client_model.sha256)
     client.upload(0)
     client.upload(1)
@@ -211,7 +202,7 @@ def test_the_next_round_starts_from_the_median_of_the_second_moments_that_are_kn
     serve: Serve, reported: tuple[float, float], following: float
 ) -> None:
     server = serve(clients=2)
-    clients = joined(server, "a", "b")
+    clients = assigned(server, "a", "b")
     for client, moment in zip(clients, reported, strict=True):
         for step in range(2):
             client.upload(step)
@@ -233,7 +224,7 @@ def test_the_summary_is_valid_json_when_the_model_has_diverged(serve: Serve) -> 
 
 def test_the_run_finishes_after_its_rounds_and_says_so(serve: Serve) -> None:
     server = serve(rounds=2)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     client.assignment = pb.Assignment()
     for _ in range(2):
         client.run_round()

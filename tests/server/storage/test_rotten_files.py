@@ -17,9 +17,10 @@ from heron_server.models.split_model import SplitModel
 from heron_server.storage.ledger import Ledger
 from heron_server.storage.spool import Spool
 from tests.harness.polling import eventually
-from tests.server.rounds.interrupted import joined, take_part
+from tests.server.rounds.interrupted import take_part
 from tests.server.rounds.killed_run import Run, begin_round, undisturbed, unlike, upload_steps
 from tests.server.training.test_update_log_replay import SEED, LoggingClient, digest_of
+from tests.server.wire_client import joined
 
 Start = Callable[..., Run]
 

@@ -79,6 +79,7 @@ def test_clients_without_rows_count_alike(weighting: Weighting) -> None:
     np.testing.assert_array_equal(aggregation_weights([0, 0], weighting), [0.5, 0.5])
 
 
+@pytest.mark.invariant(11)
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 50), st.integers(0, 2**32 - 1))
 def test_the_mean_is_the_naive_float64_sum_rounded_once(clients: int, size: int, seed: int) -> None:
@@ -92,6 +93,7 @@ def test_the_mean_is_the_naive_float64_sum_rounded_once(clients: int, size: int,
     assert np.all(np.abs(got - naive) <= np.spacing(np.abs(naive).astype(np.float32)) / 2 + clients * 2.0**-52 * bound)
 
 
+@pytest.mark.invariant(11)
 @settings(deadline=None)
 @given(ROWS.filter(lambda rows: sum(map(bool, rows)) > 1), st.randoms(use_true_random=False))
 def test_the_order_of_clients_does_not_change_whose_weight_is_whose(rows: list[int], random: object) -> None:

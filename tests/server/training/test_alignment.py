@@ -18,9 +18,9 @@ from heron_server.models.split_model import SplitModel, flat_parameters, load_fl
 from heron_server.training.alignment import ALIGNMENT_BATCH, HeadAlignment
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.simulated import differing, run_simulation
-from tests.server.rounds.interrupted import joined, state_after, take_part
+from tests.server.rounds.interrupted import state_after, take_part
 from tests.server.running_server import RunningServer
-from tests.server.wire_client import refused
+from tests.server.wire_client import joined, refused
 
 Serve = Callable[..., RunningServer]
 

@@ -27,20 +27,11 @@ from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
 from tests.server.running_server import RunningServer
 from tests.server.training.twin_back import TwinBack as Twin
-from tests.server.wire_client import DEADLINE, OpenStream, WireClient, refused, trailer_of, upload_messages
+from tests.server.wire_client import DEADLINE, OpenStream, WireClient, assigned, refused, trailer_of, upload_messages
 
 Serve = Callable[..., RunningServer]
 
 DTYPES = {"float32": pb.DTYPE_FLOAT32, "float16": pb.DTYPE_FLOAT16, "bfloat16": pb.DTYPE_BFLOAT16, "int8": pb.DTYPE_INT8}
-
-
-def joined(server: RunningServer, *names: str) -> list[WireClient]:
-    clients = [WireClient(server.target, name) for name in names]
-    for client in clients:
-        client.join()
-    for client in clients:
-        client.await_assignment()
-    return clients
 
 
 def messages_of(client: WireClient, step: int, dtype: str = "float32", seed: int = 0) -> list[pb.TrainBatchRequest]:
@@ -85,10 +76,11 @@ def twin(tiny_model: SplitModel) -> Iterator[Twin]:
     yield Twin(tiny_model)
 
 
+@pytest.mark.invariant(13, "over the wire")
 @pytest.mark.parametrize("preset", ["sflv2", "ho-sfl"])
 def test_the_gradient_at_the_cut_is_that_of_each_samples_own_loss_before_the_servers_step(serve: Serve, twin: Twin, preset: str) -> None:
     server = serve(preset=preset)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     for step in range(client.assignment.plan.local_steps):
         z, y = client.batch(step)
         _, data = exchange(client, step, seed=step)
@@ -100,7 +92,7 @@ def test_the_gradient_at_the_cut_is_that_of_each_samples_own_loss_before_the_ser
 def test_it_travels_in_the_wire_dtype_and_a_repeat_is_rounded_alike(serve: Serve, twin: Twin, dtype: str, error: float) -> None:
     """The error is at most half a unit in the last place, relative to a value; of int8, whose rounding is random, a unit relative to its row's largest."""
     server = serve(preset="sflv2", wire_dtype=dtype)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     z, y = client.batch()
     data = memoryview(wired(z, dtype))
     seen_by_server = decode_rows(data, WireDtype(dtype), z.shape).copy()
@@ -118,7 +110,7 @@ def test_it_travels_in_the_wire_dtype_and_a_repeat_is_rounded_alike(serve: Serve
 def test_a_gradient_larger_than_a_chunk_arrives_in_chunks(serve: Serve, twin: Twin) -> None:
     rows = 2 * MAX_CHUNK_BYTES // 32
     server = serve(preset="sflv2", batch_size=rows, local_steps=1)
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     z, y = client.batch()
     pieces = z.tobytes(), y.tobytes()
     header, trailer = pb.TrainBatchRequest(header=client.upload_header(0)), pb.TrainBatchRequest(trailer=trailer_of(pieces))
@@ -133,10 +125,11 @@ def test_a_gradient_larger_than_a_chunk_arrives_in_chunks(serve: Serve, twin: Tw
     np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(z.shape)[some], twin.cut_gradient(z[some], y[some]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.invariant(19, "the server")
 @pytest.mark.parametrize("lost_after", ["the upload", "the scalars", "everything"])
 def test_a_lost_answer_is_given_again_and_the_server_steps_once(serve: Serve, twin: Twin, lost_after: str) -> None:
     server = serve(preset="sflv2", trains=lost_after != "the upload")
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     z, y = client.batch()
     stream = OpenStream(client).send(*messages_of(client, 0))
     record = server.state.registry.by_name["a"]
@@ -165,7 +158,7 @@ def test_a_lost_answer_is_given_again_and_the_server_steps_once(serve: Serve, tw
 
 def test_it_stays_on_disk_until_its_round_ends_for_a_client_that_begins_the_round_again(serve: Serve) -> None:
     server = serve(preset="sflv2")
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     first = [exchange(client, step, seed=step)[1] for step in range(client.assignment.plan.local_steps)]
     assert [exchange(client, step, seed=step)[1] for step in range(client.assignment.plan.local_steps)] == first
     assert len(server.spooled_files) == 2 * len(first), "payload and gradients of each"
@@ -176,7 +169,7 @@ def test_it_stays_on_disk_until_its_round_ends_for_a_client_that_begins_the_roun
 
 def test_gradients_that_gave_way_to_others_cost_the_one_who_asks_again_the_round(serve: Serve) -> None:
     server = serve(preset="sflv2", clients=2, min_updates=1, server_schedule="arrival", local_steps=3)
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     for step in range(2):
         exchange(a, step)
     spool = server.parts.spool
@@ -192,7 +185,7 @@ def test_gradients_that_gave_way_to_others_cost_the_one_who_asks_again_the_round
 
 def test_files_are_deleted_only_when_the_ledger_on_disk_does_not_name_them(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(preset="sflv2", clients=1, server_schedule="arrival", local_steps=4)
-    (a,) = joined(server, "a")
+    (a,) = assigned(server, "a")
     for step in range(2):
         exchange(a, step)
     spool, named = server.parts.spool, []
@@ -217,7 +210,7 @@ def test_a_full_disk_makes_training_wait_and_a_drain_leaves_the_step_to_the_rest
     serve: Serve, monkeypatch: pytest.MonkeyPatch, drains: bool
 ) -> None:
     server = serve(preset="sflv2")
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     refusals: list[int] = []
     opens = server.parts.spool.open
 
@@ -246,7 +239,7 @@ def test_a_full_disk_makes_training_wait_and_a_drain_leaves_the_step_to_the_rest
 
 def test_gradients_of_an_attempt_that_is_abandoned_are_deleted(serve: Serve) -> None:
     server = serve(preset="sflv2", clients=2, min_updates=2, server_schedule="arrival")
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     _, data = exchange(a, 0)
     exchange(b, 0)
     assert data and len(server.spooled_files) == 4
@@ -257,7 +250,7 @@ def test_gradients_of_an_attempt_that_is_abandoned_are_deleted(serve: Serve) -> 
 
 def test_a_client_that_is_dropped_leaves_no_gradient_behind(serve: Serve) -> None:
     server = serve(preset="sflv2", clients=2, min_updates=1, server_schedule="arrival")
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     exchange(b, 0)
     for step in range(a.assignment.plan.local_steps):
         exchange(a, step)
@@ -269,7 +262,7 @@ def test_a_client_that_is_dropped_leaves_no_gradient_behind(serve: Serve) -> Non
 
 def test_client_after_client_the_second_waits_for_the_back_that_the_first_has_trained(serve: Serve, twin: Twin) -> None:
     server = serve(preset="sflv2", clients=2)
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(exchange, b, 0, 7)
         eventually(lambda: server.sample("uploads_total", outcome="accepted") == 1, what="b's upload to be accepted")
@@ -283,10 +276,11 @@ def test_client_after_client_the_second_waits_for_the_back_that_the_first_has_tr
     np.testing.assert_allclose(np.frombuffer(data, "<f4").reshape(z.shape), twin.cut_gradient(z, y), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.invariant(19, "the server")
 @pytest.mark.parametrize("difference", ["forward", "central"])
 def test_all_copies_of_a_step_are_judged_by_one_version_whoever_else_trains(serve: Serve, twin: Twin, difference: str) -> None:
     server = serve(preset="heron-server-loss", clients=2, difference=difference, server_schedule="lockstep")
-    a, b = joined(server, "a", "b")
+    a, b = assigned(server, "a", "b")
     rows = a.assignment.plan.batch_size
     with ThreadPoolExecutor(2) as pool:
         for step in range(a.assignment.plan.local_steps):
@@ -305,7 +299,7 @@ def test_all_copies_of_a_step_are_judged_by_one_version_whoever_else_trains(serv
 
 def test_equal_copies_have_equal_losses_bit_for_bit(serve: Serve) -> None:
     server = serve(preset="heron-server-loss")
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     z, y = client.batch()
     rows = len(y)
     same = np.concatenate([z[:rows], z[:rows]])
@@ -352,7 +346,7 @@ def test_a_run_that_loses_the_first_answer_to_every_step_ends_like_one_that_lose
 
 def test_an_upload_with_other_bytes_gets_no_gradient(serve: Serve) -> None:
     server = serve(preset="sflv2")
-    (client,) = joined(server, "a")
+    (client,) = assigned(server, "a")
     exchange(client, 0)
     with pytest.raises(grpc.RpcError) as caught:
         exchange(client, 0, seed=1)

@@ -19,9 +19,9 @@ from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.training.trainer import Trainer
 from tests.harness.polling import eventually
 from tests.harness.simulated import run_simulation
-from tests.server.rounds.interrupted import batch_seed, joined, send
+from tests.server.rounds.interrupted import batch_seed, send
 from tests.server.running_server import RunningServer, tiny_config
-from tests.server.wire_client import WireClient
+from tests.server.wire_client import WireClient, joined
 
 Serve = Callable[..., RunningServer]
 

@@ -23,20 +23,11 @@ from heron_server.training.uploads import DecodedUpload, mixed_batches
 from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
 from tests.server.running_server import RunningServer
-from tests.server.wire_client import WireClient
+from tests.server.wire_client import assigned
 
 Serve = Callable[..., RunningServer]
 
 SEED = 6
-
-
-def joined(server: RunningServer, *names: str) -> list[WireClient]:
-    clients = [WireClient(server.target, name) for name in names]
-    for client in clients:
-        client.join()
-    for client in clients:
-        client.await_assignment()
-    return clients
 
 
 def numbered(num_uploads: int, batch_size: int) -> list[DecodedUpload]:
@@ -111,7 +102,7 @@ def twin_steps(
 
 def test_each_upload_hears_the_mean_loss_of_its_own_rows(serve: Serve, tiny_model: SplitModel) -> None:
     server = serve(preset="heron", server_schedule="shuffled", clients=2, seed=0, head_training="client")
-    clients = joined(server, "a", "b")
+    clients = assigned(server, "a", "b")
     steps = clients[0].assignment.plan.local_steps
     uploads = []
     for step in range(steps):
@@ -132,7 +123,7 @@ def test_each_upload_hears_the_mean_loss_of_its_own_rows(serve: Serve, tiny_mode
 
 def test_a_step_is_mixed_once_all_who_are_left_have_sent_it(serve: Serve) -> None:
     server = serve(preset="heron", server_schedule="shuffled", clients=3, min_updates=1)
-    a, b, c = joined(server, "a", "b", "c")
+    a, b, c = assigned(server, "a", "b", "c")
     a.upload(0)
     b.upload(0)
     assert server.sample("uploads_total", outcome="trained") == 0, "c's rows belong into the same batches"
@@ -168,7 +159,7 @@ LIAR = np.float32(1e6)
 @pytest.mark.parametrize("rule", list(AggregationRule))
 def test_one_liar_among_five_moves_the_mean_anywhere_and_no_other_rule(serve: Serve, rule: AggregationRule) -> None:
     server = serve(preset="heron", update_encoding="dense", aggregation=rule.value, clients=5, rounds=2)
-    clients = joined(server, *"abcde")
+    clients = assigned(server, *"abcde")
     start = float(np.abs(np.frombuffer(clients[0].blob(clients[0].assignment.client_model.sha256), "<f4")).max())
     for step in range(clients[0].assignment.plan.local_steps):
         for client in clients:

@@ -30,9 +30,9 @@ from heron_server.storage.checkpoint import CheckpointStore
 from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.recovery import CHANCE_ROUNDS, Recovery, Return
 from tests.harness.simulated import boundaries_of, run_simulation
-from tests.server.rounds.interrupted import joined, take_part
+from tests.server.rounds.interrupted import take_part
 from tests.server.rounds.killed_run import Run, unlike
-from tests.server.wire_client import upload_messages
+from tests.server.wire_client import joined, upload_messages
 
 CHANCE = math.log(10)
 LOSSES = [2.3, 0.9, 0.4, 2.31, 5.0, math.nan, 1.0, 0.8]

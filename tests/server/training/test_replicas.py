@@ -17,9 +17,10 @@ from heron_server.models.split_model import SplitModel
 from heron_server.training.replicas import BackReplicas
 from tests.harness.polling import eventually
 from tests.harness.simulated import differing, run_simulation
-from tests.server.rounds.interrupted import batch_seed, joined, send, state_after, take_part
+from tests.server.rounds.interrupted import batch_seed, send, state_after, take_part
 from tests.server.running_server import RunningServer
 from tests.server.training.twin_back import TwinBack
+from tests.server.wire_client import joined
 
 Serve = Callable[..., RunningServer]
 

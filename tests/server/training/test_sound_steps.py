@@ -35,9 +35,8 @@ from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
 from tests.server.builders import plan
-from tests.server.rounds.interrupted import joined
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer
-from tests.server.wire_client import WireClient, upload_messages
+from tests.server.wire_client import WireClient, joined, upload_messages
 
 GATES = GateSettings(
     norm_factor=10.0, loss_factor=3.0, gradient_factor=4.0, gate_warmup_uploads=32, quarantine_after=0, quarantine_rounds=1

@@ -77,6 +77,7 @@ def test_steps_are_those_of_plain_torch(tiny_model: SplitModel, name: str, train
         assert torch.equal(value, front[key]), "the front is the clients'"
 
 
+@pytest.mark.invariant(18)
 def test_judging_is_plain_torch_and_changes_nothing(tiny_model: SplitModel) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)
     trainer.train(DecodedUpload(*batch(0)))
@@ -99,6 +100,7 @@ def test_judging_each_row_alone_gives_the_same_losses(tiny_model: SplitModel) ->
     np.testing.assert_allclose(trainer.judge(DecodedUpload(z, y))[0], alone, rtol=1e-5)
 
 
+@pytest.mark.invariant(24)
 @pytest.mark.parametrize("poisoned", ["back", "head", "both"])
 def test_a_loss_that_is_not_finite_moves_nothing(tiny_model: SplitModel, poisoned: str) -> None:
     trainer = Trainer(tiny_model, settings(), trains_head=True)

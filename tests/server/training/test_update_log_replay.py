@@ -268,6 +268,7 @@ def test_clients_whose_logs_are_all_doubted_send_their_weights_and_the_run_ends_
     assert [record["updates"] for record in doubted.summary["rounds"]] == [RUN["clients"]] * RUN["rounds"]
 
 
+@pytest.mark.invariant(10)
 @pytest.mark.slow
 def test_logs_of_processes_over_a_network_are_replayed_bit_for_bit(cluster: Cluster, tmp_path: Path) -> None:
     options = {**RUN, "preset": "heron", "update_encoding": "log", "server_schedule": "lockstep"}

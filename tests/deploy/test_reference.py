@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heron_cli.reference import main, pages
+from deploy.reference import main, pages
 from heron_client.config import OPTION_HELP
 from heron_common.error_catalog import ErrorCode
 from heron_common.exit_codes import ExitCode

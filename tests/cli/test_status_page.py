@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from heron_cli.cli import main
-from heron_cli.watching.page import rows_of
-from heron_cli.watching.scrape import parse, scrape
+from heron_cli.status_page.page import rows_of
+from heron_cli.status_page.scrape import parse, scrape
 from heron_client.metrics import ClientMetrics
 from heron_common.errors import ConfigurationError, TransportError
 from heron_common.exit_codes import ExitCode

@@ -1,4 +1,4 @@
-"""`python -m heron_cli.reference FOLDER`: the pages of options, metrics, errors and exit codes, from the code that reads, registers and raises them."""
+"""`python -m deploy.reference FOLDER`: the pages of options, metrics, errors and exit codes, from the code that reads, registers and raises them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from deploy.watching.catalogue import catalogue
 from heron_cli.cli import make_parser
 from heron_cli.simulation.configuration import SimulationSection
 from heron_client.config import OPTION_HELP, variable_of
-from heron_client.metrics import ClientMetrics
 from heron_common import errors
 from heron_common.error_catalog import CATALOG
 from heron_common.exit_codes import EXIT_HELP, PERMANENT
 from heron_server.configuration.config import ServerConfig
 from heron_server.configuration.options import flag_of, sections_of
-from heron_server.metrics import ServerMetrics
 
 _NOTE = "Generated from the code by `make reference`; a test compares.\n"
 
@@ -125,38 +122,12 @@ def _arguments(parser: argparse.ArgumentParser) -> str:
 
 
 def _metrics() -> str:
-    server, client = CollectorRegistry(), CollectorRegistry()
-    ServerMetrics(server, lambda: 0.0, Path())
-    ClientMetrics(client)
-    parts = [
-        "# Every metric\n",
-        _NOTE,
-        _SCRAPING,
-        "## heron-server\n",
-        _metric_table(server),
-        "## heron-client\n",
-        _metric_table(client),
-    ]
+    parts = ["# Every metric\n", _NOTE, _SCRAPING]
+    for side in ("server", "client"):
+        known = (metric for metric in catalogue() if metric.name.startswith(f"heron_{side}_"))
+        rows = ((f"`{metric.name}`", metric.kind, ", ".join(metric.labels), metric.meaning) for metric in known)
+        parts += [f"## heron-{side}\n", _table(("metric", "type", "labels", "what it says"), sorted(rows))]
     return "\n".join(parts).rstrip("\n") + "\n"
-
-
-def _metric_table(registry: CollectorRegistry) -> str:
-    rows = (
-        (f"`{_exposed(metric)}`", metric.type, ", ".join(_labels(registry, metric)), metric.documentation) for metric in registry.collect()
-    )
-    return _table(("metric", "type", "labels", "what it says"), sorted(rows))
-
-
-def _exposed(metric: Metric) -> str:
-    return f"{metric.name}_total" if metric.type == "counter" else metric.name
-
-
-def _labels(registry: CollectorRegistry, metric: Metric) -> Sequence[str]:
-    """Return a metric's label names, which its samples lack until the first is made."""
-    for collector, names in registry._collector_to_names.items():
-        if metric.name in names:
-            return tuple(getattr(collector, "_labelnames", ()))
-    return ()
 
 
 def _errors() -> str:

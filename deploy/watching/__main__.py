@@ -1,4 +1,4 @@
-"""`python -m heron_cli.watching DEPLOY_DIRECTORY`: write the dashboard and the alert rules; `make dashboards` calls it."""
+"""`python -m deploy.watching DEPLOY_DIRECTORY`: write the dashboard and the alert rules; `make dashboards` calls it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from heron_cli.watching.alert_rules import rule_file
-from heron_cli.watching.dashboard import dashboard_file
+from deploy.watching.alert_rules import rule_file
+from deploy.watching.dashboard import dashboard_file
 
 GENERATED_FILES: dict[str, Callable[[], str]] = {"grafana/dashboards/heron.json": dashboard_file, "prometheus/alerts.yml": rule_file}
 """Where each file is below `deploy/`, and what makes it."""

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from heron_cli import health
 from heron_cli.cli import main
-from heron_cli.watching.scrape import scrape
+from heron_cli.status_page.scrape import scrape
 from heron_common.errors import ConfigurationError, HeronError, TransportError
 from heron_common.exit_codes import ExitCode
 from heron_common.process.metrics_server import MetricsServer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from heron_cli.watching.scrape import Scrape
+from heron_cli.status_page.scrape import Scrape
 from heron_common.terminal.console import human_bytes
 
 Rows = list[tuple[str, str]]
