@@ -22,7 +22,7 @@ from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.models.base import write_base
 from heron_server.models.families.registry import build_model
-from heron_server.models.probes import Probes, probes_of
+from heron_server.models.probes import Probes, probes_for, probes_of
 from heron_server.models.split_model import SplitModel
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.models.user.user_code import PREFIX
@@ -60,7 +60,7 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     eval_source = check_samples(held_out, data) if held_out is not None and not data.tokens else None
     validation_source = None if data.tokens else _checked(config.run.validation_data, data)
     chosen = configured_algorithm(config.run.preset, config.plan)
-    probes = _probes(config, data, eval_source)
+    probes = _probes(config, data, eval_source or validation_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
     refuse_moving_state(model)
     data = model.completed(data)
@@ -146,16 +146,18 @@ def default_program_cache() -> Path:
     return cache_home("give --program-cache, or ") / "heron" / "programs"
 
 
-def _probes(config: TrainingConfig, data: DataSpecification, eval_source: SampleReader | None) -> Probes | None:
+def _probes(config: TrainingConfig, data: DataSpecification, known: SampleReader | None) -> Probes | None:
     """Return the run's own samples for a user's model to be tried on, those that it began with where it is resumed; None if there are none."""
-    if data.tokens or not config.run.model.startswith(PREFIX):
+    run = config.run
+    if not run.model.startswith(PREFIX):
         return None
-    if config.run.resume:
-        samples = read_probe_file(config.run.run_dir, data.input_shape)
+    if run.resume:
+        samples = read_probe_file(run.run_dir, data.input_shape, data.tokens)
         return Probes(samples, are_made_up=False) if samples is not None else None
-    if eval_source is None and config.local_source is not None:
-        eval_source = SampleReader(open_source(config.local_source), data)
-    return probes_of(eval_source) if eval_source is not None else None
+    if known is not None:
+        return probes_of(known)
+    source = run.eval_data or run.validation_data or config.local_source
+    return probes_for(open_source(source), data, run.model, run.model_options) if source is not None else None
 
 
 def _checked(source: str | None, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
