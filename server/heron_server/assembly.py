@@ -14,11 +14,14 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from heron_common.algorithm.plan import Algorithm, HeadTraining
+from heron_common.data.columns import with_names
 from heron_common.error_catalog import ErrorCode
+from heron_common.errors import StorageError
 from heron_common.numerics.base_layout import base_layout
 from heron_common.numerics.tensors import num_parameters
 from heron_common.process.clock import Clock
 from heron_common.protocol.timing import Timing
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.metrics import ServerMetrics
 from heron_server.models.behaviour import behaviour, computes_otherwise
@@ -147,13 +150,14 @@ def assemble_run(
     event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
     published = publish_run(config, identity.columns)
     identity = _with_code(identity, published.model, config.run.resume)
-    identity = dataclasses.replace(identity, columns=published.data.columns)
-    algorithm, data = published.algorithm, published.data
+    algorithm = published.algorithm
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
     trainer = Trainer(published.model, _trainer_settings(config), trains_head, algorithm.replicates_back)
     infinite = infinite_buffers(published.model)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs, infinite=infinite)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not config.run.resume, durable=durable)
+    data = _with_learnt(published.data, ledger.columns())
+    identity = dataclasses.replace(identity, columns=data.columns)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
     clients = ClientRegistry(max_clients)
     references = tuple(program.reference for program in published.programs)
@@ -201,6 +205,7 @@ def assemble_run(
         clock=clock,
         recorded=left.recorded,
         present=left.present,
+        keep_columns=lambda names: _keep_columns(directory, dataclasses.replace(identity, columns=names)),
     )
     owner = RoundOwner(run, _blobs(facts, published, directory), spool, pace)
     metrics.before_scrape = owner.add_up_bytes
@@ -225,6 +230,19 @@ def assemble_run(
         inside=left.inside,
         begins=not left.begun,
     )
+
+
+def _with_learnt(data: DataSpecification, columns: tuple[str, ...]) -> DataSpecification:
+    """Return the specification with the names of columns that the run has learnt from a client, if it has; its record may have them already."""
+    return with_names(dataclasses.replace(data, columns=()), columns, of_client=True) if columns else data
+
+
+def _keep_columns(directory: RunDirectory, identity: RunIdentity) -> None:
+    """Write down names that the run has learnt, for those who read its directory; the ledger has them, and a restart writes them too."""
+    try:
+        directory.record(identity)
+    except StorageError as exc:
+        log.warning(str(exc))
 
 
 def _with_code(identity: RunIdentity, model: SplitModel, resumes: bool) -> RunIdentity:

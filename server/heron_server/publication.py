@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,10 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
 
     """
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    held_out = open_source(config.run.eval_data) if config.run.eval_data is not None else None
-    data = specification_of(config.run, held_out, columns)
+    held_out, validating = (open_source(name) if name is not None else None for name in (config.run.eval_data, config.run.validation_data))
+    data = specification_of(config.run, (held_out, validating), columns)
     eval_source = check_samples(held_out, data) if held_out is not None and not data.tokens else None
-    validation_source = None if data.tokens else _checked(config.run.validation_data, data)
+    validation_source = check_samples(validating, data) if validating is not None and not data.tokens else None
     chosen = configured_algorithm(config.run.preset, config.plan)
     probes = _probes(config, data, eval_source or validation_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
@@ -66,7 +67,7 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     data = model.completed(data)
     # Text is read by the model's tokenizer.
     eval_source = check_samples(held_out, data, model.tokenizer) if held_out is not None and data.tokens else eval_source
-    validation_source = _checked(config.run.validation_data, data, model.tokenizer) if data.tokens else validation_source
+    validation_source = check_samples(validating, data, model.tokenizer) if validating is not None and data.tokens else validation_source
     algorithm, cost = complete_algorithm(chosen, model)
     cache = ProgramCache(config.storage.program_cache or default_program_cache())
     if config.plan.smoothing_radius is None:
@@ -75,10 +76,10 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     return Published(eval_source, validation_source, data, model, algorithm, cost, programs, parity)
 
 
-def specification_of(run: RunSection, held_out: DataSource | None, columns: tuple[str, ...] = ()) -> DataSpecification:
+def specification_of(run: RunSection, held_out: Iterable[DataSource | None] = (), columns: tuple[str, ...] = ()) -> DataSpecification:
     """Return what a run expects of data, as far as that is known without its model.
 
-    Names of columns are those of --data-spec, else those that a resumed run wrote down, else those of the held-out data.
+    Names of columns are those of --data-spec, else those that a resumed run wrote down, else those of the first held-out data that have any.
 
     Raises:
         ConfigurationError: --data-spec is none.
@@ -86,7 +87,9 @@ def specification_of(run: RunSection, held_out: DataSource | None, columns: tupl
     """
     data = dataclasses.replace(parse_specification(run.data_spec), refuses_overlong=run.overlong == "refuse")
     data = dataclasses.replace(data, columns=data.columns or columns)
-    return data if held_out is None else with_columns(data, held_out.inputs)
+    for source in held_out:
+        data = data if source is None else with_columns(data, source.inputs)
+    return data
 
 
 def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:
@@ -158,7 +161,3 @@ def _probes(config: TrainingConfig, data: DataSpecification, known: SampleReader
         return probes_of(known)
     source = run.eval_data or run.validation_data or config.local_source
     return probes_for(open_source(source), data, run.model, run.model_options) if source is not None else None
-
-
-def _checked(source: str | None, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
-    return None if source is None else check_samples(open_source(source), data, tokenizer)

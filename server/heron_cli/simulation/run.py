@@ -207,7 +207,7 @@ def _check_training_data(source: DataSource, run: RunSection) -> None:
         DataError: it is not what the run expects.
 
     """
-    data = specification_of(run, None)
+    data = specification_of(run)
     if not data.tokens:
         (check_source if isinstance(source.inputs, ImageFiles) else check_samples)(source, data)
 
