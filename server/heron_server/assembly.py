@@ -95,16 +95,18 @@ class ServerAssembly(Assembly):
     network: NetworkServer
 
 
-def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> ServerAssembly:
+def assemble(
+    config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock, stop: threading.Event | None = None
+) -> ServerAssembly:
     """Build everything; nothing is started, the port is bound.
 
     Raises:
-        HeronError: see `run_server`.
+        Interrupted, HeronError: see `run_server`.
 
     """
     # First: what stands in the way of TLS is known before minutes of compiling.
     tls = _tls(config.network.tls_dir)
-    parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
+    parts = assemble_run(config, directory, registry, clock, config.network.max_clients, stop=stop)
     network = NetworkServer(
         parts.servicer,
         config.network.host,
@@ -137,18 +139,19 @@ def assemble_run(
     max_clients: int,
     pace: Pace | None = None,
     durable: bool = True,
+    stop: threading.Event | None = None,
 ) -> Assembly:
     """Build everything but a network; `pace` says how soon clients without work ask again, `durable` whether a power cut may cost nothing.
 
     Raises:
-        HeronError: see `run_server`.
+        Interrupted, HeronError: see `run_server`.
 
     """
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     identity = directory.identify(config.identity(), config.run.resume, MAY_CHANGE_ON_RESUME)
     event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
-    published = publish_run(config, identity.columns)
+    published = publish_run(config, identity.columns, stop)
     identity = _with_code(identity, published.model, config.run.resume)
     algorithm = published.algorithm
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,11 @@ class Published:
     parity: ParityReport
 
 
-def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Published:
+def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: threading.Event | None = None) -> Published:
     """Build the model, complete the algorithm, compile and prove the programs; `columns` are those that a resumed run wrote down.
 
     Raises:
+        Interrupted: `stop` was set meanwhile.
         ConfigurationError, DataError, ProgramError, ParityError: something does not fit or is not equal; nothing was written but the program cache.
 
     """
@@ -69,7 +71,7 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     eval_source = check_samples(held_out, data, model.tokenizer) if held_out is not None and data.tokens else eval_source
     validation_source = check_samples(validating, data, model.tokenizer) if validating is not None and data.tokens else validation_source
     algorithm, cost = complete_algorithm(chosen, model)
-    cache = ProgramCache(config.storage.program_cache or default_program_cache())
+    cache = ProgramCache(config.storage.program_cache or default_program_cache(), stop)
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed)
     programs, parity = publish(algorithm, model, cache, config.run.seed)
