@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from heron_common.algorithm.plan import Algorithm
-from heron_common.algorithm.presets import preset
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
 from heron_common.data.reading import SampleReader
@@ -21,7 +19,7 @@ from heron_common.files.user_directories import cache_home
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
-from heron_server.configuration.plan_section import PlanSection
+from heron_server.configuration.plan_section import configured_algorithm, contradictions
 from heron_server.models.base import write_base
 from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes, probes_for, probes_of
@@ -33,6 +31,7 @@ from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import ParityReport
 from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
 from heron_server.storage.probe_file import read_probe_file
+from heron_server.training.trainer import choose_device
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: thr
         ConfigurationError, DataError, ProgramError, ParityError: something does not fit or is not equal; nothing was written but the program cache.
 
     """
+    _refuse_impossible(config)
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
     held_out, validating = (open_source(name) if name is not None else None for name in (config.run.eval_data, config.run.validation_data))
     data = specification_of(config.run, (held_out, validating), columns)
@@ -94,6 +94,18 @@ def specification_of(run: RunSection, held_out: Iterable[DataSource | None] = ()
     return data
 
 
+def _refuse_impossible(config: TrainingConfig) -> None:
+    """Refuse at once what needs neither data nor model to be known as wrong."""
+    mistakes = contradictions(configured_algorithm(config.run.preset, config.plan))
+    sentences = ["the plan cannot run: " + "; ".join(mistakes)] if mistakes else []
+    try:
+        choose_device(config.trainer.device)
+    except ConfigurationError as exc:
+        sentences += exc.sentences
+    if sentences:
+        raise ConfigurationError(*sentences)
+
+
 def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:
     """Write the frozen weights to where clients fetch them from; None if there are none. What an earlier start that came to nothing left there is removed.
 
@@ -117,33 +129,6 @@ def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobR
     except OSError as exc:
         raise StorageError(f"cannot write the frozen weights to {blobs} ({exc.strerror or exc}): free some space") from exc
     return reference
-
-
-def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
-    """Return a preset with the options that were given in its place.
-
-    Raises:
-        ConfigurationError: there is no such preset.
-
-    """
-    algorithm = preset(name)
-    changes = {key: value for key, value in section.model_dump().items() if value is not None}
-    renamed = {
-        "client_learning_rate": "learning_rate",
-        "client_optimiser": "optimiser",
-        "client_momentum": "momentum",
-        "client_weight_decay": "weight_decay",
-        "server_schedule": "schedule",
-    }
-    changes = {renamed.get(key, key): value for key, value in changes.items()}
-    prefix = "alignment_"
-    alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
-    outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
-    around = {key: changes.pop(key) for key in outside if key in changes}
-    if "learning_rate" in changes:
-        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
-    plan = dataclasses.replace(algorithm.plan, **changes)
-    return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
 
 
 def default_program_cache() -> Path:

@@ -19,9 +19,9 @@ from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
+from heron_server.configuration.plan_section import configured_algorithm
 from heron_server.models.families.registry import build_model, parse_model_options
 from heron_server.programs.publish import complete_algorithm
-from heron_server.publication import configured_algorithm
 from tests.harness.simulated import differing, run_simulation
 from tests.system.test_algorithms_ledger import ledger
 from tests.system.test_algorithms_reference import BATCH, CLIENTS, SEED, STEPS, TOLERANCE, Samples, average

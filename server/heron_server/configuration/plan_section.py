@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 from pydantic import Field
 
 from heron_common.algorithm.aggregation_rule import AggregationRule
 from heron_common.algorithm.plan import (
+    Algorithm,
     ClientOptimiser,
     DirectionScale,
     Estimator,
@@ -15,6 +19,8 @@ from heron_common.algorithm.plan import (
     UpdateEncoding,
     Weighting,
 )
+from heron_common.algorithm.plan_checks import algorithm_mistakes
+from heron_common.algorithm.presets import preset
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
@@ -79,3 +85,37 @@ class PlanSection(Section):
     )
     weighting: Weighting | None = Field(None, description="how clients count in the average: examples or uniform")
     warmup_rounds: int | None = Field(None, ge=0, description="rounds in which only the server learns, before fronts move")
+
+
+def configured_algorithm(name: str, section: PlanSection) -> Algorithm:
+    """Return a preset with the options that were given in its place.
+
+    Raises:
+        ConfigurationError: there is no such preset.
+
+    """
+    algorithm = preset(name)
+    changes = {key: value for key, value in section.model_dump().items() if value is not None}
+    renamed = {
+        "client_learning_rate": "learning_rate",
+        "client_optimiser": "optimiser",
+        "client_momentum": "momentum",
+        "client_weight_decay": "weight_decay",
+        "server_schedule": "schedule",
+    }
+    changes = {renamed.get(key, key): value for key, value in changes.items()}
+    prefix = "alignment_"
+    alignment = {key[len(prefix) :]: changes.pop(key) for key in list(changes) if key.startswith(prefix)}
+    outside = ("schedule", "weighting", "warmup_rounds", "direction_scale", "aggregation", "final_rate_fraction")
+    around = {key: changes.pop(key) for key in outside if key in changes}
+    if "learning_rate" in changes:
+        around |= {"rate_times_dimension": math.inf, "rate_times_root_dimension": math.inf}
+    plan = dataclasses.replace(algorithm.plan, **changes)
+    return dataclasses.replace(algorithm, plan=plan, alignment=dataclasses.replace(algorithm.alignment, **alignment), **around)
+
+
+def contradictions(algorithm: Algorithm) -> list[str]:
+    """Return what contradicts itself in an algorithm, whatever the model: what only a model decides stands at its most permissive."""
+    plan = algorithm.plan
+    settled = dataclasses.replace(plan, direction_groups=plan.direction_groups or 1, micro_batch=plan.micro_batch or 1)
+    return algorithm_mistakes(dataclasses.replace(algorithm, plan=settled))
