@@ -31,6 +31,7 @@ from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.supplies import Supplies
 from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.data.check import check_source
+from heron_common.data.columns import named_columns
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import DataSource
 from heron_common.error_catalog import ErrorCode
@@ -163,7 +164,8 @@ class Session:
 
     def _open_session(self) -> Membership:
         settings, identity = self._settings, self._state_directory.identity_key
-        return self._transport.join(settings.client_name, identity, self._source.num_examples)
+        columns = named_columns(self._source.inputs)
+        return self._transport.join(settings.client_name, identity, self._source.num_examples, columns=columns)
 
     def _probe_session(self) -> None:
         if self._training is not None:

@@ -70,7 +70,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--eval-data",
         metavar="TEXT",
-        help="data source whose samples a model of your own is tried on, as heron-server takes it; normal numbers by default",
+        help="data source whose samples a model of your own is tried on, as heron-server takes it; normal numbers or random tokens by default",
     )
     parser.set_defaults(run=run_cuts)
 
@@ -84,17 +84,19 @@ def run_cuts(options: argparse.Namespace) -> int:
 
     """
     # torch takes seconds to import; the other verbs should not wait for it.
-    from heron_common.data.reading import SampleReader
     from heron_common.data.sources import open_source, parse_specification
     from heron_server.models.families.registry import parse_model_options
     from heron_server.models.families.survey import survey
-    from heron_server.models.probes import probes_of
+    from heron_server.models.probes import probes_for
+    from heron_server.models.user.user_code import PREFIX
 
     data = parse_specification(options.data_spec)
     # Whoever makes a namespace of their own need not know of this option.
-    samples = getattr(options, "eval_data", None)
-    probes = probes_of(SampleReader(open_source(samples), data)) if samples is not None and not data.tokens else None
-    found = survey(options.model, parse_model_options(options.model_options), data, probes)
+    samples: str | None = getattr(options, "eval_data", None)
+    model_options, probes = parse_model_options(options.model_options), None
+    if samples is not None and options.model.startswith(PREFIX):
+        probes = probes_for(open_source(samples), data, options.model, model_options)
+    found = survey(options.model, model_options, data, probes)
     say(*report(options.model, options.data_spec, found))
     return ExitCode.OK
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from heron_cli.simulation.plots import PlotUnavailable, draw_rounds
+from heron_common.errors import Interrupted
 from heron_common.exit_codes import ExitCode
 from heron_common.process.signals import stop_on_signals
 from heron_common.terminal.console import human_bytes, make_console, make_table
@@ -51,7 +52,11 @@ def run_simulate(options: argparse.Namespace) -> int:
     say(_headline(config))
     stop = threading.Event()
     with stop_on_signals(stop), _reporting(config) as report:
-        summary = simulate(config, stop, report)
+        try:
+            summary = simulate(config, stop, report)
+        except Interrupted:
+            say(f"stopped before the first of {config.run.rounds} rounds")
+            return ExitCode.OK
     if summary["simulation"]["interrupted"]:
         say(f"stopped after {summary['rounds_completed']} of {config.run.rounds} rounds")
     make_console().print(make_table("Result", _rows(summary)))

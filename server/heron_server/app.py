@@ -13,6 +13,7 @@ from heron_common.errors import CheckpointError, HeronError
 from heron_common.process.addresses import join_host_port
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.metrics_server import MetricsServer
+from heron_common.process.signals import ending_within
 from heron_common.protocol.timing import Timing
 from heron_common.terminal.console import LiveConsole, is_terminal
 from heron_server.assembly import ServerAssembly, assemble
@@ -23,6 +24,9 @@ from heron_server.storage.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
+STARTING_GRACE_SECONDS = 5.0
+"""One program may take minutes to compile; a run directory is at any moment what a kill may leave."""
+
 TICK_SECONDS = 0.2
 """How often deadlines are looked at; far below any deadline."""
 
@@ -31,14 +35,17 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
     """Serve until all rounds are done or `stop` is set; then drain, write the summary and return.
 
     Raises:
+        Interrupted: `stop` was set before the run was ready to begin.
         HeronError: the configuration, the model, a program or the disk stands in the way; see the exit codes.
 
     """
     with ExitStack() as stack:
+        starting = stack.enter_context(ExitStack())
+        starting.enter_context(ending_within(STARTING_GRACE_SECONDS, stop))
         directory = RunDirectory(config.run.run_dir)
         stack.callback(directory.close)
         registry = CollectorRegistry()
-        parts = assemble(config, directory, registry, MonotonicClock())
+        parts = assemble(config, directory, registry, MonotonicClock(), stop)
         # Whatever happens from here on: nobody waits for an answer that will not come. Both are safe to repeat.
         stack.callback(parts.owner.close)
         stack.callback(parts.network.stop, 0)
@@ -46,6 +53,7 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         endpoint = MetricsServer(registry, config.network.metrics_host, config.network.metrics_port)
         stack.callback(endpoint.stop)
         _start(config, parts, directory, endpoint.port)
+        starting.close()
         if is_terminal():
             stack.enter_context(LiveConsole(f"heron-server {config.run.preset}", lambda: console_rows(parts)))
         _serve(parts, stop)

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from prometheus_client import CollectorRegistry
 
+from heron_common.data.columns import with_names
 from heron_common.error_catalog import ErrorCode
+from heron_common.errors import StorageError
 from heron_common.process.clock import Clock
 from heron_common.protocol.timing import Timing
+from heron_common.specification.data_specification import DataSpecification
 from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, ServerConfig, TrainingConfig
 from heron_server.configuration.section import value_of
 from heron_server.metrics import ServerMetrics
@@ -81,16 +84,18 @@ class ServerAssembly(Assembly):
     network: NetworkServer
 
 
-def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock) -> ServerAssembly:
+def assemble(
+    config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock, stop: threading.Event | None = None
+) -> ServerAssembly:
     """Build everything; nothing is started, the port is bound.
 
     Raises:
-        HeronError: see `run_server`.
+        Interrupted, HeronError: see `run_server`.
 
     """
     # First: what stands in the way of TLS is known before minutes of compiling.
     tls = _tls(config.network.tls_dir)
-    parts = assemble_run(config, directory, registry, clock, config.network.max_clients)
+    parts = assemble_run(config, directory, registry, clock, config.network.max_clients, stop=stop)
     network = NetworkServer(
         parts.servicer,
         config.network.host,
@@ -123,17 +128,18 @@ def assemble_run(
     max_clients: int,
     pace: Pace | None = None,
     durable: bool = True,
+    stop: threading.Event | None = None,
 ) -> Assembly:
     """Build everything but a network; `pace` says how soon clients without work ask again, `durable` whether a power cut may cost nothing.
 
     Raises:
-        HeronError: see `run_server`.
+        Interrupted, HeronError: see `run_server`.
 
     """
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
-    parts = _begin(config, directory, metrics, clock, durable)
+    parts = _begin(config, directory, metrics, clock, durable, stop)
     clients = ClientRegistry(max_clients)
 
     def client_rows() -> dict[str, Any]:
@@ -143,7 +149,7 @@ def assemble_run(
     left = _resumed(config, side, parts.ledger, clients)
     spool = _spool(config, directory, left, durable)
     machine = RoundMachine(_round_rules(config), len(side.worker.rounds), parts.ledger.begun_attempts())
-    owner = RoundOwner(_run_state(parts, machine, clients, spool, left), _blobs(parts, directory), spool, pace)
+    owner = RoundOwner(_run_state(parts, directory, machine, clients, spool, left), _blobs(parts, directory), spool, pace)
     metrics.before_scrape = owner.add_up_bytes
     receiver = Receiver(owner, spool, parts.facts.run_seed)
     _log_plan(parts)
@@ -163,20 +169,26 @@ def assemble_run(
     )
 
 
-def _begin(config: TrainingConfig, directory: RunDirectory, metrics: ServerMetrics, clock: Clock, durable: bool) -> RunParts:
+def _begin(
+    config: TrainingConfig, directory: RunDirectory, metrics: ServerMetrics, clock: Clock, durable: bool, stop: threading.Event | None
+) -> RunParts:
     """Publish the run and open its ledger; nothing is written before everything fits."""
     resumes = config.run.resume
     identity = directory.identify(config.identity(), resumes, MAY_CHANGE_ON_RESUME)
     event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
-    published = publish_run(config, identity.columns)
-    identity = dataclasses.replace(_with_code(identity, published.model, resumes), columns=published.data.columns)
+    published = publish_run(config, identity.columns, stop)
+    identity = _with_code(identity, published.model, resumes)
     trainer = make_trainer(config, published)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not resumes, durable=durable)
+    published = dataclasses.replace(published, data=_with_learnt(published.data, ledger.columns()))
+    identity = dataclasses.replace(identity, columns=published.data.columns)
     facts = _run_facts(config, directory, identity.run_id, published)
     return RunParts(identity, published, trainer, ledger, facts, metrics, clock, event_files)
 
 
-def _run_state(parts: RunParts, machine: RoundMachine, clients: ClientRegistry, spool: Spool, left: Resumption) -> RunState:
+def _run_state(
+    parts: RunParts, directory: RunDirectory, machine: RoundMachine, clients: ClientRegistry, spool: Spool, left: Resumption
+) -> RunState:
     return RunState(
         facts=parts.facts,
         machine=machine,
@@ -186,6 +198,7 @@ def _run_state(parts: RunParts, machine: RoundMachine, clients: ClientRegistry, 
         clock=parts.clock,
         recorded=left.recorded,
         present=left.present,
+        keep_columns=lambda names: _keep_columns(directory, dataclasses.replace(parts.identity, columns=names)),
     )
 
 
@@ -218,6 +231,19 @@ def _resumed(config: TrainingConfig, side: TrainerSide, ledger: Ledger, clients:
 def _spool(config: TrainingConfig, directory: RunDirectory, left: Resumption, durable: bool) -> Spool:
     needed = {name for attempt in left.recorded for name in attempt.files()}
     return Spool(directory.spool, config.storage.spool_bytes, needed, durable, config.client_spool_bytes, config.storage.inbox_bytes)
+
+
+def _with_learnt(data: DataSpecification, columns: tuple[str, ...]) -> DataSpecification:
+    """Return the specification with the names of columns that the run has learnt from a client, if it has; its record may have them already."""
+    return with_names(dataclasses.replace(data, columns=()), columns, of_client=True) if columns else data
+
+
+def _keep_columns(directory: RunDirectory, identity: RunIdentity) -> None:
+    """Write down names that the run has learnt, for those who read its directory; the ledger has them, and a restart writes them too."""
+    try:
+        directory.record(identity)
+    except StorageError as exc:
+        log.warning(str(exc))
 
 
 def _with_code(identity: RunIdentity, model: SplitModel, resumes: bool) -> RunIdentity:

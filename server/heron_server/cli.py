@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from heron_common.errors import HeronError
+from heron_common.errors import HeronError, Interrupted
 from heron_common.exit_codes import ExitCode
 from heron_common.process.quiet_libraries import quiet_libraries
 from heron_common.process.server_libraries import raise_if_missing
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.OK
     try:
         _run(words)
+    except Interrupted:
+        logging.getLogger("heron_server").info("stopped before the run could begin")
     except HeronError as exc:
         return refuse("heron-server", exc)
     except Exception:

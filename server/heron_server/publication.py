@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.plan_checks import contradictions, step_mistakes
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
 from heron_common.data.reading import SampleReader
@@ -19,7 +22,7 @@ from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.models.base import write_base
 from heron_server.models.families.registry import build_model
-from heron_server.models.probes import Probes, probes_of
+from heron_server.models.probes import Probes, probes_for, probes_of
 from heron_server.models.split_model import SplitModel
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.models.user.user_code import PREFIX
@@ -29,6 +32,7 @@ from heron_server.programs.measurements import Measurements
 from heron_server.programs.parity import ParityReport
 from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
 from heron_server.storage.probe_file import read_probe_file
+from heron_server.training.trainer import choose_device
 
 
 @dataclass(frozen=True)
@@ -45,28 +49,30 @@ class Published:
     parity: ParityReport
 
 
-def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Published:
+def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: threading.Event | None = None) -> Published:
     """Build the model, complete the algorithm, compile and prove the programs; `columns` are those that a resumed run wrote down.
 
     Raises:
+        Interrupted: `stop` was set meanwhile.
         ConfigurationError, DataError, ProgramError, ParityError: something does not fit or is not equal; nothing was written but the program cache.
 
     """
+    _refuse_impossible(config)
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    held_out = open_source(config.run.eval_data) if config.run.eval_data is not None else None
-    data = specification_of(config.run, held_out, columns)
+    held_out, validating = (open_source(name) if name is not None else None for name in (config.run.eval_data, config.run.validation_data))
+    data = specification_of(config.run, (held_out, validating), columns)
     eval_source = check_samples(held_out, data) if held_out is not None and not data.tokens else None
-    validation_source = None if data.tokens else _checked(config.run.validation_data, data)
+    validation_source = check_samples(validating, data) if validating is not None and not data.tokens else None
     chosen = config.algorithm
-    probes = _probes(config, data, eval_source)
+    probes = _probes(config, data, eval_source or validation_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
     refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.
     eval_source = check_samples(held_out, data, model.tokenizer) if held_out is not None and data.tokens else eval_source
-    validation_source = _checked(config.run.validation_data, data, model.tokenizer) if data.tokens else validation_source
+    validation_source = check_samples(validating, data, model.tokenizer) if validating is not None and data.tokens else validation_source
     cache_directory = config.storage.program_cache or default_program_cache()
-    cache, measurements = ProgramCache(cache_directory), Measurements(cache_directory)
+    cache, measurements = ProgramCache(cache_directory, stop), Measurements(cache_directory)
     algorithm, cost = complete_algorithm(chosen, model, measurements.client_cost)
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed, measurements.difference_error)
@@ -74,10 +80,10 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = ()) -> Publis
     return Published(eval_source, validation_source, data, model, algorithm, cost, programs, parity)
 
 
-def specification_of(run: RunSection, held_out: DataSource | None, columns: tuple[str, ...] = ()) -> DataSpecification:
+def specification_of(run: RunSection, held_out: Iterable[DataSource | None] = (), columns: tuple[str, ...] = ()) -> DataSpecification:
     """Return what a run expects of data, as far as that is known without its model.
 
-    Names of columns are those of --data-spec, else those that a resumed run wrote down, else those of the held-out data.
+    Names of columns are those of --data-spec, else those that a resumed run wrote down, else those of the first held-out data that have any.
 
     Raises:
         ConfigurationError: --data-spec is none.
@@ -85,7 +91,22 @@ def specification_of(run: RunSection, held_out: DataSource | None, columns: tupl
     """
     data = dataclasses.replace(parse_specification(run.data_spec), refuses_overlong=run.overlong == "refuse")
     data = dataclasses.replace(data, columns=data.columns or columns)
-    return data if held_out is None else with_columns(data, held_out.inputs)
+    for source in held_out:
+        data = data if source is None else with_columns(data, source.inputs)
+    return data
+
+
+def _refuse_impossible(config: TrainingConfig) -> None:
+    """Refuse at once what needs neither data nor model to be known as wrong."""
+    algorithm = config.algorithm
+    mistakes = step_mistakes(algorithm.plan, config.plan.given) + contradictions(algorithm)
+    sentences = ["the plan cannot run: " + "; ".join(mistakes)] if mistakes else []
+    try:
+        choose_device(config.trainer.device)
+    except ConfigurationError as exc:
+        sentences += exc.sentences
+    if sentences:
+        raise ConfigurationError(*sentences)
 
 
 def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:
@@ -118,17 +139,15 @@ def default_program_cache() -> Path:
     return cache_home("give --program-cache, or ") / "heron" / "programs"
 
 
-def _probes(config: TrainingConfig, data: DataSpecification, eval_source: SampleReader | None) -> Probes | None:
+def _probes(config: TrainingConfig, data: DataSpecification, known: SampleReader | None) -> Probes | None:
     """Return the run's own samples for a user's model to be tried on, those that it began with where it is resumed; None if there are none."""
-    if data.tokens or not config.run.model.startswith(PREFIX):
+    run = config.run
+    if not run.model.startswith(PREFIX):
         return None
-    if config.run.resume:
-        samples = read_probe_file(config.run.run_dir, data.input_shape)
+    if run.resume:
+        samples = read_probe_file(run.run_dir, data.input_shape, data.tokens)
         return Probes(samples, are_made_up=False) if samples is not None else None
-    if eval_source is None and config.local_source is not None:
-        eval_source = SampleReader(open_source(config.local_source), data)
-    return probes_of(eval_source) if eval_source is not None else None
-
-
-def _checked(source: str | None, data: DataSpecification, tokenizer: bytes | None = None) -> SampleReader | None:
-    return None if source is None else check_samples(open_source(source), data, tokenizer)
+    if known is not None:
+        return probes_of(known)
+    source = run.eval_data or run.validation_data or config.local_source
+    return probes_for(open_source(source), data, run.model, run.model_options) if source is not None else None

@@ -53,7 +53,7 @@ ROOMS = {
         "training": "metrics models programs rounds storage summary",
         "configuration": "models.families rounds storage training",
         "exports": "configuration models models.families models.transformer models.user storage",
-        "publication": "configuration models models.families models.user programs storage",
+        "publication": "configuration models models.families models.user programs storage training",
         "resumption": "rounds storage summary training",
         "service": "certificates rounds storage",
         "trainer_assembly": "configuration metrics models publication rounds storage summary training",

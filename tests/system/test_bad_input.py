@@ -35,6 +35,12 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--preset", "heron-server-loss", "--server-schedule", "sequential"], ExitCode.CONFIGURATION, "objective=server"),
         (["--resume"], ExitCode.CONFIGURATION, "there is no run in"),
         (["--device", "cuda:99"], ExitCode.CONFIGURATION, "cannot be used here"),
+        (
+            ["--device", "cuda:99", "--direction-groups", "7", "--eval-data", "npz:/none"],
+            ExitCode.CONFIGURATION,
+            "direction_groups 7 does not",
+        ),
+        (["--direction-groups", "7", "--device", "cuda:99", "--model", "python:none:none"], ExitCode.CONFIGURATION, "cannot be used here"),
     ],
 )
 def test_the_server_refuses_in_one_sentence(arguments: list[str], code: ExitCode, sentence: str, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from heron_common.data import open_source
 from heron_common.errors import DataError
 from heron_common.exit_codes import ExitCode
 from heron_server.cli import main as serve
+from tests.harness.cluster import Cluster, log_of, wait_for_exit
+from tests.harness.polling import eventually
 from tests.harness.simulated import TINY_FRONT
 from tests.harness.trained import TrainedRuns
 
@@ -112,6 +114,32 @@ def test_columns_in_another_order_give_the_same_run_and_the_same_figures(tmp_pat
     assert figures[0] == figures[1]
     assert json.loads((tmp_path / "True" / "run.json").read_text())["columns"] == NAMES
     assert evaluate_checkpoint(tmp_path / "True", backwards)["loss"] == figures[0][0]
+
+
+@pytest.mark.slow
+def test_devices_agree_on_columns_that_nobody_named_on_the_server(cluster: Cluster, tmp_path: Path) -> None:
+    """Each device says `*`; the second has another order, the third other names."""
+    short = {"data_spec": "digits", "model_options": TINY_FRONT, "local_steps": 2, "batch_size": 8}
+    forwards, backwards = (write_digits(tmp_path / f"{order}.csv", "train", order) for order in (False, True))
+    named, other = (tmp_path / name for name in ("named.csv", "other.csv"))
+    named.write_text((tmp_path / "False.csv").read_text().replace("p3,", "q3,", 1))
+    other.write_text(named.read_text())
+    server = cluster.server(clients=2, min_updates=2, rounds=2, eval_data=None, **short)
+    first = cluster.client(0, 1, data=forwards)
+    eventually(lambda: "the names of its columns from a client" in log_of(server), 60, "the first client's names")
+    strangers = [
+        cluster.client(index, 1, data=data, name=f"stranger-{index}", shard="0/1")
+        for index, data in (
+            (1, f"csv:{named}:*:label"),
+            (2, f"csv:{other}:{'+'.join(name if name != 'p3' else 'q3' for name in NAMES)}:label"),
+        )
+    ]
+    assert [wait_for_exit(stranger) for stranger in strangers] == [ExitCode.DATA] * 2
+    assert "there is no p3 and there is q3 too" in log_of(strangers[0])
+    assert "as its first client names them" in log_of(strangers[1])
+    second = cluster.client(3, 1, data=backwards, name="second", shard="0/1")
+    assert [wait_for_exit(process) for process in (first, second, server)] == [0, 0, 0]
+    assert evaluate_checkpoint(cluster.run_dir, forwards)["loss"] == evaluate_checkpoint(cluster.run_dir, backwards)["loss"]
 
 
 def test_a_resumed_run_keeps_the_columns_that_it_began_with(tmp_path: Path) -> None:

@@ -174,6 +174,13 @@ def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
     return mistakes
 
 
+def contradictions(algorithm: Algorithm) -> list[str]:
+    """Return what contradicts itself in an algorithm, whatever the model: what only a model decides stands at its most permissive."""
+    plan = algorithm.plan
+    settled = dataclasses.replace(plan, direction_groups=plan.direction_groups or 1, micro_batch=plan.micro_batch or 1)
+    return algorithm_mistakes(dataclasses.replace(algorithm, plan=settled))
+
+
 def statistics_mistakes(plan: Plan, model: ModelSpec) -> list[str]:
     """Return every mistake in a complete plan for a model whose batch normalisation takes the batch's own statistics; none for other models."""
     if not model.statistics:

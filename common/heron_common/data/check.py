@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from heron_common.data.columns import with_columns
 from heron_common.data.image_files import ImageRows
 from heron_common.data.reading import SampleReader
 from heron_common.data.rows import StringRows
@@ -37,7 +38,7 @@ def check_source(source: DataSource, specification: DataSpecification, tokenizer
         isinstance(inputs, StringRows)
         and inputs.is_rest
         and len(inputs.columns) > 1
-        and not (specification.columns or specification.tokens)
+        and not (specification.tokens or with_columns(specification, inputs).columns)
     ):
         _warn_of_nameless_columns(source.name)
     if isinstance(inputs, StringRows) and not inputs.is_checked:
@@ -69,7 +70,7 @@ def check_samples(source: DataSource, specification: DataSpecification, tokenize
 def _warn_of_nameless_columns(source_name: str) -> None:
     """Say once in a process, however often it joins and with however many clients, that nobody compares the order of columns."""
     log.warning(
-        "the run has no names for its columns, so * takes them as they stand: compare their order on every device, "
+        "the run has no names for its columns and these cannot become its own, so * takes them as they stand: compare their order on every device, "
         "or name them in the server's --data-spec, like a+b:2",
         extra={"source": source_name},
     )

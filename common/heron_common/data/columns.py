@@ -10,35 +10,43 @@ from heron_common.data.rows import RowReader, StringRows
 from heron_common.errors import DataError
 from heron_common.specification.data_specification import MAX_COLUMNS, DataSpecification
 
-_MOST_CHARACTERS = 1 << 20
-"""Of all names together: a specification travels in one message."""
+_MOST_BYTES = 1 << 20
+"""Of all names together: they travel in one message."""
 
 _SHOWN = 20
 
 
 def named_columns(rows: RowReader) -> tuple[str, ...]:
-    """Return the names of a source's columns; nothing if it has none, or they do not tell its columns apart."""
-    if not isinstance(rows, StringRows) or not rows.is_named or "" in rows.columns or len(set(rows.columns)) < len(rows.columns):
-        return ()
-    return rows.columns
+    """Return the names of a source's columns; nothing if it has none, they do not tell its columns apart, or they are too long to be sent."""
+    return rows.columns if isinstance(rows, StringRows) and rows.is_named and _are_names(rows.columns) else ()
 
 
 def with_columns(specification: DataSpecification, rows: RowReader) -> DataSpecification:
     """Return the specification with the names of these columns, if they are numbers in the run's shape and it names none yet."""
-    names = named_columns(rows)
-    fits = not specification.tokens and len(names) == math.prod(specification.input_shape) and len(names) <= MAX_COLUMNS
-    if specification.columns or not fits or sum(map(len, names)) > _MOST_CHARACTERS:
+    return with_names(specification, named_columns(rows))
+
+
+def with_names(specification: DataSpecification, names: tuple[str, ...], of_client: bool = False) -> DataSpecification:
+    """Return the specification with these names of columns, where it has none and a sample has as many numbers; they are bounded and told apart."""
+    fits = not specification.tokens and len(names) == math.prod(specification.input_shape)
+    if specification.columns or not fits or not _are_names(names):
         return specification
-    return dataclasses.replace(specification, columns=names)
+    return dataclasses.replace(specification, columns=names, columns_of_client=of_client)
+
+
+def _are_names(names: tuple[str, ...]) -> bool:
+    told_apart = 0 < len(names) <= MAX_COLUMNS and "" not in names and len(set(names)) == len(names)
+    return told_apart and sum(len(name.encode("utf-8", "replace")) for name in names) <= _MOST_BYTES
 
 
 def in_order_of(specification: DataSpecification, rows: StringRows, source_name: str) -> StringRows:
     """Return the columns in the run's order, where the run has one.
 
-    Who writes other names than the run's says with them what is meant by which, and is taken at their word; who writes * does not.
+    Who writes other names than the run's says with them what is meant by which, and is taken at their word; who writes * does not, nor who has nobody
+    that compared the two: a client's names are not known to others.
 
     Raises:
-        DataError: * stands for other columns than the run's.
+        DataError: * stands for other columns than the run's, or written ones are others than a client's, or some of the run's at another place.
 
     """
     wanted = specification.columns
@@ -48,7 +56,20 @@ def in_order_of(specification: DataSpecification, rows: StringRows, source_name:
         return rows.picked([rows.columns.index(name) for name in wanted])
     if rows.is_rest:
         raise DataError(f"* of {source_name!r} should be the run's columns {shortened(wanted)}, but {_difference(rows.columns, wanted)}")
-    return rows
+    moved = _moved(rows.columns, wanted)
+    if moved is None and not specification.columns_of_client:
+        return rows
+    why = f"with {moved!r} at another place" if moved is not None else "as its first client names them"
+    raise DataError(
+        f"{source_name!r} names the columns {shortened(rows.columns)}, but those of the run are {shortened(wanted)}, {why}: give them the run's names, "
+        "or name the run's columns in --data-spec on the server"
+    )
+
+
+def _moved(came: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """Return one of the run's names that stands at another place, though other names are there too."""
+    places = {name: place for place, name in enumerate(wanted)}
+    return next((name for place, name in enumerate(came) if places.get(name, place) != place), None)
 
 
 def order_in_words(rows: RowReader, specification: DataSpecification | None = None) -> str:
@@ -59,7 +80,8 @@ def order_in_words(rows: RowReader, specification: DataSpecification | None = No
         return shortened(rows.columns)
     if set(specification.columns) == set(rows.columns):
         return f"{shortened(specification.columns)} (the run's order)"
-    return f"{shortened(rows.columns)} (as they stand in this file: the run names {'others' if specification.columns else 'none'})"
+    known = "others" if specification.columns else "none yet, and takes those of the first client that has names"
+    return f"{shortened(rows.columns)} (as they stand in this file: the run names {known})"
 
 
 def shortened(names: Sequence[str]) -> str:

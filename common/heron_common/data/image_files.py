@@ -22,6 +22,10 @@ _GREY_STEPS = 257
 """Of 16-bit grey to one of 8 bits: 65535 becomes 255."""
 
 
+_END_OF_JPEG = b"\xff\xd9"
+
+_BYTES_AT_ONCE = 1 << 16
+
 _ORIENTATION = 0x0112
 
 _TURNS = {
@@ -45,6 +49,8 @@ class ImageFiles:
         self.files = files
         self.left_out = left_out
         self._resizes = resizes
+        self._whole: set[Path] = set()
+        """Found to be whole: a client that joins again need not read everything again."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,14 +80,16 @@ class ImageFiles:
             raise ConfigurationError(
                 "images are decoded by the library pillow, which is not installed here: pip install 'heron-sfl[images]'"
             ) from None
-        return ImageRows(self.files, (shape[0], shape[1], shape[2]), self._resizes)
+        return ImageRows(self.files, (shape[0], shape[1], shape[2]), self._resizes, self._whole)
 
 
 class ImageRows:
     """Images [n, channels, height, width]: bytes, or float32 from 0 to 255 where one has finer grey."""
 
-    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int], resizes: bool) -> None:
+    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int], resizes: bool, whole: set[Path]) -> None:
+        """`whole` are files that are known to be, and takes further ones."""
         self._files = files
+        self._whole = whole
         self._image_shape = shape
         self._resizes = resizes
 
@@ -99,24 +107,29 @@ class ImageRows:
         return np.stack([self._decode(self._files[int(row)]) for row in rows])
 
     def check(self, rows: Int64Array) -> None:
-        """Look at the head of every file, without its pixels.
+        """Look at the head of every file and whether its end is there; only what is in doubt is decoded.
 
         Raises:
-            DataError: one is no image, or not of the run's size.
+            DataError: one is no image, not of the run's size, or damaged so that it cannot be decoded.
 
         """
         from PIL import Image
 
-        for row in rows:
-            path = self._files[int(row)]
+        for path in (self._files[int(row)] for row in rows):
+            if path in self._whole:
+                continue
             try:
                 with Image.open(path) as image:
                     # A PNG that does not say so in its head would have to be decoded to know how it is to be turned.
                     known = image.format != "PNG" or "exif" in image.info
                     size, on_its_side = image.size, known and _orientation(image) in _ON_ITS_SIDE
+                    is_whole = _is_whole(image)
             except Exception as exc:
                 raise _unreadable(path, exc) from exc
             self._check_size(path, size[::-1] if on_its_side else size)
+            if not is_whole:
+                self._decode(path)
+            self._whole.add(path)
 
     def _decode(self, path: Path) -> npt.NDArray[Any]:
         from PIL import Image
@@ -147,6 +160,25 @@ class ImageRows:
                 f"{path} has {size[0]}x{size[1]} pixels, but the run expects {width}x{height} (width x height): "
                 "scale the images, or write :resize behind the source"
             )
+
+
+def _is_whole(image: Any) -> bool:
+    """Whether the checksums of a PNG hold, or a JPEG ends behind its pixels; False where only decoding would tell. The image is of no use afterwards."""
+    if image.format == "JPEG":
+        # pillow has read to where the pixels begin; previews, which have ends of their own, come before that.
+        last = b""
+        while piece := image.fp.read(_BYTES_AT_ONCE):
+            if _END_OF_JPEG in last + piece:
+                return True
+            last = piece[-1:]
+        return False
+    if image.format != "PNG":
+        return False
+    try:
+        image.verify()
+    except Exception:
+        return False
+    return True
 
 
 def _grey(image: Any, path: Path) -> Any:

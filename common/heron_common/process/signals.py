@@ -6,6 +6,7 @@ at once, and a thread reads it.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,6 +15,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from heron_common.exit_codes import ExitCode
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -54,6 +59,26 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ending_within(seconds: float, stop: threading.Event) -> Iterator[None]:
+    """End the process, as one that was stopped on request, so long after `stop` is set: for work that nobody can interrupt and that leaves nothing half done."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if stop.wait(_LOOK_SECONDS) and not over.wait(seconds):
+                log.warning("what is under way does not end, so this process does", extra={"waited_seconds": seconds})
+                os._exit(ExitCode.OK)
+
+    watcher = threading.Thread(target=watch, name="stop", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 class _Heard:

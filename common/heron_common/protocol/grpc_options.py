@@ -46,6 +46,8 @@ def server_options(timing: Timing) -> list[tuple[str, int]]:
         # Its probes raise that window by themselves, to megabytes a stream, and a client that is refused fills it again and again.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CLIENT),
+        ("grpc.server_handshake_timeout_ms", int(timing.handshake_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", int(timing.idle_seconds * 1000)),
         # It also counts streams that are over and wait for Python's collector, and refuses ordinary clients for them; calls at a time have a bound anyway.
         ("grpc.http.overload_protection", 0),
         ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),

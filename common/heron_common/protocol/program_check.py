@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dataclasses import field as attribute
 
 from heron_common.errors import ProgramError
-from heron_common.protocol.program_operators import OPERATORS, Divisions
+from heron_common.protocol.program_operators import OPERATORS, Hazards
 from heron_common.protocol.protobuf_fields import BYTES, VARINT, Field, MalformedMessageError, fields, packed_varints
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES
 
@@ -32,7 +32,7 @@ _MESSAGES: dict[str, _Table] = {
     | {7: "graph", 8: "operators", 14: "skip", 20: "refuse: training steps of its own", 25: "refuse: functions of its own"},
     "operators": {1: "domain", 2: "skip"},
     "graph": {1: "node", 2: "skip", 5: "constant", 10: "skip", 14: "skip", 16: "skip"}
-    | dict.fromkeys((11, 12, 13), "value")
+    | {11: "input", 12: "value", 13: "value"}
     | {15: "refuse: sparse tensors"},
     "node": dict.fromkeys((1, 2, 3), "skip") | {4: "operator", 5: "attribute", 6: "skip", 7: "domain", 8: "overload", 9: "skip"},
     "attribute": dict.fromkeys((1, 2, 3, 4, 7, 8, 9, 13, 14, 15, 20), "skip")
@@ -54,8 +54,8 @@ def check_program(data: bytes | memoryview) -> None:
     """Refuse a program that is not made of listed operators and constants of its own; time and memory are bounded by its size.
 
     Raises:
-        ProgramError: it is too large, no ONNX model, or holds another operator or domain, a function, a sparse or external tensor, or a division that may
-            end the process.
+        ProgramError: it is too large, no ONNX model, or holds another operator or domain, a function, a sparse or external tensor, or a division or a
+            recurrent layer that may end the process.
 
     """
     if len(data) > MAX_PROGRAM_BYTES:
@@ -67,7 +67,7 @@ def check_program(data: bytes | memoryview) -> None:
         raise ProgramError(f"a program is an ONNX model, but these bytes are none ({exc}): it is refused") from exc
     if not walk.has_graph:
         raise ProgramError("a program is an ONNX model with a graph, but these bytes hold none: it is refused")
-    walk.divisions.check()
+    walk.hazards.check()
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Walk:
 
     num_fields: int = 0
     has_graph: bool = False
-    divisions: Divisions = attribute(default_factory=Divisions)
+    hazards: Hazards = attribute(default_factory=Hazards)
 
     def message(self, message: memoryview, kind: str) -> None:
         table = _MESSAGES[kind]
@@ -116,8 +116,10 @@ class _Walk:
             )
         elif found == "overload" and len(field.data):
             raise _refusal("overloaded functions")
+        elif found == "input":
+            self.hazards.input(field.data)
         elif found == "value":
-            self.divisions.value(field.data)
+            self.hazards.value(field.data)
         elif found in _MESSAGES or found == "constant":
             self._nested(field.data, found)
 
@@ -125,9 +127,9 @@ class _Walk:
         self.has_graph |= kind == "graph"
         self.message(message, "tensor" if kind == "constant" else kind)
         if kind == "constant":
-            self.divisions.constant(message)
+            self.hazards.constant(message)
         elif kind == "node":
-            self.divisions.node(message)
+            self.hazards.node(message)
 
 
 def _num_elements(dimensions: list[int]) -> int:

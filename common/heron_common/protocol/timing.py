@@ -16,6 +16,11 @@ LONGEST_KEEPALIVE_SECONDS = 60.0
 LONGEST_CALL_DEADLINE_SECONDS = 30.0
 """A control call answers at once, whatever else is to be done."""
 
+SHORTEST_HANDSHAKE_SECONDS = 5.0
+"""A small device computes a handshake of TLS for a second or two."""
+
+LONGEST_IDLE_SECONDS = 3600.0
+
 LONGEST_STALL_SECONDS = 3600.0
 """What the time without progress grows to, doubling, where a network is that slow."""
 
@@ -53,6 +58,16 @@ class Timing:
     def call_deadline_seconds(self) -> float:
         """How long a control call may take, at first."""
         return min(self.heartbeat_seconds, LONGEST_CALL_DEADLINE_SECONDS)
+
+    @property
+    def handshake_seconds(self) -> float:
+        """A connection that has not greeted by then is closed."""
+        return max(self.call_deadline_seconds, SHORTEST_HANDSHAKE_SECONDS)
+
+    @property
+    def idle_seconds(self) -> float:
+        """A connection without a call for so long is closed: a client's asks come far more often, and whoever comes back opens another."""
+        return min(2 * self.liveness_seconds, LONGEST_IDLE_SECONDS)
 
     @property
     def stall_seconds(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
@@ -162,8 +163,14 @@ def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecific
         tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
         refuses_overlong=message.refuses_overlong,
         lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
-        columns=tuple(_few(message.columns, MAX_COLUMNS, "columns")),
+        columns=columns_from_proto(message.columns),
+        columns_of_client=message.columns_of_client,
     )
+
+
+def columns_from_proto(names: Sequence[str]) -> tuple[str, ...]:
+    """Decode names of columns; refuses more than a sample can have."""
+    return tuple(_few(names, MAX_COLUMNS, "columns"))
 
 
 def model_to_proto(model: ModelSpec) -> pb.Model:

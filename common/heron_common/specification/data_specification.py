@@ -53,6 +53,7 @@ class DataSpecification:
         lengths: those that texts are padded to, each text to the smallest that holds it, ascending, the last that of `input_shape`; empty where
             there is only that.
         columns: names of a sample's numbers, in their order; empty if they have none.
+        columns_of_client: whether it was a client that named them, and not who runs the server: then other names are refused.
 
     """
 
@@ -70,6 +71,7 @@ class DataSpecification:
     refuses_overlong: bool = False
     lengths: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
+    columns_of_client: bool = False
 
     @property
     def labels(self) -> TensorSpec:

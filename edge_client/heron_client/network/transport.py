@@ -102,8 +102,10 @@ class Transport:
         self._run_id = ""
         self._losses_seen = 0
 
-    def join(self, client_name: str, identity_key: str, num_examples: int, only_checks: bool = False) -> Membership:
-        """Introduce this client and keep the session; with `only_checks` it takes no part in the run.
+    def join(
+        self, client_name: str, identity_key: str, num_examples: int, *, columns: tuple[str, ...] = (), only_checks: bool = False
+    ) -> Membership:
+        """Introduce this client and keep the session; with `only_checks` it takes no part in the run. `columns` become the run's where it has none.
 
         Raises:
             RefusedError: the server refuses it, for good or for now.
@@ -116,6 +118,7 @@ class Transport:
             client_name=client_name,
             identity_key=identity_key,
             num_examples=num_examples,
+            columns=columns,
             only_checks=only_checks,
             capabilities=pb.Capabilities(
                 client_version=VERSION,

@@ -179,7 +179,7 @@ class Trailer(_message.Message):
     def __init__(self, length_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class DataSpecification(_message.Message):
-    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong", "lengths", "columns")
+    __slots__ = ("name", "input_shape", "num_classes", "mean", "standard_deviation", "task", "tokens", "class_names", "channel_means", "channel_deviations", "tokenizer", "refuses_overlong", "lengths", "columns", "columns_of_client")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,7 @@ class DataSpecification(_message.Message):
     REFUSES_OVERLONG_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_OF_CLIENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     num_classes: int
@@ -208,7 +209,8 @@ class DataSpecification(_message.Message):
     refuses_overlong: bool
     lengths: _containers.RepeatedScalarFieldContainer[int]
     columns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: bool = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: bool = ..., lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
+    columns_of_client: bool
+    def __init__(self, name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., task: _Optional[_Union[Task, str]] = ..., tokens: bool = ..., class_names: _Optional[_Iterable[str]] = ..., channel_means: _Optional[_Iterable[float]] = ..., channel_deviations: _Optional[_Iterable[float]] = ..., tokenizer: _Optional[_Union[Blob, _Mapping]] = ..., refuses_overlong: bool = ..., lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ..., columns_of_client: bool = ...) -> None: ...
 
 class Program(_message.Message):
     __slots__ = ("kind", "blob", "micro_batch", "length", "directions")
@@ -299,13 +301,14 @@ class Capabilities(_message.Message):
     def __init__(self, client_version: _Optional[str] = ..., runtime_version: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities", "only_checks", "seal")
+    __slots__ = ("protocol_version", "client_name", "identity_key", "num_examples", "capabilities", "only_checks", "columns", "seal")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     ONLY_CHECKS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     SEAL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     client_name: str
@@ -313,8 +316,9 @@ class JoinRequest(_message.Message):
     num_examples: int
     capabilities: Capabilities
     only_checks: bool
+    columns: _containers.RepeatedScalarFieldContainer[str]
     seal: int
-    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: bool = ..., seal: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., identity_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., only_checks: bool = ..., columns: _Optional[_Iterable[str]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("run_id", "session", "run_seed", "data_specification", "model", "programs", "heartbeat_seconds", "num_rounds", "base", "held_out", "evaluation_batches", "plan", "server_time_seconds", "seal")

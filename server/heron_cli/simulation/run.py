@@ -58,6 +58,7 @@ def simulate(config: SimulationConfig, stop: threading.Event | None = None, on_r
         on_round: called with each finished round, on this thread.
 
     Raises:
+        Interrupted: `stop` was set before the run was ready to begin.
         SimulationError: a client or the trainer failed for no reason of those below.
         HeronError: options, data, model, a program or the disk stand in the way, also where a client was the first to see it.
 
@@ -118,7 +119,7 @@ class _Simulation:
         with ExitStack() as stack:
             directory = SimulationDirectory(self._run_directory(stack), config)
             stack.callback(directory.close)
-            parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE, durable=False)
+            parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE, durable=False, stop=self._stop)
             stack.callback(parts.owner.close)
             stub = LoopbackStub(parts.servicer, self._refused(parts), parts.owner.flush)
             crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
@@ -207,7 +208,7 @@ def _check_training_data(source: DataSource, run: RunSection) -> None:
         DataError: it is not what the run expects.
 
     """
-    data = specification_of(run, None)
+    data = specification_of(run)
     if not data.tokens:
         (check_source if isinstance(source.inputs, ImageFiles) else check_samples)(source, data)
 

@@ -68,7 +68,7 @@ def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None =
     vouched.check(run_dir, options.model, options.model_options)
     data = parse_specification(options.data_spec)
     data = dataclasses.replace(data, refuses_overlong=options.overlong == "refuse", columns=data.columns or identity.columns)
-    samples = read_probe_file(run_dir, data.input_shape)
+    samples = read_probe_file(run_dir, data.input_shape, data.tokens)
     probes = Probes(samples, are_made_up=False) if samples is not None else None
     built = build_model(options.model, options.model_options, data, options.seed, options.cut, probes)
     difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, built))

@@ -29,7 +29,7 @@ def behaviour(model: SplitModel) -> Behaviour:
     if not model.code_digest:
         return {}
     front, back = copied(model.front), copied(model.back)
-    x = model.token_input.example(_SAMPLES) if model.token_input is not None else model.example(_SAMPLES)
+    x = model.example(_SAMPLES)
     found = {}
     with generators_kept(seed=0), torch.enable_grad():
         z = front.eval()(x)

@@ -44,7 +44,7 @@ class SplitModel:
         tokenizer: the JSON of the tokenizer that text becomes tokens with.
         whole: the model before it was split; where there is none, front and back in a row are the whole. It shares the tensors of front and back, but
             the back of a user's module has copies (`whole_state` brings them home).
-        probes: samples that a user's own module of numbers is tried on; None for all others, which take any.
+        probes: samples that a user's own module is tried on; None for all others, which take any, and for tokens that nobody gave samples of.
         lengths: those that texts are padded to on devices, ascending, the last that of `input_shape`; empty where there is only that.
         base_error: how far rounding the frozen weights to `base_storage` moved the activations at the cut, relative to the largest.
         base_storage: how frozen tensors of front and head are stored on devices; their values here are those that the stored ones stand for.
@@ -130,9 +130,11 @@ class SplitModel:
             return tuple(self.front(self.example(2).to(device_of(self.front))).shape[1:])
 
     def example(self, rows: int) -> torch.Tensor:
-        """Return samples of zeros, [rows, *input_shape], or the first probes."""
+        """Return the first probes, random tokens for a user's module, or samples of zeros, [rows, *input_shape]."""
         if self.probes is not None:
             return self.probes.first(rows)
+        if self.token_input is not None:
+            return self.token_input.example(rows)
         return torch.zeros(rows, *self.input_shape, dtype=torch.int64 if self.tokens else torch.float32)
 
     def mask(self, x: torch.Tensor) -> torch.Tensor | None:

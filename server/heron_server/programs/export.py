@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import warnings
 from pathlib import Path
 
 import torch
 
-from heron_common.errors import ProgramError
+from heron_common.errors import Interrupted, ProgramError
 from heron_common.protocol.program_check import check_program
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cache_directory import CacheDirectory, library_version
 from heron_server.programs.compile import CompiledFunction, compile_function
 from heron_server.programs.gradient import traced, with_backward_rules
+from heron_server.programs.recurrent_layers import reshape_before_recurrent_layers
 from heron_server.programs.signature import signature
 
 log = logging.getLogger(__name__)
 
-EXPORT_VERSION = 3
+EXPORT_VERSION = 4
 """Raised when the exporter's own output changes, or what devices refuse, so that cached programs of older exporters are not used."""
 
 
@@ -31,16 +33,21 @@ class ProgramCache:
     Those of a user's own model are kept by what they compute: no name or source says what code leads to, and a stale program would be used for ever.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, stop: threading.Event | None = None) -> None:
+        """Once `stop` is set no further program is compiled."""
         self._kept = CacheDirectory(directory)
+        self._stop = stop
 
     def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> bytes:
         """Return the program's bytes, from the cache if they are there.
 
         Raises:
             ProgramError: the model uses an operation that cannot be exported.
+            Interrupted: the process was asked to stop.
 
         """
+        if self._stop is not None and self._stop.is_set():
+            raise Interrupted("asked to stop")
         function = compile_function(model, kind, micro_batch, directions) if model.code_digest else None
         computes = signature(function) if function is not None else ""
         if function is not None and computes is None:
@@ -98,6 +105,7 @@ def export(function: CompiledFunction) -> bytes:
         raise ProgramError(f"the {function.kind.value} program cannot be exported: torch returned nothing")
     proto = exported.model_proto
     _strip(proto)
+    reshape_before_recurrent_layers(proto)
     _check(proto, function)
     try:
         onnx.checker.check_model(proto, full_check=True)

@@ -17,14 +17,20 @@ from heron_server.rounds.run_state import RunState
 from heron_server.rounds.state import MemberStatus, Phase
 
 
-def join(run: RunState, name: str, identity_key: str, *, num_examples: int, version: str, speaker: str) -> Membership:
-    """Open a session for a client that proved to be `speaker`, or proved nothing; see `ClientRegistry.join` for refusals."""
+def join(
+    run: RunState, name: str, identity_key: str, *, num_examples: int, version: str, speaker: str, columns: tuple[str, ...]
+) -> Membership:
+    """Open a session for a client that proved to be `speaker`, or proved nothing; see `ClientRegistry.join` for refusals.
+
+    The names of its columns become the run's, for good, where that has none and they fit.
+    """
     run.refuse_if_draining()
     record = run.registry.join(name, identity_key, speaker)
     run.orphan_stream(record, session_over())
     run.outbox.ledger.joined(name, record.identity_sha256)
     run.registry.forget_departed(but=run.attempt.cohort if run.attempt is not None else ())
     record.num_examples, record.version, record.heard_at = num_examples, version, run.clock.now()
+    run.learn_columns(name, columns)
     run.outbox.info("client joined", client=name, examples=num_examples, version=version)
     run.advance(lambda now: run.machine.seen(name, now))
     return _membership(run, record)

@@ -155,10 +155,12 @@ class RoundOwner:
 
     # Clients.
 
-    def join(self, name: str, identity_key: str, *, num_examples: int, version: str, speaker: str = "") -> Membership:
+    def join(
+        self, name: str, identity_key: str, *, num_examples: int, version: str, speaker: str = "", columns: tuple[str, ...] = ()
+    ) -> Membership:
         """Open a session for a client that proved to be `speaker`, or proved nothing; see `ClientRegistry.join` for refusals."""
         with self._stay() as run:
-            return membership.join(run, name, identity_key, num_examples=num_examples, version=version, speaker=speaker)
+            return membership.join(run, name, identity_key, num_examples=num_examples, version=version, speaker=speaker, columns=columns)
 
     def has_session(self, session: str) -> bool:
         """Whether a client of the run has this session; takes no lock."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 
+from heron_common.data.columns import shortened, with_names
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
@@ -50,11 +52,16 @@ class RunState:
         clock: Clock,
         recorded: Iterable[RecordedAttempt] = (),
         present: Mapping[str, str] | None = None,
+        keep_columns: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> None:
-        """`recorded` are the attempts to go on with, in order, before new ones open; `present` the clients (with digests of their keys) that were there."""
+        """`recorded` are the attempts to go on with, in order, before new ones open; `present` the clients (with digests of their keys) that were there.
+
+        `keep_columns` is told what the run learnt, where others look for it than the ledger's readers.
+        """
         self.facts, self.machine, self.registry = facts, machine, registry
         self.visits = Visits(clock, machine.rules.liveness_seconds)
         self.outbox, self.metrics, self.clock = outbox, metrics, clock
+        self._keep_columns = keep_columns
         self.attempt: Attempt | None = None
         self.previous: Attempt | None = None
         self.closing: CloseJob | AbandonJob | None = None
@@ -134,6 +141,16 @@ class RunState:
         for record in self.registry.live_records():
             if not self.machine.is_live(record.name):
                 self.depart(record, forget_session=False)
+
+    def learn_columns(self, name: str, columns: tuple[str, ...]) -> None:
+        """Take a client's names of columns for the run's, if it has none and they fit: in the ledger before anybody hears of it."""
+        data = with_names(self.facts.data, columns, of_client=True)
+        if data is self.facts.data:
+            return
+        self.facts = dataclasses.replace(self.facts, data=data)
+        self.outbox.ledger.columns_learnt(columns)
+        self.outbox.then(lambda: self._keep_columns(columns))
+        self.outbox.info("the run takes the names of its columns from a client", client=name, columns=shortened(columns))
 
     def heard(self, record: ClientRecord) -> None:
         """A client sent something; one that had gone silent is there again."""

@@ -18,6 +18,9 @@ WARN_AT = 0.8
 
 LOOK_SECONDS = 1.0
 
+CONNECTIONS_SHARE = 0.9
+"""The share that connections may have: a further one is closed at once, so that spool, ledger and checkpoints open their files whoever is there."""
+
 _NEAR = "nearly all files that this process may have open are: connections that stay idle take them; raise the limit (LimitNOFILE, ulimit -n) or keep strangers out"
 
 
@@ -31,6 +34,11 @@ def open_descriptors() -> int | None:
                 # None is left to look with.
                 return descriptor_limit()
     return None
+
+
+def most_connections() -> int:
+    """Return how many connections leave room for a run's own files; as many as gRPC counts where files have no limit."""
+    return int(CONNECTIONS_SHARE * descriptor_limit()) or (1 << 31) - 1
 
 
 def descriptor_limit() -> int:

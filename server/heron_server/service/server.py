@@ -20,7 +20,7 @@ from heron_common.protocol.timing import Timing
 from heron_proto.v1 import split_training_pb2
 from heron_proto.v1.split_training_pb2_grpc import add_SplitTrainingServicer_to_server
 from heron_server.service.call_slots import CallSlots, SlotInterceptor
-from heron_server.service.descriptors import DescriptorWatch
+from heron_server.service.descriptors import DescriptorWatch, most_connections
 from heron_server.service.interceptors import ErrorInterceptor, Remembering
 from heron_server.service.seals import SealInterceptor
 from heron_server.service.servicer import Servicer
@@ -70,7 +70,10 @@ class NetworkServer:
         guards = [tls.guard] if tls is not None else []
         interceptors: list[grpc.ServerInterceptor] = [Remembering(), errors, *guards, SlotInterceptor(self._slots), SealInterceptor()]
         self._server = grpc.server(
-            self._pool, interceptors=interceptors, options=server_options(timing), maximum_concurrent_rpcs=threads + WAITING_CALLS
+            self._pool,
+            interceptors=interceptors,
+            options=[*server_options(timing), ("grpc.max_allowed_incoming_connections", most_connections())],
+            maximum_concurrent_rpcs=threads + WAITING_CALLS,
         )
         add_SplitTrainingServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._health = health.HealthServicer(experimental_non_blocking=True)

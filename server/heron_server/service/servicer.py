@@ -12,6 +12,7 @@ from heron_common.protocol.chunks import USUAL_CHUNK_BYTES, StreamAccount
 from heron_common.protocol.messages import EVALUATION_KIND, UploadPurpose
 from heron_common.protocol.wire import (
     answer_to_proto,
+    columns_from_proto,
     encoding_from_proto,
     loss_to_proto,
     membership_to_proto,
@@ -57,7 +58,12 @@ class Servicer(SplitTrainingServicer):
             membership = self._owner.visit(speaker, address_of(context))
         else:
             membership = self._owner.join(
-                request.client_name, request.identity_key, num_examples=request.num_examples, version=version, speaker=speaker
+                request.client_name,
+                request.identity_key,
+                num_examples=request.num_examples,
+                version=version,
+                speaker=speaker,
+                columns=columns_from_proto(request.columns),
             )
         response = membership_to_proto(membership)
         self._count_control(self._owner.client(membership.session, speaker), request, response)

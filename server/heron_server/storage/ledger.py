@@ -99,6 +99,7 @@ class Ledger:
             self._connection.execute("COMMIT")
         self._check(run_id)
         self._connection.execute(sql.DIGESTS)
+        self._connection.execute(sql.COLUMNS)
         self._sequence = self._first("SELECT coalesce(max(sequence), -1) + 1 FROM uploads")
 
     def _check(self, run_id: str) -> None:
@@ -253,6 +254,11 @@ class Ledger:
         """A client left or went silent."""
         self._write(sql.DEPART, client_id)
 
+    def columns_learnt(self, names: tuple[str, ...]) -> None:
+        """A client's names of columns are the run's from now on."""
+        for place, name in enumerate(names):
+            self._write(sql.LEARN_COLUMN, place, name)
+
     def quarantined(self, client_id: str, round_index: int, reason: str) -> None:
         """A client is set apart from this round on; for how long is the gates' affair, whose state is in checkpoints."""
         self._write(sql.QUARANTINE, client_id, round_index, reason)
@@ -278,21 +284,21 @@ class Ledger:
         """Return the clients that are there, with the digests of their identity keys."""
         return self._pairs("SELECT client_id, identity_sha256 FROM clients WHERE present = 1")
 
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of columns that the run learnt from a client; none if it learnt none."""
+        return self._ask(lambda connection: tuple(_text(name) for (name,) in connection.execute(sql.COLUMNS_LEARNT)))
+
     def quarantines(self) -> dict[str, str]:
         """Return the clients that were set apart, and why the last time; commits first."""
         return self._pairs("SELECT client_id, reason FROM quarantines")
 
     def drops(self) -> dict[str, dict[str, int]]:
         """Count how often members were dropped over the whole run, by reason and client; commits first."""
-        self.sync()
-        with self._commit_lock:
-            return read_drops(self._connection)
+        return self._ask(read_drops)
 
     def abandoned(self) -> dict[str, int]:
         """Count the attempts that ended without a quorum, by reason; commits first."""
-        self.sync()
-        with self._commit_lock:
-            return dict(self._connection.execute(sql.ABANDONED).fetchall())
+        return self._pairs(sql.ABANDONED)
 
     def balance(self) -> Balance:
         """Count the uploads of the whole run by what became of them."""
@@ -318,6 +324,12 @@ class Ledger:
 
     def _first(self, statement: str) -> Any:
         return self._connection.execute(statement).fetchone()[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} stands where a text is expected")
+    return value
 
 
 def _values(key: UploadKey) -> tuple[Any, ...]:

@@ -51,6 +51,9 @@ CREATE TABLE IF NOT EXISTS digests (  -- of files in the spool that are not what
 """
 """Ledgers of version 0.1 have no such table, and get one."""
 
+COLUMNS = "CREATE TABLE IF NOT EXISTS columns (place INTEGER PRIMARY KEY, name TEXT NOT NULL)  -- of a sample's numbers, as the first client named them"
+"""Nor this one."""
+
 _KEY = "round_index = ? AND attempt = ?"
 _UPLOAD = f"{_KEY} AND client_id = ? AND purpose = ? AND local_step = ?"
 
@@ -80,6 +83,7 @@ ACCEPT_UPDATE = "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 NOTE_DIGEST = "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)"
 JOIN = "INSERT OR REPLACE INTO clients VALUES (?, ?, 1)"
 DEPART = "UPDATE clients SET present = 0 WHERE client_id = ?"
+LEARN_COLUMN = "INSERT INTO columns VALUES (?, ?)"
 QUARANTINE = "INSERT OR REPLACE INTO quarantines VALUES (?, ?, ?)"
 
 _COUNT = f"(SELECT count(*) FROM uploads WHERE {_KEY}"
@@ -90,5 +94,7 @@ SETTLE_CLOSED = (
 SETTLE_ABANDONED = f"UPDATE attempts SET outcome = 'abandoned', reason = ?, settled = 1, accepted = {_COUNT}), rejected = {_COUNT}) WHERE {_KEY} AND settled = 0"
 CLEAR = tuple(f"DELETE FROM {table} WHERE {_KEY}" for table in ("uploads", "updates", "digests"))
 """Drops stay: they are few, and an operator asks for them weeks later."""
+
+COLUMNS_LEARNT = "SELECT name FROM columns ORDER BY place"
 
 ABANDONED = "SELECT reason, count(*) FROM attempts WHERE outcome = 'abandoned' GROUP BY reason ORDER BY reason"

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.files.atomic import write_json_atomically
 from heron_common.files.directory_lock import DirectoryLock
 from heron_common.files.plain_files import MOST_DOCUMENT_BYTES, read_plain
 from heron_common.ids import new_token
-from heron_common.numerics.tensors import Float32Array
 from heron_server.storage.probe_file import write_probe_file
 
 _IDENTITY = "run.json"
@@ -36,7 +37,7 @@ class RunIdentity:
     model_code: str = ""
     behaviour: Mapping[str, list[float]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
-    probes: Float32Array | None = field(default=None, compare=False)
+    probes: npt.NDArray[Any] | None = field(default=None, compare=False)
 
     def code_difference(self, differs: bool) -> str:
         """Return a sentence that says that the model computes something else than when the run began, empty if it does not."""

@@ -72,9 +72,13 @@ class Proportion:
         """Return the length to which a gradient is shortened; infinity before anything is known."""
         return self._times(figure, LONGEST_STEP)
 
+    def knows(self, figure: str) -> bool:
+        """Whether there is a reference to compare it with."""
+        return self._references.get(figure, 0.0) > 0
+
     def is_ordinary(self, figure: str, measured: float) -> bool:
         """Whether a figure is known to be like the others."""
-        return figure in self._references and measured <= self._times(figure, SUSPICIOUS)
+        return self.knows(figure) and measured <= self._times(figure, SUSPICIOUS)
 
     def note(self, figures: Mapping[str, float]) -> bool:
         """A step with these figures was taken; return whether moments have to be forgotten, because one of the first steps was out of proportion."""

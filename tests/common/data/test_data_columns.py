@@ -10,7 +10,7 @@ import pytest
 
 from heron_common.data import SampleReader, open_source
 from heron_common.data.check import check_source
-from heron_common.data.columns import with_columns
+from heron_common.data.columns import with_columns, with_names
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, DataError
@@ -76,6 +76,29 @@ def test_other_columns_are_refused_by_name(sites: Path, file: str, sentence: str
     assert sentence in str(refusal.value)
 
 
+def test_written_names_are_refused_where_the_run_s_stand_at_another_place_or_are_a_client_s(sites: Path) -> None:
+    (sites / "f.csv").write_text("pressure,press,label\n1013,20,0\n")
+    with pytest.raises(
+        DataError,
+        match=r"names the columns pressure, press, but those of the run are temperature, pressure, with 'pressure' at another place",
+    ):
+        samples(f"csv:{sites}/f.csv:pressure+press:label", NAMED)
+    learnt = with_names(parse_specification("2:2"), ("temperature", "pressure"), of_client=True)
+    assert samples(f"csv:{sites}/b.csv:*:label", learnt) == samples(f"csv:{sites}/b.csv:pressure+temperature:label", learnt) == [[20, 1013]]
+    with pytest.raises(
+        DataError, match=r"names the columns temp, press, but those of the run are temperature, pressure, as its first client names them"
+    ):
+        samples(f"csv:{sites}/d.csv:temp+press:label", learnt)
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "a"), ("a", ""), ("a", "b", "c"), ("a", "b" * (1 << 20)), ("a", "\u00e9" * (1 << 19)), ()])
+def test_names_that_cannot_be_a_sample_s_are_not_taken(names: tuple[str, ...]) -> None:
+    unnamed = parse_specification("2:2")
+    assert with_names(unnamed, names, of_client=True) is unnamed
+    assert with_names(NAMED, ("a", "b"), of_client=True) is NAMED
+    assert with_names(parse_specification("text:2:2"), ("a", "b")).columns == ()
+
+
 def test_a_run_learns_the_columns_of_its_held_out_data(sites: Path) -> None:
     unnamed = parse_specification("1x2:2")
     learned = with_columns(unnamed, open_source(f"csv:{sites}/a.csv:*:label").inputs)
@@ -98,16 +121,21 @@ def test_the_order_is_logged_and_printed(sites: Path, caplog: pytest.LogCaptureF
         source = open_source(f"csv:{sites}/b.csv:*:label")
     assert [vars(record)["columns"] for record in caplog.records] == ["pressure, temperature"]
     unnamed = "\n".join(page(inspect_source(source, parse_specification("2:2"), None), 0))
-    assert "columns       pressure, temperature (as they stand in this file: the run names none)\n" in unnamed
+    assert (
+        "columns       pressure, temperature (as they stand in this file: the run names none yet, and takes those of the first client that has names)\n"
+        in unnamed
+    )
     assert "columns       temperature, pressure (the run's order)" in page(inspect_source(source, NAMED, None), 0)
 
 
-def test_a_run_that_names_no_columns_is_warned_of_once(sites: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = open_source(f"csv:{sites}/a.csv:*:label")
-    for specification in (NAMED, parse_specification("2:2"), parse_specification("2:2")):
+def test_columns_that_can_have_no_names_are_warned_of_once(sites: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (sites / "f.csv").write_text(",,label\n20,1013,0\n")
+    check_source(open_source(f"csv:{sites}/a.csv:*:label"), parse_specification("2:2"))
+    source = open_source(f"csv:{sites}/f.csv:*:label")
+    for specification in (parse_specification("2:2"), parse_specification("2:2"), parse_specification("2:2")):
         check_source(source, specification)
     assert [record.getMessage()[:38] for record in caplog.records if record.levelname == "WARNING"] == [
-        "the run has no names for its columns, "
+        "the run has no names for its columns a"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from heron_common.data import SampleReader, open_source
-from heron_common.data.check import check_source
+from heron_common.data.check import check_samples, check_source
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.partition import Shard, parse_partition
 from heron_common.data.specification import parse_specification
@@ -251,6 +252,51 @@ def test_a_file_that_is_no_image_is_found_before_training(folder: Path) -> None:
     (folder / "dog" / "z.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(DataError, match=r"z\.png cannot be read as an image"):
         check_source(open_source(f"image-folder:{folder}"), GREY)
+
+
+def damaged(path: Path, how: str) -> None:
+    """Cut a file in half, or change a byte of its pixels, which the checksums of a PNG tell."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if how == "cut" else content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+
+
+@pytest.mark.parametrize(("suffix", "how"), [("png", "cut"), ("png", "flipped"), ("jpeg", "cut"), ("jpeg", "preview"), ("gif", "cut")])
+def test_a_damaged_image_is_found_before_training_and_whole_ones_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, how: str
+) -> None:
+    (tmp_path / "cat").mkdir()
+    specification = parse_specification("1x64x64:cat,dog")
+    for name in ("a.png", "b.jpeg"):
+        Image.fromarray(NOISE).save(tmp_path / "cat" / name, exif=small_exif())
+    last = tmp_path / "cat" / ("z.png" if suffix == "gif" else f"z.{suffix}")
+    Image.fromarray(NOISE).save(last, suffix, **({"exif": small_exif(preview=True)} if how == "preview" else {}))
+    source = open_source(f"image-folder:{tmp_path}")
+    if suffix != "gif":
+        with monkeypatch.context() as patch:
+            patch.setattr("heron_common.data.image_files.ImageRows._decode", None)
+            check_source(source, specification)
+    damaged(last, "cut" if how == "preview" else how)
+    with pytest.raises(DataError, match=rf"{last.name} cannot be read as an image"):
+        check_source(open_source(f"image-folder:{tmp_path}"), specification)
+    if suffix != "gif":
+        # Who joins again does not read everything again; what goes bad meanwhile is named when it is drawn.
+        check_source(source, specification)
+    with pytest.raises(DataError, match=rf"{last.name} cannot be read as an image"):
+        check_samples(source, specification)
+
+
+def small_exif(preview: bool = False) -> Image.Exif:
+    """Tags as cameras write them; a preview is a whole JPEG within the file."""
+    exif = Image.Exif()
+    exif[0x010E] = "a picture"
+    if preview:
+        buffer = io.BytesIO()
+        Image.fromarray(NOISE[:8, :8]).save(buffer, "JPEG")
+        exif[0x9286] = buffer.getvalue()
+    return exif
 
 
 def test_a_truncated_image_is_counted_by_an_inspection(folder: Path) -> None:

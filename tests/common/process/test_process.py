@@ -170,6 +170,21 @@ def test_the_second_signal_forces_the_end_with_its_own_exit_code() -> None:
     assert (ended.returncode, ended.stdout) == (ExitCode.FORCED, "stopping\n")
 
 
+@pytest.mark.parametrize(("seconds", "ends"), [(0.1, "itself"), (60, "forced")])
+def test_what_cannot_be_interrupted_ends_with_the_process_and_what_ends_goes_on(seconds: float, ends: str) -> None:
+    script = (
+        "import threading, time\n"
+        "from heron_common.process.signals import ending_within\n"
+        "stop = threading.Event()\n"
+        "with ending_within(2.0, stop):\n"
+        "    stop.set()\n"
+        f"    time.sleep({seconds})\n"
+        "print('itself')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
+    assert ended.returncode == 0 and ("itself" in ended.stdout) is (ends == "itself")
+
+
 def test_off_the_main_thread_signals_are_left_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen: list[object] = []

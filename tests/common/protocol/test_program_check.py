@@ -1,4 +1,4 @@
-"""Programs by their bytes: what real exports hold passes; other domains, functions, files, sparse tensors, loops, branches, divisions that end a process and damage do not."""
+"""Programs by their bytes: what real exports hold passes; other domains, functions, files, loops, branches, what may end a process, and damage do not."""
 
 from __future__ import annotations
 
@@ -144,6 +144,56 @@ def test_whole_numbers_are_divided_by_harmless_constants_only(operator: str) -> 
     unnamed = divided(operator, whole, None)
     del unnamed.graph.value_info[:]
     refused(unnamed, "may divide by anything")
+
+
+def test_a_constant_that_an_input_may_replace_or_that_is_there_twice_is_none() -> None:
+    model = divided("Div", TensorProto.INT64, numpy_helper.from_array(np.array([3, -2])))
+    model.graph.input.append(helper.make_tensor_value_info("d", TensorProto.INT64, [2]))
+    refused(model, "may divide by anything")
+    model = divided("Div", TensorProto.INT64, numpy_helper.from_array(np.array([3, -2])))
+    model.graph.initializer.append(model.graph.initializer[0])
+    refused(model, "may divide by anything")
+
+
+def recurrent(operator: str, shape: list[int] | None) -> onnx.ModelProto:
+    """A program that cuts its samples [3, 2, 2] to as many as its other input says, and gives them to a layer; to a constant shape before, if there is one."""
+    gates = {"LSTM": 8, "GRU": 6}[operator]
+    constants = {"start": np.array([0]), "axis": np.array([1])}
+    constants |= {"W": np.ones((1, gates, 2), np.float32), "R": np.ones((1, gates, 2), np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["count"], ["end"], to=TensorProto.INT64),
+        helper.make_node("Slice", ["x", "start", "end", "axis"], ["some"]),
+    ]
+    if shape is not None:
+        constants["shape"] = np.array(shape)
+        nodes.append(helper.make_node("Reshape", ["some", "shape"], ["samples"]))
+    nodes.append(helper.make_node(operator, ["some" if shape is None else "samples", "W", "R"], ["y"], hidden_size=2))
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 2, 2]),
+        helper.make_tensor_value_info("count", TensorProto.FLOAT, [1]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 1, 2, 2])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    # The lie of a program that would have the runtime take the Reshape for nothing.
+    graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 2, 2]) for name in ("some", "samples"))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_recurrent_layers_get_samples_of_a_constant_shape_which_is_never_empty(operator: str) -> None:
+    for shape in (None, [3, 0, 2], [3, -1, 2]):
+        refused(recurrent(operator, shape), f"this one's {operator} may get empty ones")
+    model = recurrent(operator, [3, 2, 2])
+    model.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [3]))
+    refused(model, f"this one's {operator} may get empty ones")
+    program = recurrent(operator, [3, 2, 2]).SerializeToString()
+    check_program(program)
+    session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    x = np.ones((3, 2, 2), np.float32)
+    assert session.run(None, {"x": x, "count": np.array([2.0], np.float32)})[0].shape == (3, 1, 2, 2)
+    # Without the Reshape this would be the end of the process, and of these tests.
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(None, {"x": x, "count": np.array([0.0], np.float32)})
 
 
 def test_what_is_said_of_a_value_twice_in_two_ways_is_not_believed() -> None:

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from heron_cli.cli import main
+from heron_cli.simulation.configuration import simulation_config
+from heron_cli.simulation.run import simulate
 from heron_common.data.specification import parse_specification
-from heron_common.errors import ConfigurationError
+from heron_common.errors import ConfigurationError, DataError
 from heron_common.specification.data_specification import IGNORED, PADDING, Task
 from heron_common.specification.model_spec import ProgramKind
+from heron_server.exports.trained_model import load_trained
+from heron_server.exports.vouching import Vouched
 from heron_server.models.families.registry import build_model
+from heron_server.models.probes import Probes
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.models.vocabulary_loss import most_likely, next_token_losses
 from heron_server.programs.compile import compile_function
@@ -149,6 +155,54 @@ def test_a_tokenizer_says_how_many_tokens_there_are_and_goes_to_clients(zoo: Pat
     assert "cannot be read" in refusal("language", NEXT, "blocks.0", tokenizer="none.json")
     (zoo / "broken.json").write_text("{}")
     assert "names no tokenizer" in refusal("language", NEXT, "blocks.0", tokenizer="broken.json")
+
+
+LETTERS = "a b c d e f"
+"""Numbered from 3 on: the model `typed` takes texts that begin with one of the first three."""
+
+
+def write_texts(path: Path, starts: str = "abc", rows: int = 40) -> None:
+    lines = [f"{starts[row % len(starts)]} {LETTERS[: 2 * (row % 4) + 1]},{row % 3}" for row in range(rows)]
+    path.write_text("\n".join(["text,label", *lines]) + "\n")
+
+
+TYPED = {"model": "python:tokens_zoo:typed", "model_options": "tokenizer=tokenizer.json", "data_spec": CLASSES, "cut": "embedding"}
+
+
+@pytest.mark.parametrize("option", ["eval_data", "validation_data", "data"])
+def test_a_model_of_tokens_is_tried_on_the_operators_texts_wherever_they_come_from(zoo: Path, program_cache_dir: Path, option: str) -> None:
+    (zoo / "tokenizer.json").write_bytes(word_tokenizer(LETTERS))
+    write_texts(zoo / "texts.csv")
+    few = {"clients": 2, "rounds": 1, "local_steps": 1, "batch_size": 4, "preset": "frozen", "program_cache": program_cache_dir}
+    given = {"data": "csv:texts.csv:text:label"} | ({option: "csv:texts.csv:text:label"} if option != "data" else {})
+    assert simulate(simulation_config(run_dir=zoo / "run", **TYPED, **given, **few))["rounds_completed"] == 1
+    kept = load_trained(zoo / "run", vouched=Vouched(trusts_code=True)).model
+    assert kept.probes is not None and set(kept.probes.x[:, 0].tolist()) == {3, 4, 5}
+    drawn, _ = kept.random_batch(50, np.random.Generator(np.random.Philox(key=1)))
+    assert {tuple(row) for row in drawn} <= {tuple(row) for row in kept.probes.x} and (drawn == PADDING).any()
+    assert simulate(simulation_config(run_dir=zoo / "run", resume=True, **TYPED, **given, **(few | {"rounds": 2})))["rounds_completed"] == 2
+
+
+def test_a_model_that_dislikes_random_tokens_says_what_to_give(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (zoo / "tokenizer.json").write_bytes(word_tokenizer(LETTERS))
+    sentence = refusal("typed", CLASSES, "embedding")
+    assert "6 tokens from 0 to 29" in sentence and "give --eval-data, whose samples it is then tried on" in sentence
+    write_texts(zoo / "texts.csv")
+    words = ["cuts", "--model", TYPED["model"], "--model-options", TYPED["model_options"], "--data-spec", CLASSES]
+    assert main([*words, "--eval-data", "csv:texts.csv:text:label"]) == 0
+    assert "places to cut" in capsys.readouterr().out
+    write_texts(zoo / "texts.csv", "abf")
+    assert main([*words, "--eval-data", "csv:texts.csv:text:label"]) == 2
+    assert "samples of the run's own data of 6 tokens from 0 to 8" in capsys.readouterr().err
+
+
+def test_a_token_that_the_vocabulary_has_not_is_the_datas_fault(zoo: Path) -> None:
+    x = np.full((4, 6), 3)
+    x[1, 2] = 30
+    with pytest.raises(DataError, match=r"from 0 to 29, but the run's own data have 30"):
+        build_model(
+            "python:tokens_zoo:bag", {"vocabulary_size": "30"}, parse_specification(CLASSES), 0, "embedding", Probes(x, are_made_up=False)
+        )
 
 
 def test_what_cannot_work_is_refused_with_the_way_out() -> None:

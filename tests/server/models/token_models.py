@@ -92,6 +92,23 @@ class Bag(nn.Module):
         return self.last(F.relu(self.pooled(self.embedding(ids))))
 
 
+class Kinds(nn.Module):
+    """The first token says what kind of sequence it is, and there are but three kinds."""
+
+    def __init__(self, vocabulary_size):
+        super().__init__()
+        self.tokens, self.kinds = nn.Embedding(vocabulary_size, 8), nn.Embedding(3, 8)
+
+    def forward(self, ids):
+        return self.tokens(ids) + self.kinds(ids[:, :1] - 3)
+
+
+def typed(num_classes, vocabulary_size, input_shape):
+    model = Bag(vocabulary_size, num_classes, input_shape[0])
+    model.embedding = Kinds(vocabulary_size)
+    return model
+
+
 def language(vocabulary_size, input_shape, tied=False):
     return Language(vocabulary_size, input_shape[0], tied)
 

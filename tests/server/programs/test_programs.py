@@ -5,16 +5,18 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 import heron_server.programs.export as export_module
-from heron_common.errors import HeronError, ProgramError
+from heron_common.errors import HeronError, Interrupted, ProgramError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.families.registry import build_model
@@ -202,16 +204,30 @@ def test_what_devices_refuse_is_refused_before_a_run_by_name(tiny_model: SplitMo
         export_module.export(foreign)
 
 
-def test_recurrent_fronts_are_among_what_devices_run(tiny_model: SplitModel) -> None:
+def test_no_program_is_compiled_once_the_process_was_asked_to_stop(tiny_model: SplitModel, tmp_path: Path) -> None:
+    stop = threading.Event()
+    cache = ProgramCache(tmp_path, stop)
+    stop.set()
+    with pytest.raises(Interrupted):
+        cache.program(tiny_model, ProgramKind.FRONT, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU])
+def test_recurrent_fronts_are_among_what_devices_run(tiny_model: SplitModel, layer: type[torch.nn.RNNBase]) -> None:
     class Recurrent(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.recurrent = torch.nn.LSTM(3, 4, batch_first=True)
+            self.recurrent = layer(3, 4, num_layers=2, batch_first=True, bidirectional=True)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             states: torch.Tensor = self.recurrent(x)[0]
             return states
 
     function = compile_function(tiny_model, ProgramKind.FRONT, 1)
-    recurrent = type(function)(function.kind, Recurrent(), (torch.ones(2, 5, 3),), ("x",), ("activations",))
-    assert b"LSTM" in export_module.export(recurrent)
+    module, x = Recurrent(), torch.randn(2, 5, 3)
+    program = export_module.export(type(function)(function.kind, module, (x,), ("x",), ("activations",)))
+    assert layer.__name__.encode() in program
+    (found,) = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+    with torch.no_grad():
+        assert np.allclose(found, module(x).numpy(), atol=1e-5)

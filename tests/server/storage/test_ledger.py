@@ -49,6 +49,29 @@ def accept(ledger: Ledger, *keys: UploadKey) -> None:
         ledger.upload_accepted(one, "digest", file(number))
 
 
+def test_columns_are_kept_in_their_order_and_older_ledgers_have_none(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.columns_learnt(("b", "a"))
+    assert ledger.columns() == ("b", "a")
+    path = tmp_path / "ledger.sqlite"
+    for statement in ("UPDATE columns SET name = x'00'", "DROP TABLE columns"):
+        with sqlite3.connect(path) as other:
+            other.execute(statement)
+        with pytest.raises(StorageError, match=r"ledger.sqlite cannot be used"):
+            ledger.columns()
+    older = reopened(tmp_path)
+    assert older.columns() == ()
+    older.close()
+
+
+@pytest.mark.parametrize(("question", "table"), [("drops", "drops"), ("abandoned", "attempts"), ("quarantines", "quarantines")])
+def test_every_question_says_what_is_wrong_with_the_ledger(tmp_path: Path, ledger: Ledger, question: str, table: str) -> None:
+    assert getattr(ledger, question)() == {}
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as other:
+        other.execute(f"DROP TABLE {table}")
+    with pytest.raises(StorageError, match=rf"ledger.sqlite cannot be used \(no such table: {table}\): restore it"):
+        getattr(ledger, question)()
+
+
 def test_nothing_is_on_disk_before_sync_and_everything_after_it(tmp_path: Path, ledger: Ledger) -> None:
     ledger.round_opened(FIRST, {"a": "key of a"}, "inputs")
     accept(ledger, key())

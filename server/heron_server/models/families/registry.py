@@ -51,7 +51,7 @@ def build_model(
 ) -> SplitModel:
     """Build a split model; the same arguments give the same weights. `cut` names the place to cut, in families whose places have names.
 
-    `probes` are what a user's own module of numbers is tried on, normal numbers by default; its weights do not depend on them.
+    `probes` are what a user's own module is tried on, made-up samples by default; its weights do not depend on them.
 
     Raises:
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.

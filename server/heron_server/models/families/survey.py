@@ -49,7 +49,7 @@ class Survey:
 
 
 def survey(family: str, options: Mapping[str, Any], data: DataSpecification, probes: Probes | None = None) -> Survey:
-    """Find the places of a model of these options; a user's own model of numbers is tried on `probes`.
+    """Find the places of a model of these options; a user's own model is tried on `probes`.
 
     Raises:
         ConfigurationError: there is no such model, it cannot be traced, or its family's places have no names.

@@ -28,7 +28,7 @@ def refuse_moving_state(model: SplitModel) -> None:
     if not model.code_digest:
         return
     sides = copied(InTurn(model.front, model.auxiliary_head)).eval()
-    x = model.token_input.example(_SAMPLES) if model.token_input is not None else model.example(_SAMPLES)
+    x = model.example(_SAMPLES)
     before, outputs = _held(sides), _outputs(sides, model, x)
     normalisation = {layer: copied(layer.state_dict()) for layer in sides.modules() if isinstance(layer, _BatchNorm)}
     sides.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from heron_server.models.probes import Probes
 from heron_server.models.token_input import TokenInput
 from heron_server.models.user.reasons import reason_of
 
+_SEQUENCES_AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class Tryout:
-    """What a user's model is run on before it is trained: tokens, or the probes of a model of numbers."""
+    """What a user's model is run on before it is trained: probes, or random tokens where nobody gave any."""
 
     data: DataSpecification
     num_classes: int
@@ -28,10 +31,10 @@ class Tryout:
 
     def samples(self, rows: int) -> torch.Tensor:
         """Return so many samples, always the same."""
-        if self.tokens is not None:
-            return self.tokens.example(rows)
-        assert self.probes is not None
-        return self.probes.first(rows)
+        if self.probes is not None:
+            return self.probes.first(rows)
+        assert self.tokens is not None
+        return self.tokens.example(rows)
 
     def call(self, module: nn.Module, x: torch.Tensor) -> Any:
         """Return what the whole model, or a capture of it, makes of samples."""
@@ -53,14 +56,14 @@ class Tryout:
             if isinstance(outputs, torch.Tensor):
                 self._check_form(outputs)
                 with torch.no_grad(), generators_kept():
-                    outputs = self.call(trial, self._all())
+                    is_finite = all(_is_finite(self.call(trial, x)) for x in self._all())
         except ConfigurationError:
             raise
         except Exception as exc:
             raise ConfigurationError(f"was given {self._given}, but {reason_of(exc)}{self._remedy}") from exc
         if not isinstance(outputs, torch.Tensor):
             self._check_form(outputs)
-        if not bool(torch.isfinite(outputs).all()):
+        if not is_finite:
             raise ConfigurationError(f"was given {self._given}, but gives NaN or infinite outputs{self._remedy}")
 
     def check_activations(self, front: nn.Module) -> None:
@@ -70,13 +73,18 @@ class Tryout:
             ConfigurationError: activations are no numbers.
 
         """
+        trial = copied(front)
         with torch.no_grad(), generators_kept():
-            z = copied(front)(self._all())
-        if not bool(torch.isfinite(z).all()):
+            is_finite = all(_is_finite(trial(x)) for x in self._all())
+        if not is_finite:
             raise ConfigurationError(f"was given {self._given}, but gives NaN or infinite activations at the cut{self._remedy}")
 
-    def _all(self) -> torch.Tensor:
-        return self.samples(2) if self.probes is None else torch.from_numpy(self.probes.x)
+    def _all(self) -> Sequence[torch.Tensor]:
+        if self.probes is None:
+            return (self.samples(2),)
+        x = torch.from_numpy(self.probes.x)
+        # Logits of a whole vocabulary for every token are large.
+        return (x,) if self.tokens is None else torch.split(x, _SEQUENCES_AT_ONCE)
 
     def _check_form(self, outputs: Any) -> None:
         places = self.data.input_shape if self.data.task is Task.NEXT_TOKEN else ()
@@ -101,13 +109,16 @@ class Tryout:
     def _given(self) -> str:
         shape = "x".join(map(str, self.data.input_shape))
         if self.tokens is not None:
-            return f"samples of {shape} tokens from 0 to {self.tokens.vocabulary_size - 1}"
+            called = self.probes.called if self.probes is not None else "samples"
+            return f"{called} of {shape} tokens from 0 to {self.tokens.vocabulary_size - 1}"
         assert self.probes is not None
         return f"{self.probes.called} of shape {shape}, as --data-spec says"
 
     @property
     def _remedy(self) -> str:
-        return f": {self.probes.remedy}" if self.probes is not None else ""
+        if self.probes is None:
+            return ": where the model takes only other sequences than random ones, give --eval-data, whose samples it is then tried on"
+        return f": {self.probes.remedy}"
 
 
 def check_weights(called: nn.Module) -> None:
@@ -128,6 +139,10 @@ def check_weights(called: nn.Module) -> None:
             raise ConfigurationError(
                 f"has NaN or infinite values in the weight {name} as its callable returns it: mend how it is drawn or loaded"
             )
+
+
+def _is_finite(outputs: torch.Tensor) -> bool:
+    return bool(torch.isfinite(outputs).all())
 
 
 def _tensor_names(module: nn.Module) -> list[tuple[str, bool]]:

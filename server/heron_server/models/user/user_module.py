@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.errors import ConfigurationError
-from heron_common.specification.data_specification import DataSpecification, Task
+from heron_common.errors import ConfigurationError, DataError
+from heron_common.specification.data_specification import PADDING, DataSpecification, Task
 from heron_server.models.copies import copied
 from heron_server.models.probes import Probes, made_up
 from heron_server.models.source_digest import code_digest, fingerprint
@@ -47,10 +47,11 @@ class UserModel:
     def __init__(self, family: str, options: Mapping[str, Any], data: DataSpecification, probes: Probes | None = None) -> None:
         """Call the callable, check what it returns and trace a copy of it; torch's global generator draws the weights.
 
-        `probes` are what a model of numbers is tried on; normal numbers by default.
+        `probes` are what it is tried on; normal numbers or random tokens by default.
 
         Raises:
             ConfigurationError: it does not return a model of logits for these data, or one that cannot be traced.
+            DataError: the probes hold a token that its vocabulary has not.
 
         """
         self.family = family
@@ -69,7 +70,9 @@ class UserModel:
                     f"write one, like text:{length}"
                 )
             self._tokens = TokenInput(length, self._vocabulary.size, self._vocabulary.pad_token, mask_argument_of(called))
-        self._tryout = Tryout(data, self._num_classes, self._tokens, None if self._tokens else probes or made_up(data.input_shape))
+            _check_vocabulary(probes, self._vocabulary.size)
+        own = probes or (made_up(data.input_shape) if self._tokens is None else None)
+        self._tryout = Tryout(data, self._num_classes, self._tokens, own)
         try:
             check_weights(called)
             self._tryout.check(called)
@@ -158,6 +161,15 @@ class UserModel:
             raise ConfigurationError(f"model {self.family!r} cut at {cut!r} {found}")
         if self._head is not None:
             check_gradients(str(self._head), model, tryout.samples(2))
+
+
+def _check_vocabulary(probes: Probes | None, size: int) -> None:
+    largest = int(probes.x.max()) if probes is not None else PADDING
+    if largest >= size:
+        raise DataError(
+            f"token ids are {PADDING} behind the end or from 0 to {size - 1}, but the run's own data have {largest}: "
+            "tokenise the text anew, or raise vocabulary_size in --model-options"
+        )
 
 
 def _normalises_by_batch(options: Mapping[str, Any]) -> bool:
