@@ -76,10 +76,12 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel, count: MeasureCo
 def takes_directions(model: SplitModel) -> bool:
     """Whether one run of a program may take several directions: torch can map the client's part over weights, and samples are numbers of one shape.
 
-    Of tokens the runs are long and the calls few, and what maps attention over weights copies much of it.
+    Our own families of numbers can be mapped, a user's module is tried. Of tokens the runs are long and the calls few, and what maps attention over weights copies much of it.
     """
     if model.tokens or model.batch_statistics or not model.to_spec().client_model:
         return False
+    if not model.code_digest:
+        return True
     function = compile_function(model, ProgramKind.LOSS, 2, 2)
     try:
         with torch.no_grad():
