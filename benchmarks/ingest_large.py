@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import Uploader, UploadRequest
+from heron_client.network.upload import Uploader, UploadRequest
 from heron_common.algorithm.payload_shapes import upload_specs
 from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows

@@ -43,8 +43,8 @@ def _before(prepare: Any, original: Any) -> Any:
 
 def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     """Return LocalRound with bare passes before each step; `programs` are (path, ":", micro-batch) of programs that compute the loss."""
-    from heron_client.network.sending import StepSender
-    from heron_client.network.uploader import Uploader
+    from heron_client.network.upload import Uploader
+    from heron_client.network.upload_pipeline import StepSender
     from heron_client.training.local_training import LocalRound
     from heron_client.training.passes import Batch
     from heron_client.training.runtime import Program

@@ -18,17 +18,17 @@ from heron_client.network.assignment_checks import check_assignment
 from heron_client.network.downloads import FileDownload, MemoryDownload
 from heron_client.network.heartbeat import Heartbeat
 from heron_client.network.memory_budget import memory_budget
-from heron_client.network.patience import Diagnose, Patience
 from heron_client.network.renewal import Renewal, RunChanged
-from heron_client.network.sending import RoundStopped, StepSender
+from heron_client.network.retry_policy import Diagnose, Patience
 from heron_client.network.sitting_out import SittingOut
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import Uploader
+from heron_client.network.upload import Uploader
+from heron_client.network.upload_pipeline import RoundStopped, StepSender
 from heron_client.state_directory import ClientState
-from heron_client.training.held_out import send_held_out
+from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.program_runs import ProgramRuns
-from heron_client.training.supplies import Supplies
+from heron_client.training.run_loader import Supplies
 from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.data.check import check_source
 from heron_common.data.reading import SampleReader

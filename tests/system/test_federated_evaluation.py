@@ -17,9 +17,9 @@ from heron_cli.simulation.run import simulate
 from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
-from heron_common.data.held_out import split_shard
 from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
+from heron_common.data.shard_split import split_shard
 from heron_common.data.sources import DataSource, open_source
 from heron_common.numerics.tensors import total_bytes
 from heron_server.exports.trained_model import load_trained

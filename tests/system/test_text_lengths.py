@@ -15,9 +15,9 @@ from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.batch_order import BatchOrder
-from heron_common.data.held_out import split_shard
 from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
+from heron_common.data.shard_split import split_shard
 from heron_common.data.sources import open_source
 from heron_common.ids import RoundReference
 from heron_common.specification.data_specification import PADDING

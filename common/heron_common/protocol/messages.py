@@ -17,7 +17,7 @@ from heron_common.specification.model_spec import BlobReference, ModelSpec, Prog
 
 @dataclass(frozen=True)
 class Membership:
-    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.held_out`.
+    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.shard_split`.
 
     Those who only check are told the plan of a round and the server's clock, in seconds since the epoch; 0 where it does not say.
     """

@@ -9,7 +9,7 @@ from heron_client.config import ClientConfig
 from heron_client.network.downloads import MemoryDownload
 from heron_client.network.tls import diagnose_tls, warn_of_transport
 from heron_client.network.transport import Transport
-from heron_client.training.supplies import check_tokenizer
+from heron_client.training.run_loader import check_tokenizer
 from heron_common.data.inspection import inspect_source, page
 from heron_common.data.sources import open_source
 from heron_common.errors import DataError, RefusedError, TransportError

@@ -21,8 +21,8 @@ from heron_client.network.transport import Transport
 from heron_client.state_directory import StateDirectory
 from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.program_timing import ProgramTiming, round_sentence, time_programs
+from heron_client.training.run_loader import Supplies
 from heron_client.training.runtime import self_test
-from heron_client.training.supplies import Supplies
 from heron_common.data.sources import DataSource, open_source
 from heron_common.errors import HeronError, InUseError, RefusedError, SelfCheckError, TransportError
 from heron_common.ids import new_token

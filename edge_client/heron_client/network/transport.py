@@ -18,7 +18,7 @@ from heron_client.network.downloads import Download
 from heron_client.network.membership_checks import check_membership
 from heron_client.network.memory_budget import memory_budget
 from heron_client.network.stall import Progress, StallWatch
-from heron_client.network.uploader import Chunk, UploadRequest
+from heron_client.network.upload import Chunk, UploadRequest
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, TransportError
 from heron_common.ids import RoundReference

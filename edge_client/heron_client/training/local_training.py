@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_client.network.sending import SendOutcome, StepSender
-from heron_client.network.uploader import Upload, UploadRequest
+from heron_client.network.upload import Upload, UploadRequest
+from heron_client.network.upload_pipeline import SendOutcome, StepSender
 from heron_client.training.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.training.parameters import LocalParameters, SentFront
 from heron_client.training.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream

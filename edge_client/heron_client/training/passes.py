@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_client.network.uploader import Upload
+from heron_client.network.upload import Upload
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.round_meter import RoundMeter
 from heron_client.training.runtime import Program

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from heron_client.metrics import ClientMetrics
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import DEFAULT_WINDOW_BYTES
+from heron_client.network.upload import DEFAULT_WINDOW_BYTES
 from heron_client.session import Session, SessionSettings
 from heron_client.training.program_runs import ProgramRuns
 from heron_common.data.partition import Partition, Shard, partition_all

@@ -16,7 +16,7 @@ from heron_common.protocol.messages import Assignment, UploadKey, UploadPurpose
 from heron_common.specification.model_spec import BlobReference, ModelSpec
 from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
-from heron_server.rounds.held_out import HeldOutUploads
+from heron_server.rounds.held_out_uploads import HeldOutUploads
 from heron_server.rounds.schedule import TrainingOrder, UploadSlot
 from heron_server.storage.spool import SpoolEntry
 

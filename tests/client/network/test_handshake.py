@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from heron_client.network.handshake import diagnose
-from heron_client.network.patience import DIAGNOSE_AFTER_FAILURES, Patience
+from heron_client.network.retry_policy import DIAGNOSE_AFTER_FAILURES, Patience
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, TransportError
 from heron_common.files.tls_directory import TlsRole, date_of

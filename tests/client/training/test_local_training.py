@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.network.uploader import UploadRequest
+from heron_client.network.upload import UploadRequest
 from heron_client.training.parameters import LocalParameters
 from heron_common.algorithm.plan import ClientOptimiser, Estimator, Objective, Plan
 from heron_common.algorithm.presets import PRESETS

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from heron_client.training.parameters import LocalParameters
+from heron_client.training.run_loader import Supplies
 from heron_client.training.runtime import Program
-from heron_client.training.supplies import Supplies
 from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Plan, UpdateEncoding
 from heron_common.algorithm.plan_counts import round_bytes
 from heron_common.errors import ProgramError, TransportError

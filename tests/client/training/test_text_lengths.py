@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.retry_policy import Patience
+from heron_client.network.upload import Chunk, Uploader, UploadRequest
+from heron_client.network.upload_pipeline import StepSender
 from heron_client.training.base import MappedBase
-from heron_client.training.held_out import send_held_out
+from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import HeldOutSamples, LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs

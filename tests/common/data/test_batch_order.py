@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heron_common.data.batch_order import BatchOrder, samples_by_length
-from heron_common.data.held_out import evaluation_batches, evaluation_rows
 from heron_common.data.partition import SampleOrder
+from heron_common.data.shard_split import evaluation_batches, evaluation_rows
 from heron_common.ids import RoundReference
 from heron_common.numerics.directions import PerturbationSeed
 from heron_common.numerics.tensors import Int64Array

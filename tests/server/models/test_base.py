@@ -14,8 +14,8 @@ from torch import nn
 from heron_client.state_directory import has_digest
 from heron_client.training.base import MappedBase
 from heron_client.training.parameters import LocalParameters
+from heron_client.training.run_loader import Supplies
 from heron_client.training.runtime import Program
-from heron_client.training.supplies import Supplies
 from heron_common.errors import ConfigurationError, ProgramError
 from heron_common.numerics.base_layout import ALIGNMENT, base_layout
 from heron_common.numerics.tensors import DType, TensorSpec

@@ -18,8 +18,8 @@ from heron_client.training.parameters import LocalParameters
 from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.programs import Programs
 from heron_client.training.runtime import Program, check_reference
-from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
+from heron_common.data.shard_split import split_shard
 from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
 from heron_common.errors import ProgramError, StorageError
 from heron_common.numerics.tensors import Int64Array, raw_bytes

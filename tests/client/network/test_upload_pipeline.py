@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import RoundStopped, StepSender
-from heron_client.network.uploader import Chunk, StreamEnded, Upload, Uploader, UploadRequest
+from heron_client.network.retry_policy import Patience
+from heron_client.network.upload import Chunk, StreamEnded, Upload, Uploader, UploadRequest
+from heron_client.network.upload_pipeline import RoundStopped, StepSender
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.ids import RoundReference

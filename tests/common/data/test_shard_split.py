@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heron_common.data.held_out import evaluation_rows, split_shard
+from heron_common.data.shard_split import evaluation_rows, split_shard
 
 
 @pytest.mark.parametrize(("num_examples", "fraction"), [(100, 0.2), (7, 0.5), (2, 0.01), (3, 0.99), (1000, 0.001)])

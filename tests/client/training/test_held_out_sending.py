@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Uploader
-from heron_client.training.held_out import send_held_out
+from heron_client.network.retry_policy import Patience
+from heron_client.network.upload import Uploader
+from heron_client.network.upload_pipeline import StepSender
+from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs

@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Upload, UploadRequest
+from heron_client.network.upload import Upload, UploadRequest
+from heron_client.network.upload_pipeline import StepSender
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.passes import ACTIVATIONS, LABELS, MASK, Batch
 from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.data.batch_order import Draw
-from heron_common.data.held_out import evaluation_batches
+from heron_common.data.shard_split import evaluation_batches
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.directions import derive_seed

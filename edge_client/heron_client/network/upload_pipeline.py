@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from heron_client.network.patience import Patience
-from heron_client.network.uploader import StreamEnded, Upload, Uploader, UploadRequest
+from heron_client.network.retry_policy import Patience
+from heron_client.network.upload import StreamEnded, Upload, Uploader, UploadRequest
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.numerics.tensors import Float32Array
 from heron_common.protocol.messages import UploadAnswer
