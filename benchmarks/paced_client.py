@@ -43,8 +43,7 @@ def _before(prepare: Any, original: Any) -> Any:
 
 def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     """Return LocalRound with bare passes before each step; `programs` are (path, ":", micro-batch) of programs that compute the loss."""
-    from heron_client.network.upload import Uploader
-    from heron_client.network.upload_pipeline import StepSender
+    from heron_client.network.upload_pipeline import UploadPipeline
     from heron_client.training.local_training import LocalRound
     from heron_client.training.passes import Batch
     from heron_client.training.runtime import Program
@@ -83,9 +82,10 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         def _dry_step(self, local_step: int) -> Seconds:
             """Time everything that a step does but gRPC and the server: chunks are dropped, and the answer is zeros."""
             before, sender = self._context.parameters.theta.copy(), self._sender
-            drain = Uploader(discard, self._context.clock)
-            dry_sender = StepSender(drain, sender._patience, sender._stop, sender._round_over, lambda answer: None)
-            dry = LocalRound(self._context, self._assignment, dry_sender, lambda *_: None)
+            drain = UploadPipeline(
+                discard, sender._retry_policy, clock=self._context.clock, round_over=sender._round_over, on_answer=lambda _: None
+            )
+            dry = LocalRound(self._context, self._assignment, drain, lambda *_: None)
 
             def step() -> None:
                 dry.run_step(local_step)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from heron_client.network.retry_policy import Patience
-from heron_client.network.upload import Chunk, Uploader, UploadRequest
-from heron_client.network.upload_pipeline import StepSender
+from heron_client.network.retry_policy import RetryPolicy
+from heron_client.network.upload import DEFAULT_WINDOW_BYTES, Chunk, SendUpload, UploadRequest
+from heron_client.network.upload_pipeline import UploadPipeline
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
@@ -107,6 +107,14 @@ def batch(plan: Plan, local_step: int, client_id: str = "a") -> tuple[Float32Arr
     return data[rows], labels[rows]
 
 
+def pipeline_to(send: SendUpload, window_bytes: int = DEFAULT_WINDOW_BYTES) -> UploadPipeline:
+    """Return what sends a round's uploads to a network that is not there."""
+    policy = RetryPolicy(threading.Event(), ManualClock(), Random(0), backoff=QUICK)
+    return UploadPipeline(
+        send, policy, clock=ManualClock(), round_over=threading.Event(), on_answer=lambda _: None, window_bytes=window_bytes
+    )
+
+
 def run_round(
     tiny: TinyModel,
     plan: Plan,
@@ -131,10 +139,7 @@ def run_round(
     programs = Programs([tiny.reference(kind) for kind in kinds], lambda r: wrap(r.kind, tiny.load(r.kind, parameters)))
     context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
-    stop = threading.Event()
-    patience = Patience(stop, ManualClock(), Random(0), 0, QUICK)
-    sender = StepSender(Uploader(network.send, ManualClock()), patience, stop, threading.Event(), lambda _: None)
-    local_round = LocalRound(context, Assignment(reference, plan, BLOB, BLOB, scales, 0.0), sender, lambda *_: None)
+    local_round = LocalRound(context, Assignment(reference, plan, BLOB, BLOB, scales, 0.0), pipeline_to(network.send), lambda *_: None)
     for step in range(plan.local_steps):
         local_round.run_step(step)
         after_step(parameters)

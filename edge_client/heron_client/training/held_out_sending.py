@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from heron_client.network.upload import Upload, UploadRequest
-from heron_client.network.upload_pipeline import StepSender
+from heron_client.network.upload_pipeline import UploadPipeline
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.passes import ACTIVATIONS, LABELS, MASK, Batch
 from heron_common.algorithm.payload_shapes import evaluation_specs
@@ -28,13 +28,13 @@ _SKIPPED = {ErrorCode.NON_FINITE, ErrorCode.UNEXPECTED_UPLOAD}
 """Refusals of a batch that training goes on without: whether its own values are finite it finds out itself; after a restart the server may be past scoring."""
 
 
-def send_held_out(context: LocalContext, assignment: Assignment, sender: StepSender) -> None:
+def send_held_out(context: LocalContext, assignment: Assignment, pipeline: UploadPipeline) -> None:
     """Upload this round's batches of held-out samples, one after the other; moves neither weights nor running statistics.
 
     Where a model normalises by the batch, held-out samples are normalised by theirs, as samples in training are.
 
     Raises:
-        HeronError: see `StepSender.send`.
+        HeronError: see `UploadPipeline.send`.
 
     """
     held_out, plan = context.held_out, assignment.plan
@@ -47,12 +47,12 @@ def send_held_out(context: LocalContext, assignment: Assignment, sender: StepSen
         batch = _padded_batch(held_out, drawn, plan.batch_size)
         stream = partial(_stream, context=context, assignment=assignment, index=index, count=count, batch=batch)
         try:
-            sender.send(request, stream)
-            sender.settle()
+            pipeline.send(request, stream)
+            pipeline.settle()
         except RefusedError as exc:
             if exc.code not in _SKIPPED:
                 raise
-            sender.abort()
+            pipeline.abort()
             log.warning("a batch of held-out samples is not scored", extra={"batch": index, "reason": exc.sentence})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heron_client.network.upload import Upload, UploadRequest
-from heron_client.network.upload_pipeline import SendOutcome, StepSender
+from heron_client.network.upload_pipeline import SendOutcome, UploadPipeline
 from heron_client.training.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.training.parameters import LocalParameters, SentFront
 from heron_client.training.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
@@ -86,7 +86,7 @@ class LocalRound:
     """
 
     def __init__(
-        self, context: LocalContext, assignment: Assignment, sender: StepSender, on_step: Callable[[int, float, float], None]
+        self, context: LocalContext, assignment: Assignment, sender: UploadPipeline, on_step: Callable[[int, float, float], None]
     ) -> None:
         plan = assignment.plan
         self._context, self._plan, self._assignment = context, plan, assignment

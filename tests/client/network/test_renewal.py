@@ -66,7 +66,7 @@ def server() -> Server:
 
 @pytest.fixture
 def renewal(server: Server) -> Renewal:
-    made = Renewal(server.probe, server.join, server.pause)
+    made = Renewal(server.probe, server.join, pause=server.pause)
     made.begin(JOINED)
     return made
 
@@ -161,12 +161,12 @@ def test_another_run_or_other_programs_end_what_the_client_was_doing(
 def test_a_client_that_never_joined_has_nothing_to_go_on_with(server: Server) -> None:
     server.restart()
     with pytest.raises(RunChanged):
-        Renewal(server.probe, server.join, server.pause).after(UNKNOWN)
+        Renewal(server.probe, server.join, pause=server.pause).after(UNKNOWN)
 
 
 def test_those_who_wait_to_send_again_are_woken_by_a_new_session_and_by_nothing_else(server: Server) -> None:
     woken: list[int] = []
-    renewal = Renewal(server.probe, server.join, server.pause, lambda: woken.append(server.joins))
+    renewal = Renewal(server.probe, server.join, pause=server.pause, on_renewed=lambda: woken.append(server.joins))
     renewal.begin(JOINED)
     renewal.after(UNKNOWN)
     assert woken == [], "the session is there"

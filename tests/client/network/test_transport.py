@@ -27,7 +27,7 @@ def _losses(first: int, count: int) -> tuple[UploadLoss, ...]:
 
 
 def _transport(target: str) -> Transport:
-    return Transport(target, lambda *_: None, lambda _: None)
+    return Transport(target, count_bytes=lambda *_: None, count_refusal=lambda _: None)
 
 
 def test_losses_that_two_answers_bring_are_taken_once() -> None:
@@ -120,7 +120,9 @@ BLOB = BlobReference(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
 
 def _fetching(stub: BlobStub) -> tuple[Transport, list[int]]:
     counted: list[int] = []
-    return Transport("nowhere", lambda _d, _k, size: counted.append(size), lambda _: None, connect=lambda: (stub, lambda: None)), counted
+    return Transport(
+        "nowhere", count_bytes=lambda _d, _k, size: counted.append(size), count_refusal=lambda _: None, connect=lambda: (stub, lambda: None)
+    ), counted
 
 
 def test_a_file_whose_fetch_was_interrupted_goes_on_where_it_ended(tmp_path: Path) -> None:

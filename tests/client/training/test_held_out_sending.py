@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from heron_client.network.retry_policy import Patience
-from heron_client.network.upload import Uploader
-from heron_client.network.upload_pipeline import StepSender
 from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.parameters import LocalParameters
@@ -28,7 +23,7 @@ from heron_common.process.clock import ManualClock
 from heron_common.protocol.messages import Assignment, UploadPurpose
 from heron_common.specification.model_spec import ProgramKind
 from tests.client.models import TinyModel, tiny_model
-from tests.client.rounds import BLOB, QUICK, ROUND, RUN_SEED, Network, samples, small_plan
+from tests.client.rounds import BLOB, ROUND, RUN_SEED, Network, pipeline_to, samples, small_plan
 from tests.client.training.test_local_training_batch_norm import Twin, plan_of
 from tests.client.training.test_local_training_batch_norm import tiny as normalising
 
@@ -49,11 +44,7 @@ def sent(
     held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches)
     programs = Programs([tiny.reference(kind)], lambda r: tiny.load(r.kind, parameters))
     context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), 1, ManualClock(), held_out)
-    stop = threading.Event()
-    sender = StepSender(
-        Uploader(network.send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0, QUICK), stop, threading.Event(), lambda _: None
-    )
-    send_held_out(context, Assignment(ROUND, plan, BLOB, BLOB, (), 0.0), sender)
+    send_held_out(context, Assignment(ROUND, plan, BLOB, BLOB, (), 0.0), pipeline_to(network.send))
     return parameters
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from heron_client.network.blob_fetcher import BlobFetcher
+from heron_client.network.downloads import Download
 from heron_client.training.parameters import LocalParameters
-from heron_client.training.run_loader import Supplies
+from heron_client.training.run_loader import RunLoader
 from heron_client.training.runtime import Program
 from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Plan, UpdateEncoding
 from heron_common.algorithm.plan_counts import round_bytes
@@ -203,22 +206,29 @@ def test_statistics_that_are_not_finite_are_not_taken_over_and_end_the_training_
     assert done.theta.tobytes() == start().tobytes()
 
 
+def _blob(array: Float32Array) -> BlobReference:
+    return BlobReference(hashlib.sha256(array.tobytes()).hexdigest(), array.nbytes)
+
+
 def test_every_attempt_starts_from_the_statistics_that_its_assignment_names(tmp_path: Any) -> None:
     wanted = np.arange(12, dtype=np.float32)
-    blobs = {"s": wanted.tobytes()}
+    statistics = _blob(wanted)
 
-    def fetch_into(blob: BlobReference, _kind: str, _what: str, target: memoryview) -> None:
-        target[:] = blobs[blob.sha256]
+    def fetch(download: Download, kind: str) -> None:
+        assert kind == "weights"
+        download.take(blobs[download.blob])
+        download.finish()
 
-    supplies = Supplies(lambda *_: b"", fetch_into, lambda *_: None, tmp_path, ManualClock(), lambda: None)
+    loader = RunLoader(BlobFetcher(fetch), tmp_path, clock=ManualClock(), give_memory_back=lambda: None)
     parameters = LocalParameters(tiny().model.to_spec())
     parameters.statistics[:] = 7
-    front = BlobReference("w", 4 * parameters.front.size)
-    blobs["w"] = start()[: parameters.front.size].tobytes()
-    assignment = Assignment(ROUND, plan_of("cse-fsl"), front, None, (), 0.0, statistics=BlobReference("s", wanted.nbytes))
-    supplies.load_weights(parameters, assignment)
+    weights = start()[: parameters.front.size]
+    front = _blob(weights)
+    blobs = {statistics: wanted.tobytes(), front: weights.tobytes()}
+    assignment = Assignment(ROUND, plan_of("cse-fsl"), front, None, (), 0.0, statistics=statistics)
+    loader.load_weights(parameters, assignment)
     assert parameters.statistics.tobytes() == wanted.tobytes()
     with pytest.raises(ProgramError, match="names none to start from"):
-        supplies.load_weights(parameters, dataclasses.replace(assignment, statistics=None))
+        loader.load_weights(parameters, dataclasses.replace(assignment, statistics=None))
     with pytest.raises(ProgramError, match="running statistics should have 48 bytes"):
-        supplies.load_weights(parameters, dataclasses.replace(assignment, statistics=BLOB))
+        loader.load_weights(parameters, dataclasses.replace(assignment, statistics=BLOB))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from heron_client.network.retry_policy import Patience
-from heron_client.network.upload import Chunk, Uploader, UploadRequest
-from heron_client.network.upload_pipeline import StepSender
+from heron_client.network.upload import Chunk, UploadRequest
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
@@ -29,6 +25,7 @@ from heron_common.process.clock import ManualClock
 from heron_common.protocol.chunks import MAX_CHUNK_BYTES
 from heron_common.protocol.messages import Assignment, UploadAnswer
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
+from tests.client.rounds import pipeline_to
 
 CUT = (64, 1024)
 """A quarter of a mebibyte a sample in float32."""
@@ -84,16 +81,8 @@ def round_of(plan: Plan) -> tuple[LocalRound, Drain]:
     context = LocalContext("a", 1, MODEL, parameters, Programs(references, load), lambda *_: (x, y), BATCH_SIZE, ManualClock())
     tensors = parameters.trained_layout(plan.trains_head).specs
     network = Drain(plan, total_bytes(cut_gradient_specs(plan, MODEL)))
-    stop = threading.Event()
-    sender = StepSender(
-        Uploader(network.send, ManualClock(), MAX_CHUNK_BYTES),
-        Patience(stop, ManualClock(), Random(0), 0),
-        stop,
-        threading.Event(),
-        lambda _: None,
-    )
     assignment = Assignment(RoundReference(0, 0), plan, BLOB, BLOB, (1.0,) * len(tensors), 0.0)
-    return LocalRound(context, assignment, sender, lambda *_: None), network
+    return LocalRound(context, assignment, pipeline_to(network.send, MAX_CHUNK_BYTES), lambda *_: None), network
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
