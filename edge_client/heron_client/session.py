@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -16,8 +15,9 @@ from heron_client.network.assignment_checks import check_assignment
 from heron_client.network.blob_fetcher import BlobFetcher
 from heron_client.network.heartbeat import Heartbeat
 from heron_client.network.memory_budget import memory_budget
-from heron_client.network.renewal import Renewal, RunChanged
+from heron_client.network.renewal import RunChanged
 from heron_client.network.retry_policy import Diagnose, RetryPolicy
+from heron_client.network.server_session import ServerSession
 from heron_client.network.sitting_out import SittingOut
 from heron_client.network.transport import Transport
 from heron_client.network.upload_pipeline import RoundStopped, UploadPipeline
@@ -36,7 +36,6 @@ from heron_common.errors import HeronError, Interrupted, RefusedError, Transport
 from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.process.process_memory import resident_memory
-from heron_common.process.retry import BackoffPolicy
 from heron_common.protocol.messages import Assignment, Finished, Membership, UploadAnswer, UploadLoss, Wait
 
 log = logging.getLogger(__name__)
@@ -107,14 +106,11 @@ class Session:
         self._metrics = metrics
         self._clock = clock
         self._retry_policy = RetryPolicy(stop, clock, random, give_up_after_seconds=settings.give_up_after_seconds, diagnose=diagnose)
-        self._random = random
-        self._rejoin_delays = BackoffPolicy().delays(random)
         self._sitting_out = SittingOut(random)
-        self._training: Assignment | None = None
-        self._renewal = Renewal(self._probe_session, self._open_session, pause=self._pause_before_join, on_renewed=self._retry_policy.wake)
+        self._server = ServerSession(transport, self._retry_policy, random, open_session=self._open_session, on_lost=metrics.reconnects.inc)
         self._report = RoundReport(metrics, waits_for_network=settings.owns_process)
         self.runs = ProgramRuns()
-        fetcher = BlobFetcher(transport.fetch, self._retry)
+        fetcher = BlobFetcher(transport.fetch, self._server.call)
         self._loader = RunLoader(fetcher, state, clock=clock, give_memory_back=self._give_memory_back, runs=self.runs)
         self.state = SessionState.NEW
 
@@ -149,22 +145,11 @@ class Session:
 
     def _rejoin(self) -> None:
         self._enter(SessionState.NEW)
-        self._pause_before_join()
-
-    def _pause_before_join(self) -> None:
-        """Two devices with one identity end each other's sessions in turn: without a growing pause they would do nothing else."""
-        delay = next(self._rejoin_delays)
-        log.warning("the server does not know this session, joining again", extra={"retry_seconds": round(delay, 2)})
-        self._metrics.reconnects.inc()
-        self._retry_policy.pause(delay)
+        self._server.pause_before_join()
 
     def _open_session(self) -> Membership:
         settings, identity = self._settings, self._state_directory.identity_key
         return self._transport.join(settings.client_name, identity, self._source.num_examples)
-
-    def _probe_session(self) -> None:
-        if self._training is not None:
-            self._transport.next_step(self._training.round)
 
     def _enter(self, state: SessionState) -> None:
         self.state = state
@@ -172,9 +157,8 @@ class Session:
 
     def _join(self) -> _Joined:
         settings = self._settings
-        membership = self._retry(self._open_session, "join")
+        membership = self._server.join()
         crash_point(CrashPoint.CLIENT_JOINED)
-        self._renewal.begin(membership)
         specification = membership.data_specification
         reader = check_source(self._source, specification, self._loader.tokenizer(specification))
         self._state_directory.remember_run(membership.run_id)
@@ -186,7 +170,7 @@ class Session:
 
     def _work(self, joined: _Joined) -> None:
         while self.state is SessionState.JOINED:
-            step, losses = self._retry(lambda: self._transport.next_step(None), "ask for work")
+            step, losses = self._server.call(lambda: self._transport.next_step(None), "ask for work")
             self._report.losses(losses)
             if isinstance(step, Assignment):
                 self._train(joined, step)
@@ -200,10 +184,10 @@ class Session:
         check_assignment(assignment, joined.membership, memory_budget())
         self._enter(SessionState.TRAINING)
         self._metrics.round_started(assignment)
-        self._training = assignment
         left_early, after, pause_seconds = False, SessionState.JOINED, 0.0
         try:
-            self._take_part(joined, assignment)
+            with self._server.training(assignment.round):
+                self._take_part(joined, assignment)
         except RunChanged as exc:
             log.warning("giving this round up", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
             after = SessionState.NEW
@@ -232,7 +216,7 @@ class Session:
             round_over=round_over,
             on_answer=self._on_answer,
             window_bytes=self._settings.window_bytes,
-            recover=self._renewal.after,
+            recover=self._server.recover,
         )
         heartbeat = Heartbeat(
             self._transport,
@@ -240,7 +224,7 @@ class Session:
             period_seconds=joined.membership.heartbeat_seconds,
             round_over=round_over,
             on_losses=self._report.losses,
-            recover=self._renewal.after,
+            recover=self._server.recover,
         )
         try:
             local_round = self._compute(joined.context, assignment, pipeline)
@@ -248,7 +232,6 @@ class Session:
         finally:
             heartbeat.stop()
             pipeline.abort()
-            self._training = None
             self._give_memory_back()
 
     def _compute(self, context: LocalContext, assignment: Assignment, pipeline: UploadPipeline) -> LocalRound:
@@ -280,7 +263,7 @@ class Session:
 
         def submit(encoding: UpdateEncoding | None) -> tuple[UploadLoss, ...]:
             submission = local_round.submission(encoding)
-            return self._retry(
+            return self._server.call(
                 lambda: self._transport.submit(assignment.round, submission, steps=steps, statistics=statistics), "submit the update"
             )
 
@@ -293,7 +276,7 @@ class Session:
             losses = submit(UpdateEncoding.DENSE)
         crash_point(CrashPoint.CLIENT_UPDATE_ANSWERED)
         self._report.losses(losses)
-        self._rejoin_delays = BackoffPolicy().delays(self._random)
+        self._server.took_part()
         self._sitting_out.took_part()
         self._report.round_done(assignment, statistics, joined.reader)
 
@@ -317,17 +300,3 @@ class Session:
 
     def _peak_memory(self) -> int:
         return resident_memory().peak_bytes if self._settings.owns_process else 0
-
-    def _retry(self, call: Callable[[], T], what: str) -> T:
-        """Call until it succeeds, as long as the retry policy allows."""
-        attempts = self._retry_policy.begin(what, self._recover)
-        while True:
-            self._retry_policy.check()
-            try:
-                return call()
-            except (TransportError, RefusedError) as exc:
-                attempts.wait(exc)
-
-    def _recover(self, error: HeronError) -> bool:
-        # Outside a round the caller joins again from the beginning.
-        return self._training is not None and self._renewal.after(error)

@@ -28,17 +28,13 @@ from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype, check_row_values, decode_rows, row_bytes
 from heron_common.protocol.messages import Assignment, Membership, UploadKey
 from heron_common.protocol.program_check import check_program
-from heron_common.protocol.wire import (
+from heron_common.protocol.wire import encoding_from_proto, model_from_proto, purpose_from_proto, round_from_proto, tensor_specs_from_proto
+from heron_common.protocol.wire_messages import (
     answer_from_proto,
-    encoding_from_proto,
     losses_from_proto,
     membership_from_proto,
-    model_from_proto,
     next_step_from_proto,
-    purpose_from_proto,
-    round_from_proto,
     statistics_from_proto,
-    tensor_specs_from_proto,
 )
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference

@@ -15,16 +15,8 @@ from safetensors.numpy import save
 from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.ids import RoundReference
 from heron_common.protocol.messages import Assignment, UploadAnswer, UploadLoss, UploadPurpose
-from heron_common.protocol.wire import (
-    answer_to_proto,
-    encoding_to_proto,
-    membership_to_proto,
-    model_to_proto,
-    next_step_to_proto,
-    purpose_to_proto,
-    round_to_proto,
-    tensor_spec_to_proto,
-)
+from heron_common.protocol.wire import encoding_to_proto, model_to_proto, purpose_to_proto, round_to_proto, tensor_spec_to_proto
+from heron_common.protocol.wire_messages import answer_to_proto, membership_to_proto, next_step_to_proto
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.fuzz.decoders import BLOB, MEMBERSHIP, framed
 from tests.harness.tokenizers import word_tokenizer

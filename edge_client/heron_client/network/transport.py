@@ -39,16 +39,13 @@ from heron_common.protocol.messages import (
     UploadPurpose,
 )
 from heron_common.protocol.timing import LONGEST_CALL_DEADLINE_SECONDS, Timing
-from heron_common.protocol.wire import (
+from heron_common.protocol.wire import encoding_to_proto, purpose_to_proto, round_to_proto, tensor_spec_to_proto
+from heron_common.protocol.wire_messages import (
     answer_from_proto,
-    encoding_to_proto,
     losses_from_proto,
     membership_from_proto,
     next_step_from_proto,
-    purpose_to_proto,
-    round_to_proto,
     statistics_to_proto,
-    tensor_spec_to_proto,
 )
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_proto.v1 import split_training_pb2 as pb

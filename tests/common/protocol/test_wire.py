@@ -16,7 +16,7 @@ from heron_common.ids import RoundReference
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.numerics.zeroth_order import FiniteDifference
-from heron_common.protocol import wire
+from heron_common.protocol import wire, wire_messages
 from heron_common.protocol.messages import Assignment, Finished, LocalStatistics, Membership, UploadAnswer, UploadLoss, UploadPurpose, Wait
 from heron_common.specification.data_specification import DataSpecification, Task
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
@@ -99,7 +99,8 @@ def sent(message: Any) -> Any:
 
 
 def through_the_wire(kind: str, value: Any) -> Any:
-    return getattr(wire, f"{kind}_from_proto")(sent(getattr(wire, f"{kind}_to_proto")(value)))
+    module = wire if hasattr(wire, f"{kind}_to_proto") else wire_messages
+    return getattr(module, f"{kind}_from_proto")(sent(getattr(module, f"{kind}_to_proto")(value)))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +157,13 @@ def test_a_plan_message_has_exactly_the_fields_of_a_plan() -> None:
 @pytest.mark.parametrize("step", [ASSIGNMENT, Wait(0.25, "waiting for two more clients"), Finished("60 rounds are done")])
 @pytest.mark.parametrize("losses", [(), LOSSES])
 def test_the_next_step_and_its_losses_come_back_as_they_were_sent(step: Any, losses: tuple[UploadLoss, ...]) -> None:
-    message = sent(wire.next_step_to_proto(step, losses))
-    assert wire.next_step_from_proto(message) == step
-    assert wire.losses_from_proto(message.losses) == losses
+    message = sent(wire_messages.next_step_to_proto(step, losses))
+    assert wire_messages.next_step_from_proto(message) == step
+    assert wire_messages.losses_from_proto(message.losses) == losses
 
 
 def test_a_next_step_of_an_unknown_kind_is_a_short_wait() -> None:
-    step = wire.next_step_from_proto(pb.NextAssignmentResponse())
+    step = wire_messages.next_step_from_proto(pb.NextAssignmentResponse())
     assert isinstance(step, Wait)
     assert 0 < step.seconds <= 5
 
@@ -201,12 +202,12 @@ def test_an_unknown_enum_value_in_a_plan_is_named_in_the_refusal(field: str, num
 
 @pytest.mark.parametrize("number", UNKNOWN)
 def test_an_unknown_dtype_program_kind_or_purpose_is_refused(number: int) -> None:
-    spec, membership = wire.tensor_spec_to_proto(MODEL.cut), wire.membership_to_proto(MEMBERSHIP)
+    spec, membership = wire.tensor_spec_to_proto(MODEL.cut), wire_messages.membership_to_proto(MEMBERSHIP)
     spec.dtype = number  # type: ignore[assignment]
     membership.programs[1].kind = number  # type: ignore[assignment]
     for decode, what in (
         (lambda: wire.tensor_spec_from_proto(sent(spec)), "dtype"),
-        (lambda: wire.membership_from_proto(sent(membership)), "program kind"),
+        (lambda: wire_messages.membership_from_proto(sent(membership)), "program kind"),
         (lambda: wire.purpose_from_proto(number), "upload purpose"),
     ):
         with pytest.raises(RefusedError, match=f"{what} {number} is not one that this version knows"):
