@@ -51,7 +51,11 @@ def _heron(target: str, uploads: int, rows: Float32Array, labels: memoryview) ->
     specs = upload_specs(step.plan, membership.model)
     started = time.process_time()
     for local_step in range(uploads):
-        upload = Upload(UploadRequest(step.round, UploadPurpose.TRAIN, local_step, 0, specs), transport.upload, clock=MonotonicClock())
+        upload = Upload(
+            UploadRequest(step.round, UploadPurpose.TRAIN, local_step=local_step, num_probes=0, tensors=specs),
+            transport.upload,
+            clock=MonotonicClock(),
+        )
         for row in range(ROWS):
             upload.write(0, memoryview(rows[row : row + 1]).cast("B"))
         upload.write(1, labels)
@@ -60,7 +64,10 @@ def _heron(target: str, uploads: int, rows: Float32Array, labels: memoryview) ->
     spent = time.process_time() - started
     statistics = LocalStatistics(**dict.fromkeys(LocalStatistics.__dataclass_fields__, 0))
     transport.submit(
-        step.round, Submission(step.plan.update_encoding, (), (), hashlib.sha256().digest()), steps=uploads, statistics=statistics
+        step.round,
+        Submission(step.plan.update_encoding, tensors=(), arrays=(), weights_sha256=hashlib.sha256().digest()),
+        steps=uploads,
+        statistics=statistics,
     )
     transport.leave("measured", 0)
     transport.close()

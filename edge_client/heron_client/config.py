@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """Everything a client can be told."""
 
@@ -126,7 +126,7 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         flag, variable = given[option.replace("-", "_")], variables.get(variable_of(option))
         text[option] = flag or variable
         places[option] = f"--{option}" if flag or not variable else variable_of(option)
-    return _Reader(text, places, environment, mistakes).read()
+    return _Reader(text, places=places, environment=environment, mistakes=mistakes).read()
 
 
 def variable_of(option: str) -> str:
@@ -137,7 +137,7 @@ def variable_of(option: str) -> str:
 class _Reader:
     """Turns option texts into a configuration and collects what is wrong on the way."""
 
-    def __init__(self, text: dict[str, str | None], places: dict[str, str], environment: Mapping[str, str], mistakes: list[str]) -> None:
+    def __init__(self, text: dict[str, str | None], *, places: dict[str, str], environment: Mapping[str, str], mistakes: list[str]) -> None:
         self._text = text
         self._places = places
         self._environment = environment
@@ -164,11 +164,11 @@ class _Reader:
             partition=self._partition(),
             name=name,
             state_dir=self._state_dir(name),
-            threads=int(self._number("threads", 1, 1)),
-            window_bytes=int(self._number("window-bytes", 4 << 20, 1 << 20)),
-            give_up_after_seconds=self._number("give-up-after-seconds", 0, 0),
+            threads=int(self._number("threads", 1, least=1)),
+            window_bytes=int(self._number("window-bytes", 4 << 20, least=1 << 20)),
+            give_up_after_seconds=self._number("give-up-after-seconds", 0, least=0),
             metrics_host=self._text["metrics-host"] or "127.0.0.1",
-            metrics_port=int(self._number("metrics-port", 0, 0, 65535)) if self._text["metrics-port"] is not None else None,
+            metrics_port=int(self._number("metrics-port", 0, least=0, most=65535)) if self._text["metrics-port"] is not None else None,
             log_level=self._log_level(),
             check_data=self._flag("check-data"),
             self_check=self_check,
@@ -250,7 +250,7 @@ class _Reader:
                 "(the folder that `heron certs issue NAME` writes), or --insecure to allow it",
             )
 
-    def _number(self, option: str, default: float, least: float, most: float = 1e15) -> float:
+    def _number(self, option: str, default: float, *, least: float, most: float = 1e15) -> float:
         text = self._text[option]
         try:
             value = float(text) if text else default

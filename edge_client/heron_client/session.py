@@ -163,7 +163,9 @@ class Session:
         reader = check_source(self._source, specification, self._loader.tokenizer(specification))
         self._state_directory.remember_run(membership.run_id)
         # Where hundreds of clients share a process, one computes at a time and the others would only hold their arenas.
-        context = self._loader.context(settings.client_name, membership, reader, threads=settings.threads, arenas=settings.owns_process)
+        context = self._loader.context(
+            settings.client_name, membership, reader=reader, threads=settings.threads, arenas=settings.owns_process
+        )
         self._enter(SessionState.JOINED)
         log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": reader.num_examples})
         return _Joined(membership, reader, context)

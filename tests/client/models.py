@@ -22,7 +22,7 @@ from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 
-SHAPE = DataSpecification("tiny", (1, 6, 6), 3)
+SHAPE = DataSpecification("tiny", (1, 6, 6), num_classes=3)
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,18 @@ class TinyModel:
     def reference(self, kind: ProgramKind) -> ProgramReference:
         """Return the reference that a join would name."""
         data = self.program(kind)
-        return ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), self.micro_batch)
+        return ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), micro_batch=self.micro_batch)
 
     def load(self, kind: ProgramKind, parameters: LocalParameters, data: bytes | None = None) -> Program:
         """Load a program over the given buffers."""
-        return Program(self.reference(kind), data or self.program(kind), self.model.to_spec(), parameters, SHAPE, 1)
+        return Program(
+            self.reference(kind),
+            data or self.program(kind),
+            model=self.model.to_spec(),
+            parameters=parameters,
+            specification=SHAPE,
+            threads=1,
+        )
 
     def random_weights(self, seed: int) -> Float32Array:
         """Return flat weights of front and head, small enough that no unit saturates."""

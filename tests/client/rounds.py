@@ -66,9 +66,9 @@ class Network:
         gradient = b""
         if self._cut_gradient:
             (spec,) = request.answer_tensors
-            gradient = bytes(encode_rows(self._cut_gradient(request, payload), WireDtype(spec.dtype.value), None, 0))
+            gradient = bytes(encode_rows(self._cut_gradient(request, payload), WireDtype(spec.dtype.value), noise_seed=None, first_row=0))
         self.bytes_down += len(gradient)
-        return UploadAnswer(0, judged, (), gradient)
+        return UploadAnswer(0, probe_losses=judged, losses=(), cut_gradient=gradient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,9 @@ def samples() -> tuple[Float32Array, Int64Array]:
 def batch(plan: Plan, local_step: int, client_id: str = "a") -> tuple[Float32Array, Int64Array]:
     """Return the samples of one step."""
     data, labels = samples()
-    rows = SampleOrder(RUN_SEED, client_id, ROUND, NUM_EXAMPLES, plan.batch_size).indices(local_step)
+    rows = SampleOrder(RUN_SEED, client_id, round_reference=ROUND, num_examples=NUM_EXAMPLES, batch_size=plan.batch_size).indices(
+        local_step
+    )
     return data[rows], labels[rows]
 
 
@@ -139,7 +141,12 @@ def run_round(
     programs = Programs([tiny.reference(kind) for kind in kinds], lambda r: wrap(r.kind, tiny.load(r.kind, parameters)))
     context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
-    local_round = LocalRound(context, Assignment(reference, plan, BLOB, BLOB, scales, 0.0), pipeline_to(network.send), lambda *_: None)
+    local_round = LocalRound(
+        context,
+        Assignment(reference, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=scales, second_moment=0.0),
+        pipeline_to(network.send),
+        lambda *_: None,
+    )
     for step in range(plan.local_steps):
         local_round.run_step(step)
         after_step(parameters)

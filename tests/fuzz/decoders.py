@@ -50,9 +50,18 @@ from heron_server.storage.run_directory import recorded_identity
 from tests.server.builders import MODEL, attempt
 
 MEMORY_BUDGET = 64 << 20
-DATA = DataSpecification("squares", (2, 2), 3)
+DATA = DataSpecification("squares", (2, 2), num_classes=3)
 BLOB = BlobReference("ab" * 32, 100)
-MEMBERSHIP = Membership("run", "session", 1, DATA, MODEL, (ProgramReference(ProgramKind.LOSS, BLOB, 2),), 1.0, 3)
+MEMBERSHIP = Membership(
+    "run",
+    "session",
+    run_seed=1,
+    data_specification=DATA,
+    model=MODEL,
+    programs=(ProgramReference(ProgramKind.LOSS, BLOB, micro_batch=2),),
+    heartbeat_seconds=1.0,
+    num_rounds=3,
+)
 
 Decoder = Callable[[bytes], None]
 
@@ -75,7 +84,7 @@ def model(data: bytes) -> None:
 
 def upload_header(data: bytes) -> None:
     header = pb.UploadHeader.FromString(data)
-    key = UploadKey(round_from_proto(header.round), "a", purpose_from_proto(header.purpose), header.local_step)
+    key = UploadKey(round_from_proto(header.round), "a", purpose=purpose_from_proto(header.purpose), local_step=header.local_step)
     attempt().check_upload(key, header.num_probes, tensor_specs_from_proto(header.tensors), header.total_bytes)
 
 
@@ -134,7 +143,7 @@ def wire_rows(data: bytes) -> None:
         size = row_bytes(dtype, 3)
         rows = len(data) // size
         piece = data[: rows * size]
-        finite = check_row_values(piece, dtype, 3, 0)
+        finite = check_row_values(piece, dtype, elements_per_row=3, offset_in_tensor=0)
         values = decode_rows(piece, dtype, (rows, 3))
         assert not finite or bool(np.isfinite(values).all()), dtype
 

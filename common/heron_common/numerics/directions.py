@@ -38,7 +38,7 @@ class PerturbationSeed(NamedTuple):
     high: int
 
 
-def derive_seed(run_seed: int, client_id: str, round_reference: RoundReference, purpose: str, index: int) -> PerturbationSeed:
+def derive_seed(run_seed: int, client_id: str, *, round_reference: RoundReference, purpose: str, index: int) -> PerturbationSeed:
     """Return the key of one stream of randomness of a client's round; `purpose` keeps directions apart from sample order."""
     text = f"heron/1/{purpose}/{run_seed}/{client_id}/{round_reference.round_index}/{round_reference.attempt}/{index}"
     digest = hashlib.sha256(text.encode()).digest()
@@ -61,7 +61,7 @@ class Directions:
         # Moving one generator is ten times cheaper than making one for every group. `state` is a snapshot in which its buffer is empty.
         self._state: Any = self._philox.state
 
-    def add(self, group: int, magnitudes: Float64Array, base: Float32Array, target: Float32Array) -> None:
+    def add(self, group: int, magnitudes: Float64Array, *, base: Float32Array, target: Float32Array) -> None:
         """Set target = base + fl32(magnitude of the weight's tensor) * u_group; `target` may be `base`.
 
         With Rademacher directions this is exactly one IEEE addition per weight.
@@ -91,7 +91,7 @@ class Directions:
         """Return u_group as float32 values, [num_parameters]; for tests and small models."""
         unit = np.ones(len(self._layout.specs), np.float64)
         zeros = np.zeros(self._layout.num_parameters, np.float32)
-        self.add(group, unit, zeros, zeros)
+        self.add(group, unit, base=zeros, target=zeros)
         return zeros
 
     def _sign_bits(self, group: int, start: int, stop: int) -> npt.NDArray[np.uint32]:

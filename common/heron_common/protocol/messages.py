@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -24,6 +24,7 @@ class Membership:
 
     run_id: str
     session: str
+    _: KW_ONLY
     run_seed: int
     data_specification: DataSpecification
     model: ModelSpec
@@ -43,6 +44,7 @@ class Assignment:
 
     round: RoundReference
     plan: Plan
+    _: KW_ONLY
     client_model: BlobReference
     auxiliary_head: BlobReference | None
     direction_scales: tuple[float, ...]
@@ -90,6 +92,7 @@ class UploadKey:
 
     round: RoundReference
     client_id: str
+    _: KW_ONLY
     purpose: UploadPurpose
     local_step: int
 
@@ -100,6 +103,7 @@ class UploadLoss:
 
     round: RoundReference
     local_step: int
+    _: KW_ONLY
     server_loss: float
     server_version: int
 
@@ -112,12 +116,13 @@ class UploadAnswer:
     """
 
     server_version: int
+    _: KW_ONLY
     probe_losses: tuple[float, ...]
     losses: tuple[UploadLoss, ...]
     cut_gradient: bytes | bytearray = b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalStatistics:
     """What a client measured in its round; reported, never trusted for weighting."""
 
@@ -143,6 +148,7 @@ class Submission:
     """What a client made of a round: `tensors` with their arrays, and the digest of its resulting trained weights, which covers no statistics."""
 
     encoding: UpdateEncoding
+    _: KW_ONLY
     tensors: tuple[TensorSpec, ...]
     arrays: tuple[npt.NDArray[Any], ...]
     weights_sha256: bytes

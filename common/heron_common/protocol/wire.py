@@ -115,7 +115,7 @@ def program_to_proto(program: ProgramReference) -> pb.Program:
 def program_from_proto(message: pb.Program) -> ProgramReference:
     """Decode a reference to a program; refuses a kind that this version does not know."""
     kind = _member(_PROGRAM_KIND, message.kind, "program kind")
-    return ProgramReference(kind, blob_from_proto(message.blob), message.micro_batch, message.length)
+    return ProgramReference(kind, blob_from_proto(message.blob), micro_batch=message.micro_batch, length=message.length)
 
 
 def round_to_proto(reference: RoundReference) -> pb.RoundReference:

@@ -132,7 +132,8 @@ def loss_to_proto(loss: UploadLoss) -> pb.UploadLoss:
 def losses_from_proto(messages: Any) -> tuple[UploadLoss, ...]:
     """Decode the server's losses on uploads."""
     return tuple(
-        UploadLoss(round_from_proto(m.round), m.local_step, m.server_loss, m.server_version) for m in few(messages, MAX_LOSSES, "losses")
+        UploadLoss(round_from_proto(m.round), m.local_step, server_loss=m.server_loss, server_version=m.server_version)
+        for m in few(messages, MAX_LOSSES, "losses")
     )
 
 
@@ -145,7 +146,7 @@ def answer_to_proto(answer: UploadAnswer) -> pb.UploadAnswer:
 
 def answer_from_proto(message: pb.UploadAnswer) -> UploadAnswer:
     """Decode the answer to an upload."""
-    return UploadAnswer(message.server_version, tuple(message.probe_losses), losses_from_proto(message.losses))
+    return UploadAnswer(message.server_version, probe_losses=tuple(message.probe_losses), losses=losses_from_proto(message.losses))
 
 
 def statistics_to_proto(statistics: LocalStatistics) -> pb.LocalStatistics:

@@ -101,9 +101,9 @@ def _look(config: ClientConfig, page: _Page, stack: ExitStack) -> None:
         stack.callback(visit.leave, "checked its device")
         page.add(Finding("server", _server_sentence(config, joined)))
     page.add(transport_finding(config))
-    page.add(clock_finding(joined.membership.server_time_seconds, joined.answer_seconds, config.credentials is not None))
+    page.add(clock_finding(joined.membership.server_time_seconds, joined.answer_seconds, tls=config.credentials is not None))
     with page.section("programs"):
-        timings = _timings(visit, state, config, joined.membership)
+        timings = _timings(visit, state, config=config, membership=joined.membership)
         for timing in timings:
             page.add(Finding("program", timing.sentence()))
     page.add(Finding("round", round_sentence(joined.membership, timings)))
@@ -144,7 +144,7 @@ def _server_sentence(config: ClientConfig, joined: _Joined) -> str:
     )
 
 
-def _timings(visit: Visit, state: StateDirectory, config: ClientConfig, membership: Membership) -> list[ProgramTiming]:
+def _timings(visit: Visit, state: StateDirectory, *, config: ClientConfig, membership: Membership) -> list[ProgramTiming]:
     runs = ProgramRuns()
     loader = RunLoader(visit.fetcher, state, clock=MonotonicClock(), give_memory_back=return_freed_memory, runs=runs)
     _, programs = loader.programs(membership, config.threads, arenas=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from heron_common.errors import HeronError, TransportError
 from heron_common.ids import RoundReference
@@ -24,6 +24,7 @@ class UploadRequest:
 
     round: RoundReference
     purpose: UploadPurpose
+    _: KW_ONLY
     local_step: int
     num_probes: int
     tensors: tuple[TensorSpec, ...]

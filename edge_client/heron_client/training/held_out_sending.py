@@ -40,10 +40,12 @@ def send_held_out(context: LocalContext, assignment: Assignment, pipeline: Uploa
     held_out, plan = context.held_out, assignment.plan
     if held_out is None:
         return
-    for index, drawn in enumerate(evaluation_batches(held_out.num_examples, plan.batch_size, held_out.max_batches, held_out.lengths)):
+    for index, drawn in enumerate(
+        evaluation_batches(held_out.num_examples, plan.batch_size, max_batches=held_out.max_batches, lengths=held_out.lengths)
+    ):
         count = len(drawn.indices)
         specs = evaluation_specs(plan, of_length(context.model, drawn.length), count)
-        request = UploadRequest(assignment.round, UploadPurpose.EVALUATE, index, 0, specs)
+        request = UploadRequest(assignment.round, UploadPurpose.EVALUATE, local_step=index, num_probes=0, tensors=specs)
         batch = _padded_batch(held_out, drawn, plan.batch_size)
         stream = partial(_stream, context=context, assignment=assignment, index=index, count=count, batch=batch)
         try:
@@ -62,16 +64,16 @@ def _padded_batch(held_out: HeldOutSamples, drawn: Draw, batch_size: int) -> Bat
     return Batch(*held_out.read_batch(wanted, drawn.length), drawn.length)
 
 
-def _stream(upload: Upload, context: LocalContext, assignment: Assignment, index: int, count: int, batch: Batch) -> Float32Array:
+def _stream(upload: Upload, *, context: LocalContext, assignment: Assignment, index: int, count: int, batch: Batch) -> Float32Array:
     """Compute and write one upload of the first `count` samples of a batch; the same call makes the same bytes again for a retry."""
     plan, program = assignment.plan, context.activation_program(batch.length)
-    noise = derive_seed(context.run_seed, context.client_id, assignment.round, "quantise_held_out", index)
+    noise = derive_seed(context.run_seed, context.client_id, round_reference=assignment.round, purpose="quantise_held_out", index=index)
     context.parameters.show_base()
     for start in range(0, count, plan.micro_batch):
         part = slice(start, start + plan.micro_batch)
         program.run(batch.x[part], batch.y[part])
         rows = program.activations[: count - start]
-        upload.write(ACTIVATIONS, encode_rows(rows, plan.wire_dtype, noise, start))
+        upload.write(ACTIVATIONS, encode_rows(rows, plan.wire_dtype, noise_seed=noise, first_row=start))
     upload.write(LABELS, raw_bytes(batch.y[:count]))
     if context.model.context:
         upload.write(MASK, raw_bytes((batch.x[:count] >= 0).astype(np.uint8)))

@@ -104,7 +104,7 @@ class Passes:
         working = self._parameters.working[: base.size]
         magnitudes = sign * self._plan.smoothing_radius * self._scales
         for group in range(self._plan.direction_groups):
-            directions.add(first_direction + group, magnitudes, base, working)
+            directions.add(first_direction + group, magnitudes, base=base, target=working)
             rows = slice(group * self._plan.group_size, (group + 1) * self._plan.group_size)
             self._rows(program, batch, rows, losses, stream, None, cut_gradient)
         return losses
@@ -129,7 +129,7 @@ class Passes:
             if gradient is not None:
                 gradient += program.gradients[: gradient.size]
             if stream is not None:
-                data = encode_rows(program.activations, self._plan.wire_dtype, stream.noise_seed, stream.next_row)
+                data = encode_rows(program.activations, self._plan.wire_dtype, noise_seed=stream.noise_seed, first_row=stream.next_row)
                 stream.upload.write(ACTIVATIONS, data)
                 stream.next_row += len(program.activations)
         if stream is None or not stream.upload.repeats:

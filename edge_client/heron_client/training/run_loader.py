@@ -49,7 +49,7 @@ class RunLoader:
         self._give_memory_back = give_memory_back
         self._runs = runs or ProgramRuns()
 
-    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
+    def context(self, client_name: str, membership: Membership, *, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
         """Load every program of the run once over fresh buffers, and look at the length of every text.
 
         With `arenas` each program keeps the memory of its temporaries.
@@ -60,7 +60,7 @@ class RunLoader:
         """
         parameters, programs = self.programs(membership, threads, arenas)
         programs.load_each()
-        split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
+        split = split_shard(membership.run_seed, client_name, num_examples=reader.num_examples, fraction=membership.held_out)
         lengths = _lengths(reader)
         held_out = HeldOutSamples(
             _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
@@ -82,7 +82,9 @@ class RunLoader:
         """Return the run's programs, fetched and loaded when they are asked for, and the fresh buffers that they read."""
         parameters = LocalParameters(membership.model)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        return parameters, Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
+        return parameters, Programs(
+            membership.programs, lambda p: self._program(membership, parameters, base=base, reference=p, threads=threads, arena=arenas)
+        )
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
         """Fetch the tokenizer that a run names, if it names one; kept for next time as a program is.
@@ -139,7 +141,14 @@ class RunLoader:
         return path
 
     def _program(
-        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int, arena: bool
+        self,
+        membership: Membership,
+        parameters: LocalParameters,
+        *,
+        base: MappedBase,
+        reference: ProgramReference,
+        threads: int,
+        arena: bool,
     ) -> Program:
         check_reference(reference)
         data = self._state.cached_program(reference.blob)
@@ -148,7 +157,17 @@ class RunLoader:
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, arena, self._runs)
+        program = Program(
+            reference,
+            data,
+            model=membership.model,
+            parameters=parameters,
+            specification=membership.data_specification,
+            threads=threads,
+            base=base,
+            arena=arena,
+            runs=self._runs,
+        )
         self._give_memory_back()
         return program
 

@@ -129,7 +129,7 @@ def publish(algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: 
         if plan.perturbs and kind is JUDGED[plan.objective] and length == lengths[-1]:
             difference = check_difference(model, plan, data, scales_of(model, algorithm), seed)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
-        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch, length), data))
+        published.append(PublishedProgram(ProgramReference(kind, blob, micro_batch=plan.micro_batch, length=length), data))
     report = ParityReport(worst, difference)
     log.info("programs proved equal to the model", extra={"output_error": worst, "difference_error": difference})
     return published, report

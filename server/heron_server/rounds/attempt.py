@@ -139,7 +139,9 @@ class Attempt:
         if self.held_out.holds_training:
             return ()
         slots = self.order.take()
-        return tuple(self.uploads[UploadKey(self.assignment.round, s.client_id, self.purpose, s.local_step)] for s in slots)
+        return tuple(
+            self.uploads[UploadKey(self.assignment.round, s.client_id, purpose=self.purpose, local_step=s.local_step)] for s in slots
+        )
 
     def acknowledged(self, client_id: str, before_step: int | None = None) -> None:
         """Note that a client has lambda of its uploads before a step (or all) by now."""

@@ -148,7 +148,7 @@ class Doctor:
 
 
 def retry_policy(doctor: Doctor, clock: ManualClock, give_up_after_seconds: float = 0.0) -> RetryPolicy:
-    backoff = BackoffPolicy(0.0, 1.0, 0.0, 0.0)
+    backoff = BackoffPolicy(initial_seconds=0.0, factor=1.0, cap_seconds=0.0, floor_seconds=0.0)
     return RetryPolicy(threading.Event(), clock, Random(0), give_up_after_seconds=give_up_after_seconds, backoff=backoff, diagnose=doctor)
 
 

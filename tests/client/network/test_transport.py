@@ -23,7 +23,9 @@ from tests.harness.cluster import free_port
 
 
 def _losses(first: int, count: int) -> tuple[UploadLoss, ...]:
-    return tuple(UploadLoss(RoundReference(0, 0), step, float(step), step) for step in range(first, first + count))
+    return tuple(
+        UploadLoss(RoundReference(0, 0), step, server_loss=float(step), server_version=step) for step in range(first, first + count)
+    )
 
 
 def _transport(target: str) -> Transport:

@@ -28,7 +28,9 @@ Chunks = Iterator[Chunk]
 
 def _request(rows: int = 4, probes: int = 0, step: int = 0) -> UploadRequest:
     tensors = (TensorSpec("activations", DType.FLOAT32, (rows, 256)), TensorSpec("labels", DType.INT64, (rows,)))
-    return UploadRequest(RoundReference(0, 0), UploadPurpose.PROBE if probes else UploadPurpose.TRAIN, step, probes, tensors)
+    return UploadRequest(
+        RoundReference(0, 0), UploadPurpose.PROBE if probes else UploadPurpose.TRAIN, local_step=step, num_probes=probes, tensors=tensors
+    )
 
 
 def _stream(seed: int, rows: int = 4) -> Callable[[Upload], Float32Array]:
@@ -59,7 +61,7 @@ class FlakyNetwork:
             next(chunks)
             raise self._failures.pop(0)
         self.payloads.append(b"".join(chunk[1] for chunk in chunks if chunk))
-        return UploadAnswer(7, (), ())
+        return UploadAnswer(7, probe_losses=(), losses=())
 
 
 def _pipeline(
@@ -175,7 +177,7 @@ def test_compute_waits_while_the_window_is_full_and_goes_on_when_it_drains() -> 
         for chunk in chunks:
             gate.wait(30)
             taken.append(len(chunk[1]) if chunk else 0)
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     rows = 4 * MAX_CHUNK_BYTES // 1024
     upload = Upload(_request(rows), slow, clock=MonotonicClock(), window_bytes=MAX_CHUNK_BYTES)
@@ -210,10 +212,12 @@ def test_chunks_hold_whole_rows() -> None:
 
     def record(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
         sizes.extend(len(chunk[1]) for chunk in chunks if chunk and chunk[0] == 0)
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     spec = TensorSpec("activations", DType.FLOAT32, (700, 1000))
-    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, 0, 0, (spec, TensorSpec("labels", DType.INT64, (700,))))
+    request = UploadRequest(
+        RoundReference(0, 0), UploadPurpose.TRAIN, local_step=0, num_probes=0, tensors=(spec, TensorSpec("labels", DType.INT64, (700,)))
+    )
     upload = Upload(request, record, clock=MonotonicClock())
     upload.write(0, raw_bytes(np.zeros((700, 1000), np.float32)))
     upload.finish()
@@ -257,7 +261,7 @@ def test_an_aborted_upload_tells_the_transport_to_give_up() -> None:
     def collect(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
         seen.extend(chunks)
         ended.set()
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     upload = Upload(_request(), collect, clock=MonotonicClock())
     upload.abort()
@@ -272,7 +276,7 @@ def test_abort_ends_the_thread() -> None:
         for _ in chunks:
             pass
         ended.set()
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     upload = Upload(_request(), drain, clock=MonotonicClock())
     upload.abort()
@@ -283,12 +287,12 @@ def test_abort_ends_the_thread() -> None:
 def test_buffers_that_go_round_never_mix_rows_and_chunks_hold_whole_rows_where_they_fit(row_elements: int) -> None:
     rows = 40
     tensors = (TensorSpec("activations", DType.FLOAT32, (rows, row_elements)), TensorSpec("labels", DType.INT64, (rows,)))
-    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, 0, 0, tensors)
+    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, local_step=0, num_probes=0, tensors=tensors)
     kept: list[tuple[int, bytes]] = []
 
     def send(_: UploadRequest, chunks: Chunks) -> UploadAnswer:
         kept.extend(chunk for chunk in chunks if chunk is not None)
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     upload = Upload(request, send, clock=MonotonicClock(), window_bytes=MAX_CHUNK_BYTES)
     values = np.arange(rows * row_elements, dtype=np.float32).reshape(rows, row_elements)

@@ -44,7 +44,11 @@ def sent(
     held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches)
     programs = Programs([tiny.reference(kind)], lambda r: tiny.load(r.kind, parameters))
     context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), 1, ManualClock(), held_out)
-    send_held_out(context, Assignment(ROUND, plan, BLOB, BLOB, (), 0.0), pipeline_to(network.send))
+    send_held_out(
+        context,
+        Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(), second_moment=0.0),
+        pipeline_to(network.send),
+    )
     return parameters
 
 
@@ -69,8 +73,8 @@ def test_each_sample_goes_up_once_from_the_starting_weights(
         if wire_dtype is WireDtype.FLOAT32:
             assert np.allclose(np.frombuffer(payload[0], "<f4").reshape(expected.shape), expected, atol=1e-5)
         else:
-            noise = derive_seed(RUN_SEED, "a", ROUND, "quantise_held_out", index)
-            assert len(payload[0]) == len(encode_rows(expected, wire_dtype, noise, 0))
+            noise = derive_seed(RUN_SEED, "a", round_reference=ROUND, purpose="quantise_held_out", index=index)
+            assert len(payload[0]) == len(encode_rows(expected, wire_dtype, noise_seed=noise, first_row=0))
         first += size
 
 

@@ -121,15 +121,15 @@ def by_differences(plan: Plan) -> tuple[Float32Array, list[Float32Array]]:
     layout = LocalParameters(tiny().model.to_spec()).joint_layout
     scales = np.full(len(layout.specs), SCALE)
     for step in range(plan.local_steps):
-        directions = step_directions(RUN_SEED, "a", ROUND, step, plan.distribution, layout)
+        directions = step_directions(RUN_SEED, "a", reference=ROUND, local_step=step, distribution=plan.distribution, layout=layout)
         plus = theta.copy()
-        directions.add(0, RADIUS * scales, theta, plus)
+        directions.add(0, RADIUS * scales, base=theta, target=plus)
         twin.set(theta)
         other = copy.deepcopy(twin)
         other.set(plus)
         with torch.no_grad():
             derivative = float((other.losses(*batch(plan, step)).double() - twin.losses(*batch(plan, step)).double()).mean()) / RADIUS
-        directions.add(0, -RATE * derivative * scales, theta, theta)
+        directions.add(0, -RATE * derivative * scales, base=theta, target=theta)
         seen.append(twin.statistics())
     return theta, seen
 
@@ -172,7 +172,15 @@ def test_a_log_goes_with_the_statistics_and_its_digest_covers_the_weights_alone(
     assert [(spec.name, spec.shape) for spec in submission.tensors] == [("coefficients", (4, 1)), ("statistics", (12,))]
     layout = done.parameters.front_layout
     front = start()[: layout.num_parameters]
-    arrived = replay(front, submission.arrays[0], np.full(len(layout.specs), SCALE), RUN_SEED, "a", ROUND, layout)
+    arrived = replay(
+        front,
+        submission.arrays[0],
+        scales=np.full(len(layout.specs), SCALE),
+        run_seed=RUN_SEED,
+        client_id="a",
+        reference=ROUND,
+        layout=layout,
+    )
     assert weights_digest(arrived) == submission.weights_sha256 and not np.array_equal(arrived, front)
     assert submission.arrays[1].tobytes() == seen[-1].tobytes()
     assert [s.name for s in done.round.submission(UpdateEncoding.DENSE).tensors] == ["client_model", "statistics"]
@@ -225,7 +233,9 @@ def test_every_attempt_starts_from_the_statistics_that_its_assignment_names(tmp_
     weights = start()[: parameters.front.size]
     front = _blob(weights)
     blobs = {statistics: wanted.tobytes(), front: weights.tobytes()}
-    assignment = Assignment(ROUND, plan_of("cse-fsl"), front, None, (), 0.0, statistics=statistics)
+    assignment = Assignment(
+        ROUND, plan_of("cse-fsl"), client_model=front, auxiliary_head=None, direction_scales=(), second_moment=0.0, statistics=statistics
+    )
     loader.load_weights(parameters, assignment)
     assert parameters.statistics.tobytes() == wanted.tobytes()
     with pytest.raises(ProgramError, match="names none to start from"):

@@ -78,10 +78,15 @@ def test_a_zeroth_order_round_copies_no_weights(tiny: TinyModel, interval: int) 
     def send(_request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         for _ in chunks:
             pass
-        return UploadAnswer(0, (), (), b"")
+        return UploadAnswer(0, probe_losses=(), losses=(), cut_gradient=b"")
 
     sender = pipeline_to(send)
-    local_round = LocalRound(context, Assignment(ROUND, plan, BLOB, BLOB, (10.0,), 0.0), sender, lambda *_: None)
+    local_round = LocalRound(
+        context,
+        Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(10.0,), second_moment=0.0),
+        sender,
+        lambda *_: None,
+    )
 
     def work() -> None:
         for step in range(plan.local_steps):

@@ -88,7 +88,7 @@ def test_a_rademacher_step_moves_no_weight_beyond_its_tensors_scale(rate: float)
     directions = Directions(PerturbationSeed(1, 1), DirectionDistribution.RADEMACHER, layout_of(50, 50))
     moved = np.zeros(100, np.float32)
     for group, coefficient in enumerate(sgd_coefficients(np.array([4.0, -3.0, 5.0]), rate)):
-        directions.add(group, coefficient * scales, moved, moved)
+        directions.add(group, coefficient * scales, base=moved, target=moved)
     reach = np.abs(moved) / np.repeat(scales, 50)
     # Three additions in float32.
     assert reach.max() <= MAX_STEP_SCALES * (1 + 4 * np.finfo(np.float32).eps)

@@ -93,7 +93,15 @@ def test_a_clients_program_over_a_mapped_base_equals_the_model(base: str, tmp_pa
     program_bytes = export(compile_function(model, ProgramKind.LOSS, 2))
     blob = BlobReference(hashlib.sha256(program_bytes).hexdigest(), len(program_bytes))
     mapped = MappedBase(tmp_path / reference.sha256, spec.base)
-    program = Program(ProgramReference(ProgramKind.LOSS, blob, 2), program_bytes, spec, parameters, model.completed(data), 1, mapped)
+    program = Program(
+        ProgramReference(ProgramKind.LOSS, blob, micro_batch=2),
+        program_bytes,
+        model=spec,
+        parameters=parameters,
+        specification=model.completed(data),
+        threads=1,
+        base=mapped,
+    )
     x, y = model.random_batch(2, np.random.Generator(np.random.Philox(key=9)))
     program.run(x, y)
     with torch.no_grad():
@@ -138,7 +146,17 @@ def test_frozen_weights_that_were_damaged_on_the_device_are_fetched_again(tmp_pa
         download.finish()
 
     loader = RunLoader(BlobFetcher(fetch), KeptBlobs(path), clock=None, give_memory_back=lambda: None)  # type: ignore[arg-type]
-    membership = Membership("run", "session", 0, next_token(6), None, (), 1.0, 1, base=blob)  # type: ignore[arg-type]
+    membership = Membership(
+        "run",
+        "session",
+        run_seed=0,
+        data_specification=next_token(6),
+        model=None,
+        programs=(),
+        heartbeat_seconds=1.0,
+        num_rounds=1,
+        base=blob,
+    )  # type: ignore[arg-type]
     for before, fetches in ((None, 1), (content, 1), (content[:-1] + b"?", 2), (b"", 3)):
         if before is not None:
             path.write_bytes(before)
