@@ -64,7 +64,9 @@ class Bench:
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (2 * BATCH_SIZE, 3, 32, 32), dtype=np.uint8)
         np.savez(directory / "images.npz", x=images, y=generator.integers(0, 10, 2 * BATCH_SIZE))
-        self._model = build_model("resnet", {"back": "linear"}, DataSpecification("images", (3, 32, 32), 10, 127.5, 73.6), 0)
+        self._model = build_model(
+            "resnet", {"back": "linear"}, DataSpecification("images", (3, 32, 32), num_classes=10, mean=127.5, standard_deviation=73.6), 0
+        )
         self._cache = ProgramCache(directory / "programs")
         self._runs = 0
 

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import Uploader, UploadRequest
+from heron_client.network.upload import Upload, UploadRequest
 from heron_common.algorithm.payload_shapes import upload_specs
 from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows
@@ -44,15 +44,18 @@ def _bare(target: str, uploads: int, data: memoryview) -> float:
 
 
 def _heron(target: str, uploads: int, rows: Float32Array, labels: memoryview) -> float:
-    transport = Transport(target, lambda *_: None, lambda _: None)
+    transport = Transport(target, count_bytes=lambda *_: None, count_refusal=lambda _: None)
     membership = transport.join("large", "k" * 32, 100)
     while not isinstance(step := transport.next_step(None)[0], Assignment):
         time.sleep(step.seconds if hasattr(step, "seconds") else 0.1)
-    uploader = Uploader(transport.upload, MonotonicClock())
     specs = upload_specs(step.plan, membership.model)
     started = time.process_time()
     for local_step in range(uploads):
-        upload = uploader.open(UploadRequest(step.round, UploadPurpose.TRAIN, local_step, 0, specs))
+        upload = Upload(
+            UploadRequest(step.round, UploadPurpose.TRAIN, local_step=local_step, num_probes=0, tensors=specs),
+            transport.upload,
+            clock=MonotonicClock(),
+        )
         for row in range(ROWS):
             upload.write(0, memoryview(rows[row : row + 1]).cast("B"))
         upload.write(1, labels)
@@ -60,7 +63,12 @@ def _heron(target: str, uploads: int, rows: Float32Array, labels: memoryview) ->
         upload.answer()
     spent = time.process_time() - started
     statistics = LocalStatistics(**dict.fromkeys(LocalStatistics.__dataclass_fields__, 0))
-    transport.submit(step.round, uploads, Submission(step.plan.update_encoding, (), (), hashlib.sha256().digest()), statistics)
+    transport.submit(
+        step.round,
+        Submission(step.plan.update_encoding, tensors=(), arrays=(), weights_sha256=hashlib.sha256().digest()),
+        steps=uploads,
+        statistics=statistics,
+    )
     transport.leave("measured", 0)
     transport.close()
     return spent

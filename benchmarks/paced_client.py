@@ -43,8 +43,7 @@ def _before(prepare: Any, original: Any) -> Any:
 
 def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     """Return LocalRound with bare passes before each step; `programs` are (path, ":", micro-batch) of programs that compute the loss."""
-    from heron_client.network.sending import StepSender
-    from heron_client.network.uploader import Uploader
+    from heron_client.network.upload_pipeline import UploadPipeline
     from heron_client.training.local_training import LocalRound
     from heron_client.training.passes import Batch
     from heron_client.training.runtime import Program
@@ -59,8 +58,10 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         for path, _, micro_batch in programs if not loaded else []:
             data = Path(path).read_bytes()
             blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
-            reference = ProgramReference(ProgramKind.LOSS, blob, int(micro_batch))
-            loaded.append(Program(reference, data, context.model, context.parameters, specification, threads=1))
+            reference = ProgramReference(ProgramKind.LOSS, blob, micro_batch=int(micro_batch))
+            loaded.append(
+                Program(reference, data, model=context.model, parameters=context.parameters, specification=specification, threads=1)
+            )
         return loaded
 
     class PacedRound(LocalRound):
@@ -69,7 +70,7 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         def run_step(self, local_step: int) -> None:
             batch = Batch(*self._context.read_batch(*self._order.draw(local_step)))
             self._context.parameters.show_base()
-            bare = [two_passes(program, batch) for program in load(self._context, DataSpecification("", batch.x.shape[1:], 10))]
+            bare = [two_passes(program, batch) for program in load(self._context, DataSpecification("", batch.x.shape[1:], num_classes=10))]
 
             def step() -> None:
                 super(PacedRound, self).run_step(local_step)
@@ -83,9 +84,10 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         def _dry_step(self, local_step: int) -> Seconds:
             """Time everything that a step does but gRPC and the server: chunks are dropped, and the answer is zeros."""
             before, sender = self._context.parameters.theta.copy(), self._sender
-            drain = Uploader(discard, self._context.clock)
-            dry_sender = StepSender(drain, sender._patience, sender._stop, sender._round_over, lambda answer: None)
-            dry = LocalRound(self._context, self._assignment, dry_sender, lambda *_: None)
+            drain = UploadPipeline(
+                discard, sender._retry_policy, clock=self._context.clock, round_over=sender._round_over, on_answer=lambda _: None
+            )
+            dry = LocalRound(self._context, self._assignment, drain, lambda *_: None)
 
             def step() -> None:
                 dry.run_step(local_step)
@@ -98,7 +100,7 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     def discard(request: Any, chunks: Any) -> UploadAnswer:
         for _ in chunks:
             pass
-        return UploadAnswer(0, (), (), bytes(total_bytes(request.answer_tensors)))
+        return UploadAnswer(0, probe_losses=(), losses=(), cut_gradient=bytes(total_bytes(request.answer_tensors)))
 
     def two_passes(program: Program, batch: Batch) -> Seconds:
         def passes() -> None:

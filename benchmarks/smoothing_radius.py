@@ -21,7 +21,7 @@ from heron_common.data.sources import SPECIFICATIONS  # noqa: E402
 from heron_server.models.families.registry import build_model, parse_model_options  # noqa: E402
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, difference_error  # noqa: E402
 from heron_server.programs.export import ProgramCache  # noqa: E402
-from heron_server.programs.publish import JUDGED, complete_algorithm, fit_smoothing_radius, scales_of  # noqa: E402
+from heron_server.programs.publish import complete_algorithm, fit_smoothing_radius, scales_of  # noqa: E402
 from heron_server.publication import default_program_cache  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def rows_of(name: str, family: str, options: str, data: str) -> list[str]:
     for preset_name in PRESETS:
         algorithm, _ = complete_algorithm(preset(preset_name), model)
         plan = algorithm.plan
-        program = cache.program(model, JUDGED[plan.objective], plan.micro_batch)
+        program = cache.program(model, plan.judged_program, plan.micro_batch, plan.directions_per_run)
         scales = scales_of(model, algorithm)
         errors = [difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, 0) for radius in RADII]
         chosen = fit_smoothing_radius(algorithm, model, cache, 0).plan.smoothing_radius

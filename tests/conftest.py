@@ -48,7 +48,7 @@ _LONGEST_FIRST = (
     "test_prometheus",
     "test_audit",
     "test_resnet",
-    "test_held_out",
+    "test_held_out_score",
     "test_resumption",
     "test_resumption_clients",
     "test_service_life",

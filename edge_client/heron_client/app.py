@@ -47,22 +47,27 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
             log.info("serving metrics", extra={"address": f"http://{join_host_port(config.metrics_host, endpoint.port)}/metrics"})
         transport = Transport(
             config.server,
-            metrics.count_bytes,
-            lambda code: metrics.rejections.labels(reason=code.value).inc(),
+            count_bytes=metrics.count_bytes,
+            count_refusal=lambda code: metrics.rejections.labels(reason=code.value).inc(),
             credentials=config.credentials,
         )
         stack.callback(transport.close)
-        settings = SessionSettings(config.name, config.threads, config.give_up_after_seconds, config.window_bytes)
+        settings = SessionSettings(
+            client_name=config.name,
+            threads=config.threads,
+            give_up_after_seconds=config.give_up_after_seconds,
+            window_bytes=config.window_bytes,
+        )
         session = Session(
             settings,
             transport,
             source,
-            state,
-            metrics,
-            MonotonicClock(),
-            SystemRandom(),
-            stop,
-            lambda: diagnose_tls(config.server, config.credentials),
+            state=state,
+            metrics=metrics,
+            clock=MonotonicClock(),
+            random=SystemRandom(),
+            stop=stop,
+            diagnose=lambda: diagnose_tls(config.server, config.credentials),
         )
         stack.enter_context(session.runs.watched(stop, transport.cancel))
         log.info(

@@ -134,7 +134,7 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         flag, variable = given[name.replace("-", "_")], variables.get(variable_of(name))
         text[name] = flag or variable
         places[name] = f"--{name}" if flag or not variable else variable_of(name)
-    return _Reader(text, places, environment, mistakes).read()
+    return _Reader(text, places=places, environment=environment, mistakes=mistakes).read()
 
 
 def variable_of(option: str) -> str:
@@ -145,7 +145,7 @@ def variable_of(option: str) -> str:
 class _Reader:
     """Turns option texts into a configuration and collects what is wrong on the way."""
 
-    def __init__(self, text: dict[str, str | None], places: dict[str, str], environment: Mapping[str, str], mistakes: list[str]) -> None:
+    def __init__(self, text: dict[str, str | None], *, places: dict[str, str], environment: Mapping[str, str], mistakes: list[str]) -> None:
         self._text = text
         self._places = places
         self._environment = environment

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from random import Random
 from typing import TypeVar
 
 from heron_client.device.memory import return_freed_memory
 from heron_client.metrics import ClientMetrics
 from heron_client.network.assignment_checks import check_assignment
-from heron_client.network.downloads import FileDownload, MemoryDownload
+from heron_client.network.blob_fetcher import BlobFetcher
 from heron_client.network.heartbeat import Heartbeat
 from heron_client.network.memory_budget import memory_budget
-from heron_client.network.patience import Diagnose, Patience
-from heron_client.network.renewal import Renewal, RunChanged
-from heron_client.network.sending import RoundStopped, StepSender
+from heron_client.network.renewal import RunChanged
+from heron_client.network.retry_policy import Diagnose, RetryPolicy
+from heron_client.network.server_session import ServerSession
 from heron_client.network.sitting_out import SittingOut
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import Uploader
+from heron_client.network.upload_pipeline import RoundStopped, UploadPipeline
+from heron_client.round_report import RoundReport
 from heron_client.state_directory import ClientState
-from heron_client.training.held_out import send_held_out
+from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.program_runs import ProgramRuns
-from heron_client.training.supplies import Supplies
+from heron_client.training.run_loader import RunLoader
 from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.data.check import check_source
 from heron_common.data.columns import named_columns
@@ -39,9 +37,7 @@ from heron_common.errors import HeronError, Interrupted, RefusedError, Transport
 from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.process.process_memory import resident_memory
-from heron_common.process.retry import BackoffPolicy
-from heron_common.protocol.messages import Assignment, Finished, LocalStatistics, Membership, UploadAnswer, UploadLoss, Wait
-from heron_common.specification.model_spec import BlobReference
+from heron_common.protocol.messages import Assignment, Finished, Membership, UploadAnswer, UploadLoss, Wait
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +61,7 @@ class SessionState(Enum):
     LEFT = "left"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SessionSettings:
     """What the session needs to know of the configuration.
 
@@ -84,6 +80,7 @@ class _Joined:
     """What a session has from its joining on."""
 
     membership: Membership
+    reader: SampleReader
     context: LocalContext
 
 
@@ -95,6 +92,7 @@ class Session:
         settings: SessionSettings,
         transport: Transport,
         source: DataSource,
+        *,
         state: ClientState,
         metrics: ClientMetrics,
         clock: Clock,
@@ -108,18 +106,13 @@ class Session:
         self._state_directory = state
         self._metrics = metrics
         self._clock = clock
-        self._stop = stop
-        self._patience = Patience(stop, clock, random, settings.give_up_after_seconds, diagnose=diagnose)
-        self._random = random
-        self._rejoin_delays = BackoffPolicy().delays(random)
+        self._retry_policy = RetryPolicy(stop, clock, random, give_up_after_seconds=settings.give_up_after_seconds, diagnose=diagnose)
         self._sitting_out = SittingOut(random)
-        self._training: Assignment | None = None
-        self._renewal = Renewal(self._probe_session, self._open_session, self._pause_before_join, self._patience.wake)
-        self._uploader = Uploader(transport.upload, clock, settings.window_bytes)
+        self._server = ServerSession(transport, self._retry_policy, random, open_session=self._open_session, on_lost=metrics.reconnects.inc)
+        self._report = RoundReport(metrics, waits_for_network=settings.owns_process)
         self.runs = ProgramRuns()
-        self._supplies = Supplies(self._fetch, self._fetch_into, self._fetch_file, state, clock, self._give_memory_back, self.runs)
-        self._reader: SampleReader | None = None
-        self._warned_of_truncation = False
+        fetcher = BlobFetcher(transport.fetch, self._server.call)
+        self._loader = RunLoader(fetcher, state, clock=clock, give_memory_back=self._give_memory_back, runs=self.runs)
         self.state = SessionState.NEW
 
     def run(self) -> None:
@@ -153,23 +146,12 @@ class Session:
 
     def _rejoin(self) -> None:
         self._enter(SessionState.NEW)
-        self._pause_before_join()
-
-    def _pause_before_join(self) -> None:
-        """Two devices with one identity end each other's sessions in turn: without a growing pause they would do nothing else."""
-        delay = next(self._rejoin_delays)
-        log.warning("the server does not know this session, joining again", extra={"retry_seconds": round(delay, 2)})
-        self._metrics.reconnects.inc()
-        self._patience.pause(delay)
+        self._server.pause_before_join()
 
     def _open_session(self) -> Membership:
         settings, identity = self._settings, self._state_directory.identity_key
         columns = named_columns(self._source.inputs)
         return self._transport.join(settings.client_name, identity, self._source.num_examples, columns=columns)
-
-    def _probe_session(self) -> None:
-        if self._training is not None:
-            self._transport.next_step(self._training.round)
 
     def _enter(self, state: SessionState) -> None:
         self.state = state
@@ -177,57 +159,39 @@ class Session:
 
     def _join(self) -> _Joined:
         settings = self._settings
-        membership = self._retry(self._open_session, "join")
+        membership = self._server.join()
         crash_point(CrashPoint.CLIENT_JOINED)
-        self._renewal.begin(membership)
         specification = membership.data_specification
-        self._reader = check_source(self._source, specification, self._supplies.tokenizer(specification))
+        reader = check_source(self._source, specification, self._loader.tokenizer(specification))
         self._state_directory.remember_run(membership.run_id)
         # Where hundreds of clients share a process, one computes at a time and the others would only hold their arenas.
-        context = self._supplies.context(settings.client_name, membership, self._reader, settings.threads, arenas=settings.owns_process)
+        context = self._loader.context(
+            settings.client_name, membership, reader=reader, threads=settings.threads, arenas=settings.owns_process
+        )
         self._enter(SessionState.JOINED)
-        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": self._reader.num_examples})
-        return _Joined(membership, context)
+        log.info("joined", extra={"run_id": membership.run_id, "client": settings.client_name, "examples": reader.num_examples})
+        return _Joined(membership, reader, context)
 
     def _work(self, joined: _Joined) -> None:
         while self.state is SessionState.JOINED:
-            step, losses = self._retry(lambda: self._transport.next_step(None), "ask for work")
-            self._note_losses(losses)
+            step, losses = self._server.call(lambda: self._transport.next_step(None), "ask for work")
+            self._report.losses(losses)
             if isinstance(step, Assignment):
                 self._train(joined, step)
             elif isinstance(step, Wait):
-                self._patience.pause(step.seconds)
+                self._retry_policy.pause(step.seconds)
             elif isinstance(step, Finished):
                 log.info("the run is finished", extra={"reason": step.reason})
                 self._leave("the run is finished")
 
     def _train(self, joined: _Joined, assignment: Assignment) -> None:
-        context = joined.context
         check_assignment(assignment, joined.membership, memory_budget())
         self._enter(SessionState.TRAINING)
         self._metrics.round_started(assignment)
-        self._training = assignment
         left_early, after, pause_seconds = False, SessionState.JOINED, 0.0
-        round_over = threading.Event()
-        sender = StepSender(self._uploader, self._patience, self._stop, round_over, self._on_answer, self._renewal.after)
-        heartbeat = Heartbeat(
-            self._transport, assignment.round, joined.membership.heartbeat_seconds, round_over, self._note_losses, self._renewal.after
-        )
         try:
-            self._supplies.load_weights(context.parameters, assignment)
-            # What came over the wire was copied into buffers; a step needs the room.
-            self._give_memory_back()
-            crash_point(CrashPoint.CLIENT_WEIGHTS_LOADED)
-            waited = self._uploader.totals.wait_seconds
-            local_round = LocalRound(context, assignment, sender, self._metrics.step_done)
-            send_held_out(context, assignment, sender)
-            for local_step in range(assignment.plan.local_steps):
-                sender.check()
-                crash_point(CrashPoint.CLIENT_STEP_BEGUN)
-                local_round.run_step(local_step)
-            local_round.finish()
-            crash_point(CrashPoint.CLIENT_ROUND_COMPUTED)
-            self._submit(assignment, local_round, self._uploader.totals.wait_seconds - waited)
+            with self._server.training(assignment.round):
+                self._take_part(joined, assignment)
         except RunChanged as exc:
             log.warning("giving this round up", extra={"round_index": assignment.round.round_index, "reason": str(exc)})
             after = SessionState.NEW
@@ -238,18 +202,57 @@ class Session:
                 raise
             pause_seconds = self._sit_out(joined, assignment, exc.sentence)
             left_early = exc.code is ErrorCode.NON_FINITE
-        finally:
-            heartbeat.stop()
-            sender.abort()
-            self._training = None
-            self._give_memory_back()
         self._enter(after)
         if left_early:
             # The same round would end in the same values, so the server must not wait for this client; the next round starts from others.
             self._transport.leave("its values were not finite", self._peak_memory())
             self._rejoin()
         elif pause_seconds:
-            self._patience.pause(pause_seconds)
+            self._retry_policy.pause(pause_seconds)
+
+    def _take_part(self, joined: _Joined, assignment: Assignment) -> None:
+        """Take part in a round to its end; nothing of it is left behind, however it ends."""
+        round_over = threading.Event()
+        pipeline = UploadPipeline(
+            self._transport.upload,
+            self._retry_policy,
+            clock=self._clock,
+            round_over=round_over,
+            on_answer=self._on_answer,
+            window_bytes=self._settings.window_bytes,
+            recover=self._server.recover,
+        )
+        heartbeat = Heartbeat(
+            self._transport,
+            assignment.round,
+            period_seconds=joined.membership.heartbeat_seconds,
+            round_over=round_over,
+            on_losses=self._report.losses,
+            recover=self._server.recover,
+        )
+        try:
+            local_round = self._compute(joined.context, assignment, pipeline)
+            self._submit(joined, assignment, local_round, waited_seconds=pipeline.wait_seconds)
+        finally:
+            heartbeat.stop()
+            pipeline.abort()
+            self._give_memory_back()
+
+    def _compute(self, context: LocalContext, assignment: Assignment, pipeline: UploadPipeline) -> LocalRound:
+        """Carry out every step of a round; returns when every upload is answered."""
+        self._loader.load_weights(context.parameters, assignment)
+        # What came over the wire was copied into buffers; a step needs the room.
+        self._give_memory_back()
+        crash_point(CrashPoint.CLIENT_WEIGHTS_LOADED)
+        local_round = LocalRound(context, assignment, pipeline, self._metrics.step_done)
+        send_held_out(context, assignment, pipeline)
+        for local_step in range(assignment.plan.local_steps):
+            pipeline.check()
+            crash_point(CrashPoint.CLIENT_STEP_BEGUN)
+            local_round.run_step(local_step)
+        local_round.finish()
+        crash_point(CrashPoint.CLIENT_ROUND_COMPUTED)
+        return local_round
 
     def _sit_out(self, joined: _Joined, assignment: Assignment, reason: str) -> float:
         """Say that a round goes on without this client; return how long to pause: one that is sent away again and again does not run in a circle."""
@@ -258,13 +261,15 @@ class Session:
         log.warning("sitting this round out", extra={"round_index": assignment.round.round_index, "reason": reason, **again})
         return pause_seconds
 
-    def _submit(self, assignment: Assignment, local_round: LocalRound, waited: float) -> None:
-        statistics = local_round.meter.to_statistics(waited, self._peak_memory())
+    def _submit(self, joined: _Joined, assignment: Assignment, local_round: LocalRound, *, waited_seconds: float) -> None:
+        statistics = local_round.meter.to_statistics(waited_seconds, self._peak_memory())
         steps = assignment.plan.local_steps
 
         def submit(encoding: UpdateEncoding | None) -> tuple[UploadLoss, ...]:
             submission = local_round.submission(encoding)
-            return self._retry(lambda: self._transport.submit(assignment.round, steps, submission, statistics), "submit the update")
+            return self._server.call(
+                lambda: self._transport.submit(assignment.round, submission, steps=steps, statistics=statistics), "submit the update"
+            )
 
         try:
             losses = submit(None)
@@ -274,54 +279,15 @@ class Session:
             log.warning("the server's replay arrived elsewhere, sending the weights", extra={"round_index": assignment.round.round_index})
             losses = submit(UpdateEncoding.DENSE)
         crash_point(CrashPoint.CLIENT_UPDATE_ANSWERED)
-        self._note_losses(losses)
-        self._metrics.round_done(statistics)
-        self._rejoin_delays = BackoffPolicy().delays(self._random)
+        self._report.losses(losses)
+        self._server.took_part()
         self._sitting_out.took_part()
-        self._report(assignment, statistics)
-
-    def _report(self, assignment: Assignment, statistics: LocalStatistics) -> None:
-        log.info(
-            "round done",
-            extra={
-                "round_index": assignment.round.round_index,
-                "local_loss": statistics.mean_local_loss,
-                "wait_seconds": statistics.upload_wait_seconds,
-                "peak_memory_mb": round(statistics.peak_memory_bytes / 1e6, 1),
-            },
-        )
-        if statistics.diverged:
-            log.warning(
-                "this round diverged: a loss or gradient was not finite, so the last good weights were kept; "
-                f"lower {assignment.plan.step_option} on the server"
-            )
-        self._report_truncation()
-        # Where many clients share a process they wait for each other, not for a network.
-        slow = statistics.upload_wait_seconds > max(1.0, 0.5 * statistics.step_seconds) and self._settings.owns_process
-        if slow and not assignment.plan.waits_for_answers:
-            log.warning(
-                "most of the round went into waiting for uploads: raise --upload-interval, choose a smaller --wire-dtype, or cut where activations are smaller"
-            )
-
-    def _report_truncation(self) -> None:
-        if self._reader is None or not self._reader.truncated:
-            return
-        self._metrics.texts_truncated.set(self._reader.truncated)
-        if not self._warned_of_truncation:
-            self._warned_of_truncation = True
-            log.warning(
-                "texts were longer than the run takes and were cut off: raise the (last) LENGTH in --data-spec on the server, or see --check-data",
-                extra={"texts": self._reader.truncated, "of": self._reader.num_examples},
-            )
+        self._report.round_done(assignment, statistics, joined.reader)
 
     def _on_answer(self, answer: UploadAnswer) -> None:
         crash_point(CrashPoint.CLIENT_UPLOAD_ANSWERED)
         self._metrics.uploads_answered.inc()
-        self._note_losses(answer.losses)
-
-    def _note_losses(self, losses: tuple[UploadLoss, ...]) -> None:
-        if losses:
-            self._metrics.server_loss.set(losses[-1].server_loss)
+        self._report.losses(answer.losses)
 
     def _leave(self, reason: str) -> None:
         if self.state is not SessionState.LEFT:
@@ -338,31 +304,3 @@ class Session:
 
     def _peak_memory(self) -> int:
         return resident_memory().peak_bytes if self._settings.owns_process else 0
-
-    def _fetch(self, blob: BlobReference, kind: str, what: str) -> bytes:
-        data = bytearray(blob.size_bytes)
-        self._fetch_into(blob, kind, what, memoryview(data))
-        return bytes(data)
-
-    def _fetch_into(self, blob: BlobReference, kind: str, what: str, target: memoryview) -> None:
-        download = MemoryDownload(blob, target)
-        self._retry(lambda: self._transport.fetch(download, kind), f"fetch {what}")
-
-    def _fetch_file(self, blob: BlobReference, kind: str, what: str, path: Path) -> None:
-        with closing(FileDownload(blob, path)) as download:
-            self._retry(lambda: self._transport.fetch(download, kind), f"fetch {what}")
-
-    def _retry(self, call: Callable[[], T], what: str) -> T:
-        """Call until it succeeds, as long as patience lasts."""
-        attempts = self._patience.begin(what)
-        while True:
-            if self._stop.is_set():
-                raise Interrupted("asked to stop")
-            try:
-                return call()
-            except (TransportError, RefusedError) as exc:
-                # Outside a round the caller joins again from the beginning.
-                if self._training is not None and self._renewal.after(exc):
-                    attempts = self._patience.begin(what)
-                else:
-                    attempts.wait(exc)

@@ -131,7 +131,9 @@ def _prove_round(entry: AuditRound, theta: Float32Array, layout: FlatLayout) -> 
         flat = submission
         if submission.dtype == np.float64:
             reference = RoundReference(facts.round_index, facts.attempt)
-            flat = replay(theta, submission, entry.scales, facts.run_seed, client, reference, layout)
+            flat = replay(
+                theta, submission, scales=entry.scales, run_seed=facts.run_seed, client_id=client, reference=reference, layout=layout
+            )
         _compare(digest, weights_digest(flat).hex(), f"client {client!r} in {where}")
         flats.append(flat)
     result = aggregate(AggregationRule(facts.aggregation), flats, entry.weights, theta)

@@ -27,7 +27,7 @@ from heron_server.training.best_checkpoint import BestCheckpoint
 from heron_server.training.event_files import EventFiles
 from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
-from heron_server.training.held_out import HeldOutScore
+from heron_server.training.held_out_score import HeldOutScore
 from heron_server.training.stepping import Stepper
 from heron_server.training.tallies import RunTallies
 from heron_server.training.trainer import Trainer, TrainerSettings

@@ -83,9 +83,9 @@ def test_common_needs_only_what_a_client_installs_plainly() -> None:
     assert not wrong
 
 
-def test_only_the_wire_module_of_common_knows_protobuf() -> None:
+def test_only_the_wire_modules_of_common_know_protobuf() -> None:
     found = imports_of("heron_common")
-    assert found["heron_proto"] == ["heron_common/protocol/wire.py"]
+    assert found["heron_proto"] == ["heron_common/protocol/wire.py", "heron_common/protocol/wire_messages.py"]
     assert "google" not in found
     assert "grpc" not in found
 

@@ -213,17 +213,19 @@ def test_a_data_source_is_shared_out_whole_read_by_rows_and_refused_by_name(
 @pytest.mark.parametrize("dtype", WireDtype)
 def test_a_wire_dtype_keeps_rows_nearly_says_its_bytes_and_shows_what_is_not_finite(dtype: WireDtype) -> None:
     rows = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
-    data = encode_rows(rows, dtype, None, 0)
+    data = encode_rows(rows, dtype, noise_seed=None, first_row=0)
     assert len(data) == 5 * row_bytes(dtype, 12)
     assert np.abs(decode_rows(data, dtype, (5, 12)) - rows).max() <= 0.02 * np.abs(rows).max()
-    assert [bytes(encode_rows(row[np.newaxis], dtype, None, place)) for place, row in enumerate(rows)] == [
+    assert [bytes(encode_rows(row[np.newaxis], dtype, noise_seed=None, first_row=place)) for place, row in enumerate(rows)] == [
         bytes(data[place * row_bytes(dtype, 12) : (place + 1) * row_bytes(dtype, 12)]) for place in range(5)
     ]
-    assert check_row_values(data, dtype, 12, 0)
+    assert check_row_values(data, dtype, elements_per_row=12, offset_in_tensor=0)
     for bad in (math.nan, math.inf, -math.inf):
         broken = rows.copy()
         broken[3, 4] = bad
-        assert not check_row_values(encode_rows(broken, dtype, None, 0), dtype, 12, 0)
+        assert not check_row_values(
+            encode_rows(broken, dtype, noise_seed=None, first_row=0), dtype, elements_per_row=12, offset_in_tensor=0
+        )
     plan = small_plan("heron", wire_dtype=dtype, update_encoding=UpdateEncoding.DENSE)
     assert plan_from_proto(plan_to_proto(plan)).wire_dtype is dtype
 

@@ -78,7 +78,7 @@ def test_a_model_that_normalises_by_the_batch_can_be_cut_and_its_memory_is_said_
 
 
 def test_costs_are_those_of_the_model_that_would_be_cut_there(zoo: str) -> None:
-    data = DataSpecification("test", (1, 8, 8), 10)
+    data = DataSpecification("test", (1, 8, 8), num_classes=10)
     for family, options in ((f"{zoo}:resnet", {}), ("resnet", {"width": "8", "depth": "50", "blocks": ["1", "1"], "front_blocks": "2"})):
         named = {key: value for key, value in options.items() if key != "front_blocks"}
         for cost in costs(survey(family, options, data))[::3]:
@@ -89,7 +89,7 @@ def test_costs_are_those_of_the_model_that_would_be_cut_there(zoo: str) -> None:
 
 
 def test_more_weights_and_larger_activations_need_more_memory() -> None:
-    found = {cost.place: cost for cost in costs(survey("resnet", {}, DataSpecification("cifar", (3, 32, 32), 10)))}
+    found = {cost.place: cost for cost in costs(survey("resnet", {}, DataSpecification("cifar", (3, 32, 32), num_classes=10)))}
     # Peaks of whole client processes (VmHWM), in MB.
     measured = {"stem": 79.8, "layer1": 80.7, "layer2": 83.4, "layer3": 98.4, "layer4": 164.3}
     for place, peak in measured.items():

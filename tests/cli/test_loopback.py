@@ -38,7 +38,7 @@ def loopback(server: RunningServer) -> LoopbackStub:
 
 def transport(server: RunningServer, refusals: list[ErrorCode] | None = None) -> Transport:
     seen = refusals if refusals is not None else []
-    return Transport("in memory", lambda *_: None, seen.append, connect=lambda: (loopback(server), lambda: None))
+    return Transport("in memory", count_bytes=lambda *_: None, count_refusal=seen.append, connect=lambda: (loopback(server), lambda: None))
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_an_unexpected_error_tells_the_client_nothing_but_that(caplog: pytest.Lo
 def test_a_closed_stub_is_a_server_out_of_reach(serve: Serve) -> None:
     server = serve()
     stub = loopback(server)
-    way = Transport("in memory", lambda *_: None, lambda _: None, connect=lambda: (stub, stub.close))
+    way = Transport("in memory", count_bytes=lambda *_: None, count_refusal=lambda _: None, connect=lambda: (stub, stub.close))
     way.join("a", "k" * 32, 1)
     way.close()
     with pytest.raises(TransportError, match="the server has stopped"):

@@ -22,7 +22,7 @@ from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 
-SHAPE = DataSpecification("tiny", (1, 6, 6), 3)
+SHAPE = DataSpecification("tiny", (1, 6, 6), num_classes=3)
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,20 @@ class TinyModel:
     def reference(self, kind: ProgramKind, directions: int = 1) -> ProgramReference:
         """Return the reference that a join would name."""
         data = self.program(kind, directions)
-        return ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), self.micro_batch, directions=directions)
+        return ProgramReference(
+            kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), micro_batch=self.micro_batch, directions=directions
+        )
 
     def load(self, kind: ProgramKind, parameters: LocalParameters, data: bytes | None = None, directions: int = 1) -> Program:
         """Load a program over the given buffers."""
-        reference = self.reference(kind, directions)
-        return Program(reference, data or self.program(kind, directions), self.model.to_spec(), parameters, SHAPE, 1)
+        return Program(
+            self.reference(kind, directions),
+            data or self.program(kind, directions),
+            model=self.model.to_spec(),
+            parameters=parameters,
+            specification=SHAPE,
+            threads=1,
+        )
 
     def random_weights(self, seed: int) -> Float32Array:
         """Return flat weights of front and head, small enough that no unit saturates."""

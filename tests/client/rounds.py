@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.retry_policy import RetryPolicy
+from heron_client.network.upload import DEFAULT_WINDOW_BYTES, Chunk, SendUpload, UploadRequest
+from heron_client.network.upload_pipeline import UploadPipeline
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
@@ -66,9 +66,9 @@ class Network:
         gradient = b""
         if self._cut_gradient:
             (spec,) = request.answer_tensors
-            gradient = bytes(encode_rows(self._cut_gradient(request, payload), WireDtype(spec.dtype.value), None, 0))
+            gradient = bytes(encode_rows(self._cut_gradient(request, payload), WireDtype(spec.dtype.value), noise_seed=None, first_row=0))
         self.bytes_down += len(gradient)
-        return UploadAnswer(0, judged, (), gradient)
+        return UploadAnswer(0, probe_losses=judged, losses=(), cut_gradient=gradient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +103,18 @@ def samples() -> tuple[Float32Array, Int64Array]:
 def batch(plan: Plan, local_step: int, client_id: str = "a") -> tuple[Float32Array, Int64Array]:
     """Return the samples of one step."""
     data, labels = samples()
-    rows = SampleOrder(RUN_SEED, client_id, ROUND, NUM_EXAMPLES, plan.batch_size).indices(local_step)
+    rows = SampleOrder(RUN_SEED, client_id, round_reference=ROUND, num_examples=NUM_EXAMPLES, batch_size=plan.batch_size).indices(
+        local_step
+    )
     return data[rows], labels[rows]
+
+
+def pipeline_to(send: SendUpload, window_bytes: int = DEFAULT_WINDOW_BYTES) -> UploadPipeline:
+    """Return what sends a round's uploads to a network that is not there."""
+    policy = RetryPolicy(threading.Event(), ManualClock(), Random(0), backoff=QUICK)
+    return UploadPipeline(
+        send, policy, clock=ManualClock(), round_over=threading.Event(), on_answer=lambda _: None, window_bytes=window_bytes
+    )
 
 
 def run_round(
@@ -133,10 +143,12 @@ def run_round(
     programs = Programs(references, lambda r: wrap(r.kind, tiny.load(r.kind, parameters, directions=r.directions)))
     context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
-    stop = threading.Event()
-    patience = Patience(stop, ManualClock(), Random(0), 0, QUICK)
-    sender = StepSender(Uploader(network.send, ManualClock()), patience, stop, threading.Event(), lambda _: None)
-    local_round = LocalRound(context, Assignment(reference, plan, BLOB, BLOB, scales, 0.0), sender, lambda *_: None)
+    local_round = LocalRound(
+        context,
+        Assignment(reference, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=scales, second_moment=0.0),
+        pipeline_to(network.send),
+        lambda *_: None,
+    )
     for step in range(plan.local_steps):
         local_round.run_step(step)
         after_step(parameters)

@@ -156,8 +156,8 @@ def test_a_program_is_refused_by_what_is_said_of_it_before_it_is_fetched() -> No
         (BlobReference("0" * 64, MAX_PROGRAM_BYTES + 1), "at most"),
     ):
         with pytest.raises(ProgramError, match=sentence):
-            check_reference(ProgramReference(ProgramKind.LOSS, blob, 1))
-    check_reference(ProgramReference(ProgramKind.LOSS, BlobReference("0" * 64, MAX_PROGRAM_BYTES), 1))
+            check_reference(ProgramReference(ProgramKind.LOSS, blob, micro_batch=1))
+    check_reference(ProgramReference(ProgramKind.LOSS, BlobReference("0" * 64, MAX_PROGRAM_BYTES), micro_batch=1))
 
 
 def test_a_check_of_the_data_is_asked_for_by_a_flag_or_the_environment() -> None:

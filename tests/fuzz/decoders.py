@@ -28,17 +28,13 @@ from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype, check_row_values, decode_rows, row_bytes
 from heron_common.protocol.messages import Assignment, Membership, UploadKey
 from heron_common.protocol.program_check import check_program
-from heron_common.protocol.wire import (
+from heron_common.protocol.wire import encoding_from_proto, model_from_proto, purpose_from_proto, round_from_proto, tensor_specs_from_proto
+from heron_common.protocol.wire_messages import (
     answer_from_proto,
-    encoding_from_proto,
     losses_from_proto,
     membership_from_proto,
-    model_from_proto,
     next_step_from_proto,
-    purpose_from_proto,
-    round_from_proto,
     statistics_from_proto,
-    tensor_specs_from_proto,
 )
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
@@ -54,9 +50,18 @@ from heron_server.storage.run_directory import recorded_identity
 from tests.server.builders import MODEL, attempt
 
 MEMORY_BUDGET = 64 << 20
-DATA = DataSpecification("squares", (2, 2), 3)
+DATA = DataSpecification("squares", (2, 2), num_classes=3)
 BLOB = BlobReference("ab" * 32, 100)
-MEMBERSHIP = Membership("run", "session", 1, DATA, MODEL, (ProgramReference(ProgramKind.LOSS, BLOB, 2),), 1.0, 3)
+MEMBERSHIP = Membership(
+    "run",
+    "session",
+    run_seed=1,
+    data_specification=DATA,
+    model=MODEL,
+    programs=(ProgramReference(ProgramKind.LOSS, BLOB, micro_batch=2),),
+    heartbeat_seconds=1.0,
+    num_rounds=3,
+)
 
 Decoder = Callable[[bytes], None]
 
@@ -79,7 +84,7 @@ def model(data: bytes) -> None:
 
 def upload_header(data: bytes) -> None:
     header = pb.UploadHeader.FromString(data)
-    key = UploadKey(round_from_proto(header.round), "a", purpose_from_proto(header.purpose), header.local_step)
+    key = UploadKey(round_from_proto(header.round), "a", purpose=purpose_from_proto(header.purpose), local_step=header.local_step)
     attempt().check_upload(key, header.num_probes, tensor_specs_from_proto(header.tensors), header.total_bytes)
 
 
@@ -138,7 +143,7 @@ def wire_rows(data: bytes) -> None:
         size = row_bytes(dtype, 3)
         rows = len(data) // size
         piece = data[: rows * size]
-        finite = check_row_values(piece, dtype, 3, 0)
+        finite = check_row_values(piece, dtype, elements_per_row=3, offset_in_tensor=0)
         values = decode_rows(piece, dtype, (rows, 3))
         assert not finite or bool(np.isfinite(values).all()), dtype
 

@@ -15,16 +15,8 @@ from safetensors.numpy import save
 from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.ids import RoundReference
 from heron_common.protocol.messages import Assignment, UploadAnswer, UploadLoss, UploadPurpose
-from heron_common.protocol.wire import (
-    answer_to_proto,
-    encoding_to_proto,
-    membership_to_proto,
-    model_to_proto,
-    next_step_to_proto,
-    purpose_to_proto,
-    round_to_proto,
-    tensor_spec_to_proto,
-)
+from heron_common.protocol.wire import encoding_to_proto, model_to_proto, purpose_to_proto, round_to_proto, tensor_spec_to_proto
+from heron_common.protocol.wire_messages import answer_to_proto, membership_to_proto, next_step_to_proto
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.fuzz.decoders import BLOB, MEMBERSHIP, framed
 from tests.harness.tokenizers import word_tokenizer
@@ -39,8 +31,10 @@ def all_seeds() -> dict[str, bytes]:
 def _messages() -> dict[str, bytes]:
     of = attempt()
     weights = [BLOB.__class__(BLOB.sha256, 4 * size) for size in (9, 5)]
-    assignment = Assignment(ROUND, plan(), weights[0], weights[1], (1.0, 1.0), 0.5)
-    losses = (UploadLoss(RoundReference(0, 0), 0, 1.0, 1),)
+    assignment = Assignment(
+        ROUND, plan(), client_model=weights[0], auxiliary_head=weights[1], direction_scales=(1.0, 1.0), second_moment=0.5
+    )
+    losses = (UploadLoss(RoundReference(0, 0), 0, server_loss=1.0, server_version=1),)
     update = attempt().assignment.plan
     return {
         "join_response": membership_to_proto(MEMBERSHIP).SerializeToString(),
@@ -79,7 +73,7 @@ def _streams() -> dict[str, bytes]:
     ]
     gradient = np.ones(8, np.float32).tobytes()
     down = [
-        pb.TrainBatchResponse(answer=answer_to_proto(UploadAnswer(3, (1.0,) * 8, ()))),
+        pb.TrainBatchResponse(answer=answer_to_proto(UploadAnswer(3, probe_losses=(1.0,) * 8, losses=()))),
         pb.TrainBatchResponse(chunk=pb.TensorChunk(tensor_index=0, data=gradient)),
         pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=32, sha256=hashlib.sha256(gradient).digest())),
     ]

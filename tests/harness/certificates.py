@@ -37,8 +37,16 @@ def mixed(target: Path, of: Path, **files: Path) -> Path:
 
 def unchecked(folder: Path, role: TlsRole = TlsRole.DEVICE, ca: Path | None = None) -> Credentials:
     """Return what a folder holds without a look at it, as a client that wants in by any means would."""
-    pem = ((ca or folder / CA_FILE).read_bytes(), (folder / role.certificate_file).read_bytes(), (folder / role.key_file).read_bytes())
-    return Credentials(folder, role, (), math.inf, (), *pem)
+    return Credentials(
+        directory=folder,
+        role=role,
+        names=(),
+        not_after=math.inf,
+        warnings=(),
+        ca_pem=(ca or folder / CA_FILE).read_bytes(),
+        certificate_pem=(folder / role.certificate_file).read_bytes(),
+        key_pem=(folder / role.key_file).read_bytes(),
+    )
 
 
 def secure_channel(target: str, credentials: Credentials | None, ca_pem: bytes = b"") -> grpc.Channel:

@@ -37,12 +37,12 @@ def write_configuration(name: str, folder: Path) -> Path:
 
 def next_token(length: int) -> DataSpecification:
     """Return the specification of text whose next token is asked for."""
-    return DataSpecification("text", (length,), 0, task=Task.NEXT_TOKEN, tokens=True)
+    return DataSpecification("text", (length,), num_classes=0, task=Task.NEXT_TOKEN, tokens=True)
 
 
 def three_classes(length: int) -> DataSpecification:
     """Return the specification of text in three classes."""
-    return DataSpecification("text", (length,), 3, tokens=True, class_names=("bad", "fair", "good"))
+    return DataSpecification("text", (length,), num_classes=3, tokens=True, class_names=("bad", "fair", "good"))
 
 
 def build(folder: Path, name: str, data: DataSpecification, cut: str | None = "1", **options: Any) -> SplitModel:

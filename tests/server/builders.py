@@ -39,11 +39,18 @@ def attempt(
     cohort: tuple[str, ...] = ("a", "b"), schedule: ServerSchedule = ServerSchedule.ARRIVAL, preset_name: str = "heron", **changes: Any
 ) -> Attempt:
     blob = BlobReference("0" * 64, 36)
-    return Attempt(Assignment(ROUND, plan(preset_name, **changes), blob, None, (1.0, 1.0), 0.0), MODEL, cohort, schedule)
+    return Attempt(
+        Assignment(
+            ROUND, plan(preset_name, **changes), client_model=blob, auxiliary_head=None, direction_scales=(1.0, 1.0), second_moment=0.0
+        ),
+        MODEL,
+        cohort,
+        schedule,
+    )
 
 
 def key(client: str = "a", step: int = 0, purpose: UploadPurpose = UploadPurpose.TRAIN, reference: RoundReference = ROUND) -> UploadKey:
-    return UploadKey(reference, client, purpose, step)
+    return UploadKey(reference, client, purpose=purpose, local_step=step)
 
 
 def upload(of: UploadKey, entry: SpoolEntry, sha256: str = "d") -> AcceptedUpload:

@@ -81,7 +81,7 @@ class Samples:
 
     def batch(self, client: str, round_index: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         share = self._shares[client]
-        order = SampleOrder(SEED, client, RoundReference(round_index, 0), share.num_examples, BATCH)
+        order = SampleOrder(SEED, client, round_reference=RoundReference(round_index, 0), num_examples=share.num_examples, batch_size=BATCH)
         x, y = SampleReader(share, DIGITS_SPECIFICATION).batch(order.indices(step))
         return torch.from_numpy(x), torch.from_numpy(y)
 
@@ -219,7 +219,9 @@ def test_one_client_with_one_step_a_round_is_descent_of_the_unsplit_model(tmp_pa
     steps = torch.optim.SGD(unsplit.parameters(), rate)
     share = open_source("digits:train").shard(Partition(), Shard(0, 1))
     for round_index in range(rounds):
-        order = SampleOrder(SEED, CLIENTS[0], RoundReference(round_index, 0), share.num_examples, BATCH)
+        order = SampleOrder(
+            SEED, CLIENTS[0], round_reference=RoundReference(round_index, 0), num_examples=share.num_examples, batch_size=BATCH
+        )
         x, y = SampleReader(share, DIGITS_SPECIFICATION).batch(order.indices(0))
         steps.zero_grad()
         cross_entropy(unsplit(torch.from_numpy(x)), torch.from_numpy(y)).backward()

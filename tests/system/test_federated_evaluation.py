@@ -17,9 +17,9 @@ from heron_cli.simulation.run import simulate
 from heron_common.algorithm.payload_shapes import evaluation_specs
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
-from heron_common.data.held_out import split_shard
 from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
+from heron_common.data.shard_split import split_shard
 from heron_common.data.sources import DataSource, open_source
 from heron_common.numerics.tensors import total_bytes
 from heron_server.exports.trained_model import load_trained
@@ -41,7 +41,7 @@ def without_held_out(source: DataSource, partition: Partition, count: int) -> li
 
 
 def training_rows(index: int, num_examples: int) -> Any:
-    return split_shard(SEED, client_name(index), num_examples, FRACTION).training
+    return split_shard(SEED, client_name(index), num_examples=num_examples, fraction=FRACTION).training
 
 
 def held_out_source() -> DataSource:
@@ -49,7 +49,7 @@ def held_out_source() -> DataSource:
     source = open_source("digits:train")
     rows = []
     for index, part in enumerate(shares(source, Partition(), SHAPE["clients"])):
-        rows.append(part.rows[split_shard(SEED, client_name(index), part.num_examples, FRACTION).held_out])
+        rows.append(part.rows[split_shard(SEED, client_name(index), num_examples=part.num_examples, fraction=FRACTION).held_out])
     return dataclasses.replace(source, rows=np.concatenate(rows))
 
 
@@ -116,7 +116,7 @@ def test_next_tokens_are_weighed_by_tokens(runs: TrainedRuns, tmp_path: Path) ->
     parts = [SampleReader(part, trained.data, trained.model.tokenizer) for part in shares(source, Partition(), 2)]
     scores = [Score(trained.model) for _ in parts]
     for index, (reader, score) in enumerate(zip(parts, scores, strict=True)):
-        x, y = reader.batch(split_shard(0, client_name(index), reader.num_examples, 0.2).held_out)
+        x, y = reader.batch(split_shard(0, client_name(index), num_examples=reader.num_examples, fraction=0.2).held_out)
         samples = torch.from_numpy(x)
         with torch.no_grad():
             z = trained.model.front.eval()(samples)

@@ -41,8 +41,8 @@ OPTIONS: dict[str, Any] = {
 def scaled_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first client sends its activations fifty times as large as they are."""
 
-    def scaled(rows: Any, *rest: Any) -> Any:
-        return encode_rows(rows * np.float32(50 if threading.current_thread().name == POISONED else 1), *rest)
+    def scaled(rows: Any, *others: Any, **named: Any) -> Any:
+        return encode_rows(rows * np.float32(50 if threading.current_thread().name == POISONED else 1), *others, **named)
 
     monkeypatch.setattr(passes, "encode_rows", scaled)
 

@@ -15,9 +15,9 @@ from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.batch_order import BatchOrder
-from heron_common.data.held_out import split_shard
 from heron_common.data.partition import Partition
 from heron_common.data.reading import SampleReader
+from heron_common.data.shard_split import split_shard
 from heron_common.data.sources import open_source
 from heron_common.ids import RoundReference
 from heron_common.specification.data_specification import PADDING
@@ -75,10 +75,18 @@ def expected_activation_bytes(given: dict[str, Any], reader: SampleReader, clien
     """Return the bytes of a client's activations over a run, batch by batch."""
     lengths = reader.lengths()
     assert lengths is not None
-    training = split_shard(SHAPE["seed"], client_name(client), reader.num_examples, HELD_OUT).training
+    training = split_shard(SHAPE["seed"], client_name(client), num_examples=reader.num_examples, fraction=HELD_OUT).training
     total = 0
     for index in range(given["rounds"]):
-        order = BatchOrder(SHAPE["seed"], client_name(client), RoundReference(index, 0), len(training), 8, 4, lengths[training])
+        order = BatchOrder(
+            SHAPE["seed"],
+            client_name(client),
+            round_reference=RoundReference(index, 0),
+            num_examples=len(training),
+            batch_size=8,
+            num_steps=4,
+            lengths=lengths[training],
+        )
         drawn = [order.draw(step).length for step in range(4)]
         total += sum(
             8 * length * WIDTH * 4 for step, length in enumerate(drawn) if step % PRESETS[given["preset"]].plan.upload_interval == 0
@@ -106,7 +114,7 @@ def test_a_run_learns_and_its_uploads_are_as_long_as_its_texts(folder: Path, nam
     before = load_trained(tmp_path / "run", 11)
     total = Score(before.model)
     for client, part in enumerate(shares(source, Partition(), 2)):
-        kept = split_shard(SHAPE["seed"], client_name(client), part.num_examples, HELD_OUT).held_out
+        kept = split_shard(SHAPE["seed"], client_name(client), num_examples=part.num_examples, fraction=HELD_OUT).held_out
         reader = SampleReader(part.restricted(kept), before.data, before.model.tokenizer)
         evaluate(before.model, reader, on_batch=total.add)
     assert last["federated_examples"] == total.result().num_examples > 8

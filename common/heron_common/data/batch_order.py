@@ -32,6 +32,7 @@ class BatchOrder:
         self,
         run_seed: int,
         client_id: str,
+        *,
         round_reference: RoundReference,
         num_examples: int,
         batch_size: int,
@@ -41,14 +42,16 @@ class BatchOrder:
         """`lengths` holds for each sample the smallest length that holds it, if there are several; `num_steps` is the round's local steps."""
 
         def seed(purpose: str) -> PerturbationSeed:
-            return derive_seed(run_seed, client_id, round_reference, purpose, 0)
+            return derive_seed(run_seed, client_id, round_reference=round_reference, purpose=purpose, index=0)
 
         grouped = {0: np.arange(num_examples)} if lengths is None else samples_by_length(lengths, batch_size, seed("length_fill"))
         self._lengths, self._groups = list(grouped), list(grouped.values())
         # A single group is drawn from as it would be if nobody knew of lengths.
         purposes = [f"sample_order_{length}" for length in grouped] if len(grouped) > 1 else ["sample_order"]
         self._orders = [
-            SampleOrder(run_seed, client_id, round_reference, len(rows), batch_size, purpose)
+            SampleOrder(
+                run_seed, client_id, round_reference=round_reference, num_examples=len(rows), batch_size=batch_size, purpose=purpose
+            )
             for rows, purpose in zip(self._groups, purposes, strict=True)
         ]
         start = int(raw_words(seed("length_start"), 1)[0])

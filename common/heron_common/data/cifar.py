@@ -17,7 +17,7 @@ from heron_common.data.unpacked import PACKING_ERRORS, unpacked_once
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.specification.data_specification import DataSpecification
 
-CIFAR_10_SPECIFICATION = DataSpecification("cifar-10", (3, 32, 32), 10, mean=120.7, standard_deviation=64.2)
+CIFAR_10_SPECIFICATION = DataSpecification("cifar-10", (3, 32, 32), num_classes=10, mean=120.7, standard_deviation=64.2)
 
 _BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 _BINARY_FOLDER = "cifar-10-batches-bin"
@@ -81,8 +81,8 @@ def _open_records(files: Sequence[Path]) -> tuple[JoinedRows, JoinedRows]:
                 raise DataError(
                     f"{path} must hold rows of {_RECORD_BYTES} bytes, but has {count * _RECORD_BYTES + rest} bytes: fetch the file again"
                 )
-            images.append(FileRows(path, 1, (count, 3, 32, 32), np.dtype(np.uint8), _RECORD_BYTES))
-            labels.append(FileRows(path, 0, (count,), np.dtype(np.uint8), _RECORD_BYTES))
+            images.append(FileRows(path, 1, shape=(count, 3, 32, 32), dtype=np.dtype(np.uint8), stride=_RECORD_BYTES))
+            labels.append(FileRows(path, 0, shape=(count,), dtype=np.dtype(np.uint8), stride=_RECORD_BYTES))
         except OSError as exc:
             raise DataError(f"cannot read {path} ({exc}): make it readable for this user") from exc
     return JoinedRows(images), JoinedRows(labels)

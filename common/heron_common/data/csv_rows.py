@@ -52,7 +52,7 @@ def open_csv(argument: str) -> tuple[RowReader, RowReader]:
                 raise changed(path)
             return [fields[place] for place in places]
 
-        return StringRows(len(file), [header[place] for place in places], row, file.place, is_rest=is_rest)
+        return StringRows(len(file), [header[place] for place in places], row=row, place=file.place, is_rest=is_rest)
 
     why = f"{path} was opened without a label column, but labels are needed: name it behind the others, csv:PATH:COLUMN:LABEL_COLUMN"
     return rows(sample_places, is_rest), rows(label_places) if label_places else NoLabels(len(file), why)

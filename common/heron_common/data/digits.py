@@ -15,7 +15,7 @@ from heron_common.errors import ConfigurationError, DataError
 from heron_common.numerics.tensors import Int64Array
 from heron_common.specification.data_specification import DataSpecification
 
-DIGITS_SPECIFICATION = DataSpecification("digits", (1, 8, 8), 10, mean=4.8, standard_deviation=16.0)
+DIGITS_SPECIFICATION = DataSpecification("digits", (1, 8, 8), num_classes=10, mean=4.8, standard_deviation=16.0)
 
 _NUM_TEST = 360
 _SPLIT_KEY = np.array([0x48455244, 0x31474954], np.uint64)

@@ -10,7 +10,7 @@ from heron_common.data.idx import IDX_PREFIXES, open_idx_folder
 from heron_common.errors import ConfigurationError, DataError
 from heron_common.specification.data_specification import DataSpecification
 
-FASHION_MNIST_SPECIFICATION = DataSpecification("fashion-mnist", (1, 28, 28), 10, mean=72.94, standard_deviation=90.02)
+FASHION_MNIST_SPECIFICATION = DataSpecification("fashion-mnist", (1, 28, 28), num_classes=10, mean=72.94, standard_deviation=90.02)
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist keeps the files."""

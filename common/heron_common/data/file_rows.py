@@ -18,7 +18,7 @@ from heron_common.numerics.tensors import Int64Array
 class FileRows:
     """Rows of a C-ordered array at a byte offset of a file; `stride` bytes from row to row, if other things lie between them."""
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], stride: int | None = None) -> None:
+    def __init__(self, path: Path, offset: int, *, shape: tuple[int, ...], dtype: np.dtype[Any], stride: int | None = None) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._offset = offset
         self._shape = shape

@@ -62,7 +62,7 @@ def _open_file(plain: Path, rank: int) -> FileRows:
         shape = _shape(header, path, rank)
         _check_length(path, path.stat().st_size, len(header) + math.prod(shape))
         # Images have one channel; models expect it as a dimension.
-        return FileRows(path, len(header), (shape[0], 1, *shape[1:]) if rank == 3 else shape, np.dtype(np.uint8))
+        return FileRows(path, len(header), shape=(shape[0], 1, *shape[1:]) if rank == 3 else shape, dtype=np.dtype(np.uint8))
     except OSError as exc:
         raise DataError(f"cannot read {path} ({exc}): make it readable for this user") from exc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +45,7 @@ class Inspection:
     """
 
     name: str
+    _: KW_ONLY
     num_examples: int
     sample: str = ""
     columns: str = ""
@@ -77,7 +78,7 @@ def inspect_source(source: DataSource, specification: DataSpecification, tokeniz
         ConfigurationError: a library that this source needs is not installed.
 
     """
-    found = Inspection(source.name, source.num_examples, by_length=dict.fromkeys(specification.lengths, 0))
+    found = Inspection(source.name, num_examples=source.num_examples, by_length=dict.fromkeys(specification.lengths, 0))
     found.columns = order_in_words(source.inputs, specification)
     found.left_out = source.left_out.sentence if source.left_out is not None else ""
     try:
@@ -91,7 +92,7 @@ def inspect_source(source: DataSource, specification: DataSpecification, tokeniz
     tally = _LabelTally(specification)
     for indices in _pieces(reader.num_examples):
         for x, lengths in _readable(reader.inputs, indices, found):
-            _note_samples(x, lengths, reader, found)
+            _note_samples(x, lengths, reader=reader, found=found)
         if specification.task is not Task.NEXT_TOKEN or reader.has_own_labels:
             for labels in _readable(reader.labels, indices, found):
                 tally.add(labels)
@@ -132,7 +133,7 @@ def _readable(read: Callable[[Int64Array], T], indices: Int64Array, found: Inspe
         yield one
 
 
-def _note_samples(x: Samples, lengths: Int64Array, reader: SampleReader, found: Inspection) -> None:
+def _note_samples(x: Samples, lengths: Int64Array, *, reader: SampleReader, found: Inspection) -> None:
     found.sample = f"{list(x.shape[1:])} {x.dtype}{', tokens' if reader.specification.tokens else ''}"
     found.longest = max(found.longest, int(lengths.max()))
     found.overlong = reader.truncated

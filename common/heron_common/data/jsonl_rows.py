@@ -43,7 +43,7 @@ def open_jsonl(argument: str) -> tuple[RowReader, RowReader]:
                 raise changed(path) from None
             return _fields(line, keys, file.place(index))
 
-        return StringRows(len(file), keys, row, file.place)
+        return StringRows(len(file), keys, row=row, place=file.place)
 
     why = f"{path} was opened without a label key, but labels are needed: name it behind the text's, jsonl:PATH:KEY:LABEL_KEY"
     return rows(sample_keys), rows(label_keys) if label_keys else NoLabels(len(file), why)

@@ -83,4 +83,4 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> FileRows:
         end = file.tell() + math.prod(shape) * dtype.itemsize
         if end > min(start + info.file_size, path.stat().st_size):
             raise DataError(f"array {name!r} of {path} is shorter than its header says: write the file again")
-        return FileRows(path, file.tell(), shape, dtype)
+        return FileRows(path, file.tell(), shape=shape, dtype=dtype)

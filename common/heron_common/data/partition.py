@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 
@@ -204,13 +205,14 @@ class SampleOrder:
         self,
         run_seed: int,
         client_id: str,
+        *,
         round_reference: RoundReference,
         num_examples: int,
         batch_size: int,
         purpose: str = "sample_order",
     ) -> None:
         """`purpose` keeps the orders of several groups of samples apart."""
-        self._arguments = (run_seed, client_id, round_reference, purpose)
+        self._epoch_seed = partial(derive_seed, run_seed, client_id, round_reference=round_reference, purpose=purpose)
         self._num_examples = num_examples
         self._batch_size = batch_size
         self._epochs: dict[int, Int64Array] = {}
@@ -225,4 +227,4 @@ class SampleOrder:
         return np.array([self._epochs[int(e)][w] for e, w in zip(epochs, within, strict=True)], np.int64)
 
     def _epoch(self, epoch: int) -> Int64Array:
-        return permutation(derive_seed(*self._arguments, epoch), self._num_examples)
+        return permutation(self._epoch_seed(index=epoch), self._num_examples)

@@ -100,7 +100,7 @@ def _rows(array: npt.NDArray[Any], argument: str) -> RowReader:
     place = _place(argument)
     for index, row in enumerate(table):
         check_characters(row.tolist(), place, index)
-    return StringRows(len(table), _columns(table.shape[1]), lambda row: table[row].tolist(), place, is_named=False)
+    return StringRows(len(table), _columns(table.shape[1]), row=lambda row: table[row].tolist(), place=place, is_named=False)
 
 
 def _columns(count: int) -> list[str]:
@@ -119,11 +119,11 @@ def _object_rows(samples: Any, argument: str) -> tuple[RowReader, RowReader]:
     readers: list[RowReader] = []
     for part in (0, 1):
         if first[part].dtype.kind in "OU":
-            rows = _ObjectRows(_Samples(samples, argument), count, part, first[part])
+            rows = _ObjectRows(_Samples(samples, argument), count=count, part=part, first=first[part])
             columns = _columns(first[part].size)
-            readers.append(StringRows(count, columns, rows.strings, _place(argument), is_named=False, is_checked=False))
+            readers.append(StringRows(count, columns, row=rows.strings, place=_place(argument), is_named=False, is_checked=False))
         else:
-            readers.append(_ObjectRows(_Samples(samples, argument), count, part, first[part]))
+            readers.append(_ObjectRows(_Samples(samples, argument), count=count, part=part, first=first[part]))
     return readers[0], readers[1]
 
 
@@ -149,7 +149,7 @@ class _Samples:
 class _ObjectRows:
     """One part, x or y, of an object's samples; all have the shape and the kind of the first."""
 
-    def __init__(self, samples: _Samples, count: int, part: int, first: npt.NDArray[Any]) -> None:
+    def __init__(self, samples: _Samples, *, count: int, part: int, first: npt.NDArray[Any]) -> None:
         self._samples = samples
         self._count = count
         self._part = part

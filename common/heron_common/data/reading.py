@@ -166,5 +166,5 @@ def _inputs_of(source: DataSource, specification: DataSpecification, tokeniser: 
     if not specification.tokens:
         return NumberSamples(source.inputs, specification, source.name)
     if isinstance(source.inputs, StringRows):
-        return TextSamples(source.inputs, specification, tokeniser, source.name)
+        return TextSamples(source.inputs, specification, tokeniser=tokeniser, source_name=source.name)
     return TokenSamples(source.inputs, specification, source.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class DataSource:
     """
 
     name: str
+    _: KW_ONLY
     inputs: RowReader
     labels: RowReader
     rows: Int64Array
@@ -123,7 +124,7 @@ class DataSource:
         inputs = self.inputs.fitted(specification, tokeniser)
         if self.is_counted:
             return dataclasses.replace(self, inputs=inputs)
-        source = DataSource(self.name, inputs, self.labels, np.arange(inputs.shape[0], dtype=np.int64))
+        source = DataSource(self.name, inputs=inputs, labels=self.labels, rows=np.arange(inputs.shape[0], dtype=np.int64))
         for partition, shard in self.divisions:
             source = source.shard(partition, shard)
         return source
@@ -174,7 +175,7 @@ def open_source(name: str) -> DataSource:
 
     """
     inputs, labels = SOURCES[source_kind(name)][1](name.partition(":")[2])
-    source = DataSource(name, inputs, labels, np.arange(inputs.shape[0], dtype=np.int64))
+    source = DataSource(name, inputs=inputs, labels=labels, rows=np.arange(inputs.shape[0], dtype=np.int64))
     if inputs.shape[0] != labels.shape[0]:
         raise DataError(f"data source {name!r} has {inputs.shape[0]} samples but {labels.shape[0]} labels: they must match")
     if inputs.shape[0] == 0 and source.is_counted:

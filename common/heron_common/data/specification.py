@@ -46,7 +46,7 @@ def parse_specification(text: str) -> DataSpecification:
         shape = lengths[-1:] if is_text else (len(columns),) if columns else tuple(whole_number(part) for part in words[0].split("x"))
         if min(shape) < 1:
             raise ValueError
-        form = DataSpecification(text, shape, 0, tokens=is_text, lengths=lengths if len(lengths) > 1 else (), columns=columns)
+        form = DataSpecification(text, shape, num_classes=0, tokens=is_text, lengths=lengths if len(lengths) > 1 else (), columns=columns)
         task, rest = _task(form, words[2 if is_text else 1 :])
         return _normalised(task, rest)
     except (ValueError, IndexError):

@@ -53,14 +53,14 @@ class TextFiles:
 
         def write(output: BinaryIO) -> None:
             for path in self._files:
-                _write_windows(path, tokeniser, length, output)
+                _write_windows(path, tokeniser, length=length, output=output)
 
         # Raised when the same file gives other tokens than before: those of version 1 began with a byte order mark.
         path = unpacked_once(self._files, f"text2-{length}-{tokeniser.sha256[:16]}", write)
         count = path.stat().st_size // (4 * width)
         if count == 0:
             raise DataError(f"{self._files[0]} should hold at least two tokens, but holds fewer: give another text")
-        return FileRows(path, 0, (count, width), np.dtype("<i4"))
+        return FileRows(path, 0, shape=(count, width), dtype=np.dtype("<i4"))
 
 
 def open_text(argument: str) -> tuple[TextFiles, NoLabels]:
@@ -100,7 +100,7 @@ def _text_files(folder: Path, left_out: LeftOut) -> list[Path]:
     return files
 
 
-def _write_windows(path: Path, tokeniser: Tokeniser, length: int, output: BinaryIO) -> None:
+def _write_windows(path: Path, tokeniser: Tokeniser, *, length: int, output: BinaryIO) -> None:
     """Write a file's windows; each begins with the token that the one before had to predict last."""
     pending: list[int] = []
     for piece in _pieces(path):

@@ -19,7 +19,7 @@ from heron_common.specification.data_specification import IGNORED, PADDING, Data
 class TextSamples:
     """Tokenises rows of text as they are read; for next-token two columns are a prompt, which is not to be predicted, and what follows it."""
 
-    def __init__(self, rows: StringRows, specification: DataSpecification, tokeniser: Tokeniser | None, source_name: str) -> None:
+    def __init__(self, rows: StringRows, specification: DataSpecification, *, tokeniser: Tokeniser | None, source_name: str) -> None:
         """Check that the columns can be a sample of this run.
 
         Raises:

@@ -55,7 +55,7 @@ _ORIGIN = {
 _RENEWAL = {TlsRole.DEVICE: "`heron certs issue NAME`", TlsRole.SERVER: "`heron certs server`"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Credentials:
     """A certificate, its key and its CA, which belong together and are valid now.
 
@@ -95,11 +95,20 @@ def read_credentials(directory: Path, role: TlsRole, now: float) -> Credentials:
         (role.certificate_file, certificate, f"ask for a new one: {_RENEWAL[role]}"),
         *((CA_FILE, authority, "make a new authority: `heron certs init`") for authority in authorities),
     ):
-        _check_dates(directory / what, found, renewal, role, now)
+        _check_dates(directory / what, found, renewal=renewal, role=role, now=now)
     not_after = ssl.cert_time_to_seconds(certificate["notAfter"])
     names = tuple(value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS")
-    warnings = _warnings(directory, role, not_after, now)
-    return Credentials(directory, role, names, not_after, warnings, ca_pem, certificate_pem, key_pem)
+    warnings = _warnings(directory, role, not_after=not_after, now=now)
+    return Credentials(
+        directory=directory,
+        role=role,
+        names=names,
+        not_after=not_after,
+        warnings=warnings,
+        ca_pem=ca_pem,
+        certificate_pem=certificate_pem,
+        key_pem=key_pem,
+    )
 
 
 def date_of(seconds: float) -> str:
@@ -178,7 +187,7 @@ def _verification_sentence(error: ssl.SSLCertVerificationError, directory: Path,
     return f"{certificate} cannot be verified ({error.verify_message}): {_ORIGIN[role]} again"
 
 
-def _check_dates(path: Path, certificate: dict[str, Any], renewal: str, role: TlsRole, now: float) -> None:
+def _check_dates(path: Path, certificate: dict[str, Any], *, renewal: str, role: TlsRole, now: float) -> None:
     not_before, not_after = (ssl.cert_time_to_seconds(certificate[key]) for key in ("notBefore", "notAfter"))
     if now > not_after:
         raise ConfigurationError(f"{path} expired on {date_of(not_after)}: {renewal}")
@@ -188,7 +197,7 @@ def _check_dates(path: Path, certificate: dict[str, Any], renewal: str, role: Tl
         )
 
 
-def _warnings(directory: Path, role: TlsRole, not_after: float, now: float) -> tuple[str, ...]:
+def _warnings(directory: Path, role: TlsRole, *, not_after: float, now: float) -> tuple[str, ...]:
     key, found = directory / role.key_file, []
     if not_after - now < EXPIRY_WARNING_SECONDS:
         days = int((not_after - now) / 86400)

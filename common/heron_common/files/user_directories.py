@@ -16,15 +16,15 @@ def cache_home(remedy: str, environment: Mapping[str, str] = os.environ) -> Path
         ConfigurationError: nobody says where that is.
 
     """
-    return _directory("XDG_CACHE_HOME", ".cache", remedy, environment)
+    return _directory("XDG_CACHE_HOME", below_home=".cache", remedy=remedy, environment=environment)
 
 
 def state_home(remedy: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Return the directory of what is kept between starts. Raises as `cache_home` does."""
-    return _directory("XDG_STATE_HOME", ".local/state", remedy, environment)
+    return _directory("XDG_STATE_HOME", below_home=".local/state", remedy=remedy, environment=environment)
 
 
-def _directory(variable: str, below_home: str, remedy: str, environment: Mapping[str, str]) -> Path:
+def _directory(variable: str, *, below_home: str, remedy: str, environment: Mapping[str, str]) -> Path:
     if given := environment.get(variable):
         return Path(given)
     try:

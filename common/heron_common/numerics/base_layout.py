@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import NUMPY_DTYPES, DType, TensorSpec
@@ -16,6 +16,7 @@ class BaseRegion:
     """One program input: name, dtype and shape, and the bytes [offset, offset + size_bytes) of the blob."""
 
     name: str
+    _: KW_ONLY
     dtype: DType
     shape: tuple[int, ...]
     offset: int
@@ -51,6 +52,6 @@ def base_layout(specs: tuple[TensorSpec, ...]) -> BaseLayout:
             offset = -(-end // ALIGNMENT) * ALIGNMENT
             # Not the specification's own size, which counts the scales of int8 rows with their tensor.
             size = TensorSpec(name, dtype, shape).num_elements * NUMPY_DTYPES[dtype].itemsize
-            regions.append(BaseRegion(name, dtype, shape, offset, size))
+            regions.append(BaseRegion(name, dtype=dtype, shape=shape, offset=offset, size_bytes=size))
             end = offset + size
     return BaseLayout(tuple(regions), end)

@@ -39,7 +39,7 @@ class PerturbationSeed(NamedTuple):
     high: int
 
 
-def derive_seed(run_seed: int, client_id: str, round_reference: RoundReference, purpose: str, index: int) -> PerturbationSeed:
+def derive_seed(run_seed: int, client_id: str, *, round_reference: RoundReference, purpose: str, index: int) -> PerturbationSeed:
     """Return the key of one stream of randomness of a client's round; `purpose` keeps directions apart from sample order."""
     text = f"heron/1/{purpose}/{run_seed}/{client_id}/{round_reference.round_index}/{round_reference.attempt}/{index}"
     digest = hashlib.sha256(text.encode()).digest()
@@ -62,7 +62,7 @@ class Directions:
         # Moving one generator is ten times cheaper than making one for every group. `state` is a snapshot in which its buffer is empty.
         self._state: Any = self._philox.state
 
-    def add(self, group: int, magnitudes: Float64Array, base: Float32Array, target: Float32Array) -> None:
+    def add(self, group: int, magnitudes: Float64Array, *, base: Float32Array, target: Float32Array) -> None:
         """Set target = base + fl32(magnitude of the weight's tensor) * u_group; `target` may be `base`.
 
         With Rademacher directions this is exactly one IEEE addition per weight.
@@ -85,7 +85,7 @@ class Directions:
             span = slice(block.start, block.stop)
             np.add(base[span], spread(rounded, block) * direction[span], out=target[span])
 
-    def add_each(self, first: int, magnitudes: Float64Array, base: Float32Array, targets: Float32Array) -> None:
+    def add_each(self, first: int, magnitudes: Float64Array, *, base: Float32Array, targets: Float32Array) -> None:
         """Set targets[i] = base + fl32(magnitude of the weight's tensor) * u_(first + i), bit for bit as `add` does one by one.
 
         Args:
@@ -97,7 +97,7 @@ class Directions:
         """
         if self._distribution is not DirectionDistribution.RADEMACHER or len(targets) == 1:
             for index, target in enumerate(targets):
-                self.add(first + index, magnitudes, base, target)
+                self.add(first + index, magnitudes, base=base, target=target)
             return
         rounded = magnitudes.astype(np.float32)[np.newaxis]
         for block in self._layout.blocks:
@@ -115,7 +115,7 @@ class Directions:
         taken = np.flatnonzero(magnitudes.any(axis=1))
         if self._distribution is not DirectionDistribution.RADEMACHER:
             for group in taken:
-                self.add(int(group), magnitudes[group], theta, theta)
+                self.add(int(group), magnitudes[group], base=theta, target=theta)
             return
         rounded = magnitudes.astype(np.float32)
         for block in self._layout.blocks:
@@ -132,7 +132,7 @@ class Directions:
         """Return u_group as float32 values, [num_parameters]; for tests and small models."""
         unit = np.ones(len(self._layout.specs), np.float64)
         zeros = np.zeros(self._layout.num_parameters, np.float32)
-        self.add(group, unit, zeros, zeros)
+        self.add(group, unit, base=zeros, target=zeros)
         return zeros
 
     def _signed(self, groups: Sequence[int], magnitudes: Float32Array, block: Block) -> npt.NDArray[np.uint32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ class Block:
 
     start: int
     stop: int
+    _: KW_ONLY
     tensors: Int64Array
     lengths: Int64Array
 
@@ -61,7 +62,7 @@ class FlatLayout:
             if min(b, stop) > max(a, start)
         ]
         tensors, lengths = np.array(pieces, np.int64).T
-        return Block(start, stop, tensors, lengths)
+        return Block(start, stop, tensors=tensors, lengths=lengths)
 
 
 def spread(per_tensor: npt.NDArray[np.float32], block: Block) -> Float32Array:

@@ -17,13 +17,15 @@ from heron_common.numerics.tensors import Float32Array, Float64Array, raw_bytes
 
 
 def step_directions(
-    run_seed: int, client_id: str, reference: RoundReference, local_step: int, distribution: DirectionDistribution, layout: FlatLayout
+    run_seed: int, client_id: str, *, reference: RoundReference, local_step: int, distribution: DirectionDistribution, layout: FlatLayout
 ) -> Directions:
     """Return the directions of one local step of a client's round; they depend on nothing else."""
-    return Directions(derive_seed(run_seed, client_id, reference, "direction", local_step), distribution, layout)
+    return Directions(
+        derive_seed(run_seed, client_id, round_reference=reference, purpose="direction", index=local_step), distribution, layout
+    )
 
 
-def apply_coefficients(theta: Float32Array, coefficients: Float64Array, directions: Directions, scales: Float64Array) -> None:
+def apply_coefficients(theta: Float32Array, coefficients: Float64Array, *, directions: Directions, scales: Float64Array) -> None:
     """Take one step in place: theta += fl32(a_g s_t) u_g, in order.
 
     A coefficient of zero is passed over: adding 0.0 to -0.0 makes 0.0, and the zeros that stand for a step that was not taken must change no bit.
@@ -41,6 +43,7 @@ def apply_coefficients(theta: Float32Array, coefficients: Float64Array, directio
 def replay(
     start: Float32Array,
     coefficients: Float64Array,
+    *,
     scales: Float64Array,
     run_seed: int,
     client_id: str,
@@ -59,8 +62,10 @@ def replay(
     """
     theta = start.copy()
     for local_step, row in enumerate(coefficients):
-        directions = step_directions(run_seed, client_id, reference, local_step, DirectionDistribution.RADEMACHER, layout)
-        apply_coefficients(theta, row, directions, scales)
+        directions = step_directions(
+            run_seed, client_id, reference=reference, local_step=local_step, distribution=DirectionDistribution.RADEMACHER, layout=layout
+        )
+        apply_coefficients(theta, row, directions=directions, scales=scales)
     return theta
 
 

@@ -45,7 +45,7 @@ def row_bytes(dtype: WireDtype, elements_per_row: int) -> int:
     return _ELEMENT_BYTES[dtype] * elements_per_row + (_SCALE_BYTES if dtype is WireDtype.INT8 else 0)
 
 
-def encode_rows(rows: Float32Array, dtype: WireDtype, noise_seed: PerturbationSeed | None, first_row: int) -> memoryview:
+def encode_rows(rows: Float32Array, dtype: WireDtype, *, noise_seed: PerturbationSeed | None, first_row: int) -> memoryview:
     """Return the bytes of `rows`; FLOAT32 aliases the array, the others are new.
 
     FLOAT16 and BFLOAT16 round to nearest, ties to even, and finite values beyond the range become the largest finite one.
@@ -105,7 +105,7 @@ def decode_rows(data: bytes | bytearray | memoryview, dtype: WireDtype, shape: t
     return values.reshape(shape)
 
 
-def check_row_values(data: bytes | bytearray | memoryview, dtype: WireDtype, elements_per_row: int, offset_in_tensor: int) -> bool:
+def check_row_values(data: bytes | bytearray | memoryview, dtype: WireDtype, *, elements_per_row: int, offset_in_tensor: int) -> bool:
     """Return whether a piece of an encoded tensor stands for finite numbers only.
 
     INT8: every scale must lie in [0, MAX_SCALE]. A scale's last byte decides, so a scale cut in two by the pieces' border is judged all the same.

@@ -45,7 +45,7 @@ class MetricsServer:
 
         """
         try:
-            self._server = _BoundedServer((host, port), MetricsHandler.factory(registry), call_seconds, max_calls)
+            self._server = _BoundedServer((host, port), MetricsHandler.factory(registry), call_seconds=call_seconds, max_calls=max_calls)
         except (OSError, OverflowError) as exc:
             raise ConfigurationError(
                 f"cannot serve metrics on {host}:{port} ({exc}): free the port, choose another --metrics-port, or 0 for any free one"
@@ -68,7 +68,7 @@ class _BoundedServer(ThreadingHTTPServer):
     # Calls under way end with the process, as they do with their deadline.
     block_on_close = False
 
-    def __init__(self, address: tuple[str, int], handler: type, call_seconds: float, max_calls: int) -> None:
+    def __init__(self, address: tuple[str, int], handler: type, *, call_seconds: float, max_calls: int) -> None:
         found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family = found[0][0]
         self._call_seconds = call_seconds

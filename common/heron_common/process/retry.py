@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackoffPolicy:
     """Full-jitter exponential backoff: wait uniformly in [floor, min(cap, initial * factor^n)]."""
 

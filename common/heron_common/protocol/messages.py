@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -17,13 +17,14 @@ from heron_common.specification.model_spec import BlobReference, ModelSpec, Prog
 
 @dataclass(frozen=True)
 class Membership:
-    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.held_out`.
+    """What a client learns by joining; `base` holds the tensors of `model.base`, if there are any; `held_out` see `heron_common.data.shard_split`.
 
     Those who only check are told the plan of a round and the server's clock, in seconds since the epoch; 0 where it does not say.
     """
 
     run_id: str
     session: str
+    _: KW_ONLY
     run_seed: int
     data_specification: DataSpecification
     model: ModelSpec
@@ -48,6 +49,7 @@ class Assignment:
 
     round: RoundReference
     plan: Plan
+    _: KW_ONLY
     client_model: BlobReference
     auxiliary_head: BlobReference | None
     direction_scales: tuple[float, ...]
@@ -95,6 +97,7 @@ class UploadKey:
 
     round: RoundReference
     client_id: str
+    _: KW_ONLY
     purpose: UploadPurpose
     local_step: int
 
@@ -105,6 +108,7 @@ class UploadLoss:
 
     round: RoundReference
     local_step: int
+    _: KW_ONLY
     server_loss: float
     server_version: int
 
@@ -117,12 +121,13 @@ class UploadAnswer:
     """
 
     server_version: int
+    _: KW_ONLY
     probe_losses: tuple[float, ...]
     losses: tuple[UploadLoss, ...]
     cut_gradient: bytes | bytearray = b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalStatistics:
     """What a client measured in its round; reported, never trusted for weighting."""
 
@@ -148,6 +153,7 @@ class Submission:
     """What a client made of a round: `tensors` with their arrays, and the digest of its resulting trained weights, which covers no statistics."""
 
     encoding: UpdateEncoding
+    _: KW_ONLY
     tensors: tuple[TensorSpec, ...]
     arrays: tuple[npt.NDArray[Any], ...]
     weights_sha256: bytes

@@ -13,7 +13,7 @@ from heron_common.numerics.wire_dtypes import WireDtype, check_row_values
 from heron_common.specification.data_specification import IGNORED, DataSpecification, Task
 
 
-def check_values(spec: TensorSpec, data: bytes | memoryview, expected: DataSpecification, offset: int = 0) -> None:
+def check_values(spec: TensorSpec, data: bytes | memoryview, *, expected: DataSpecification, offset: int = 0) -> None:
     """Check a piece of a tensor that begins `offset` bytes into it: numbers are finite, int64 values are labels in range, a mask is of zeros and ones.
 
     Raises:
@@ -39,7 +39,7 @@ def check_values(spec: TensorSpec, data: bytes | memoryview, expected: DataSpeci
 def _is_finite(spec: TensorSpec, data: memoryview, offset: int) -> bool:
     if spec.dtype is DType.FLOAT64:
         return bool(np.isfinite(np.frombuffer(data, NUMPY_DTYPES[spec.dtype])).all())
-    return check_row_values(data, WireDtype(spec.dtype.value), math.prod(spec.shape[1:]), offset)
+    return check_row_values(data, WireDtype(spec.dtype.value), elements_per_row=math.prod(spec.shape[1:]), offset_in_tensor=offset)
 
 
 def _check_labels(values: np.ndarray[tuple[int], np.dtype[np.int64]], expected: DataSpecification) -> None:

@@ -1,4 +1,4 @@
-"""Domain values to protobuf and back, in pairs `x_to_proto` and `x_from_proto`; the only domain module that knows protobuf."""
+"""What messages are made of, to protobuf and back, in pairs `x_to_proto` and `x_from_proto`; beside `wire_messages.py` the only domain module that knows protobuf."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
-from heron_common.protocol.messages import Assignment, LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss, UploadPurpose, Wait
-from heron_common.protocol.messages import Finished as FinishedRun
+from heron_common.protocol.messages import UploadPurpose
 from heron_common.specification.data_specification import MAX_COLUMNS, MAX_LENGTHS, DataSpecification, Task
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_proto.v1 import split_training_pb2 as pb
@@ -60,14 +59,8 @@ MAX_CLASS_NAMES = 1 << 16
 MAX_CHANNELS = 1 << 12
 """With a mean and a deviation of their own."""
 
-SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.001, 3600.0
-"""Between two questions of a client without work."""
 
-MAX_LOSSES = 1 << 16
-"""In an answer: far more uploads than a client has under way."""
-
-
-def _few(values: Any, most: int, what: str) -> Any:
+def few(values: Any, most: int, what: str) -> Any:
     """Return `values` if they are not too many: a message of a mebibyte may hold half a million of them, and each becomes an object."""
     if len(values) > most:
         raise RefusedError(ErrorCode.OVERSIZED, f"a message has at most {most} {what}, but {len(values)} came: update the older side")
@@ -101,7 +94,7 @@ def tensor_spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
 
 def tensor_specs_from_proto(messages: Any) -> tuple[TensorSpec, ...]:
     """Decode several tensor specifications; refuses more than MAX_TENSORS."""
-    return tuple(tensor_spec_from_proto(message) for message in _few(messages, MAX_TENSORS, "tensors"))
+    return tuple(tensor_spec_from_proto(message) for message in few(messages, MAX_TENSORS, "tensors"))
 
 
 def blob_to_proto(blob: BlobReference) -> pb.Blob:
@@ -112,6 +105,22 @@ def blob_to_proto(blob: BlobReference) -> pb.Blob:
 def blob_from_proto(message: pb.Blob) -> BlobReference:
     """Decode a blob reference."""
     return BlobReference(message.sha256, message.size_bytes)
+
+
+def program_to_proto(program: ProgramReference) -> pb.Program:
+    """Encode a reference to a program."""
+    kind: Any = _PROGRAM_KIND[program.kind]
+    return pb.Program(
+        kind=kind, blob=blob_to_proto(program.blob), micro_batch=program.micro_batch, length=program.length, directions=program.directions
+    )
+
+
+def program_from_proto(message: pb.Program) -> ProgramReference:
+    """Decode a reference to a program; refuses a kind that this version does not know."""
+    kind = _member(_PROGRAM_KIND, message.kind, "program kind")
+    return ProgramReference(
+        kind, blob_from_proto(message.blob), micro_batch=message.micro_batch, length=message.length, directions=message.directions
+    )
 
 
 def round_to_proto(reference: RoundReference) -> pb.RoundReference:
@@ -151,18 +160,18 @@ def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecific
     """Decode what the model expects of data; refuses a task that this version does not know."""
     return DataSpecification(
         name=message.name,
-        input_shape=tuple(_few(message.input_shape, MAX_RANK, "dimensions of a sample")),
+        input_shape=tuple(few(message.input_shape, MAX_RANK, "dimensions of a sample")),
         num_classes=message.num_classes,
         mean=message.mean,
         standard_deviation=message.standard_deviation,
         task=_member(_TASK, message.task, "task"),
         tokens=message.tokens,
-        class_names=tuple(_few(message.class_names, MAX_CLASS_NAMES, "class names")),
-        channel_means=tuple(_few(message.channel_means, MAX_CHANNELS, "channels")),
-        channel_deviations=tuple(_few(message.channel_deviations, MAX_CHANNELS, "channels")),
+        class_names=tuple(few(message.class_names, MAX_CLASS_NAMES, "class names")),
+        channel_means=tuple(few(message.channel_means, MAX_CHANNELS, "channels")),
+        channel_deviations=tuple(few(message.channel_deviations, MAX_CHANNELS, "channels")),
         tokenizer=blob_from_proto(message.tokenizer) if message.HasField("tokenizer") else None,
         refuses_overlong=message.refuses_overlong,
-        lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
+        lengths=tuple(few(message.lengths, MAX_LENGTHS, "lengths of text")),
         columns=columns_from_proto(message.columns),
         columns_of_client=message.columns_of_client,
     )
@@ -170,7 +179,7 @@ def data_specification_from_proto(message: pb.DataSpecification) -> DataSpecific
 
 def columns_from_proto(names: Sequence[str]) -> tuple[str, ...]:
     """Decode names of columns; refuses more than a sample can have."""
-    return tuple(_few(names, MAX_COLUMNS, "columns"))
+    return tuple(few(names, MAX_COLUMNS, "columns"))
 
 
 def model_to_proto(model: ModelSpec) -> pb.Model:
@@ -197,134 +206,8 @@ def model_from_proto(message: pb.Model) -> ModelSpec:
         context=tensor_specs_from_proto(message.context),
         base=tensor_specs_from_proto(message.base),
         statistics=tensor_specs_from_proto(message.statistics),
-        lengths=tuple(_few(message.lengths, MAX_LENGTHS, "lengths of text")),
+        lengths=tuple(few(message.lengths, MAX_LENGTHS, "lengths of text")),
     )
-
-
-def membership_to_proto(membership: Membership) -> pb.JoinResponse:
-    """Encode the answer to a join."""
-    return pb.JoinResponse(
-        run_id=membership.run_id,
-        session=membership.session,
-        run_seed=membership.run_seed,
-        data_specification=data_specification_to_proto(membership.data_specification),
-        model=model_to_proto(membership.model),
-        programs=[
-            pb.Program(
-                kind=_PROGRAM_KIND[p.kind],  # type: ignore[arg-type]
-                blob=blob_to_proto(p.blob),
-                micro_batch=p.micro_batch,
-                length=p.length,
-                directions=p.directions,
-            )
-            for p in membership.programs
-        ],
-        heartbeat_seconds=membership.heartbeat_seconds,
-        num_rounds=membership.num_rounds,
-        base=blob_to_proto(membership.base) if membership.base else None,
-        held_out=membership.held_out,
-        evaluation_batches=membership.evaluation_batches,
-        plan=plan_to_proto(membership.plan) if membership.plan else None,
-        server_time_seconds=membership.server_time_seconds,
-    )
-
-
-def membership_from_proto(message: pb.JoinResponse) -> Membership:
-    """Decode the answer to a join."""
-    return Membership(
-        run_id=message.run_id,
-        session=message.session,
-        run_seed=message.run_seed,
-        data_specification=data_specification_from_proto(message.data_specification),
-        model=model_from_proto(message.model),
-        programs=tuple(
-            ProgramReference(_member(_PROGRAM_KIND, p.kind, "program kind"), blob_from_proto(p.blob), p.micro_batch, p.length, p.directions)
-            for p in _few(message.programs, len(ProgramKind) * MAX_LENGTHS, "programs")
-        ),
-        heartbeat_seconds=message.heartbeat_seconds,
-        num_rounds=message.num_rounds,
-        base=blob_from_proto(message.base) if message.HasField("base") else None,
-        held_out=message.held_out,
-        evaluation_batches=message.evaluation_batches,
-        plan=plan_from_proto(message.plan) if message.HasField("plan") else None,
-        server_time_seconds=message.server_time_seconds,
-    )
-
-
-def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
-    """Encode an assignment."""
-    return pb.Assignment(
-        round=round_to_proto(assignment.round),
-        plan=plan_to_proto(assignment.plan),
-        client_model=blob_to_proto(assignment.client_model),
-        auxiliary_head=blob_to_proto(assignment.auxiliary_head) if assignment.auxiliary_head else None,
-        direction_scales=assignment.direction_scales,
-        second_moment=assignment.second_moment,
-        derivative_quantile=assignment.derivative_quantile,
-        statistics=blob_to_proto(assignment.statistics) if assignment.statistics else None,
-    )
-
-
-def assignment_from_proto(message: pb.Assignment) -> Assignment:
-    """Decode an assignment."""
-    return Assignment(
-        round=round_from_proto(message.round),
-        plan=plan_from_proto(message.plan),
-        client_model=blob_from_proto(message.client_model),
-        auxiliary_head=blob_from_proto(message.auxiliary_head) if message.HasField("auxiliary_head") else None,
-        direction_scales=tuple(_few(message.direction_scales, 2 * MAX_TENSORS, "direction scales")),
-        second_moment=message.second_moment,
-        derivative_quantile=message.derivative_quantile,
-        statistics=blob_from_proto(message.statistics) if message.HasField("statistics") else None,
-    )
-
-
-def next_step_to_proto(step: NextStep, losses: tuple[UploadLoss, ...]) -> pb.NextAssignmentResponse:
-    """Encode what a client should do next."""
-    encoded = [loss_to_proto(loss) for loss in losses]
-    if isinstance(step, Assignment):
-        return pb.NextAssignmentResponse(assignment=assignment_to_proto(step), losses=encoded)
-    if isinstance(step, Wait):
-        return pb.NextAssignmentResponse(wait=pb.Wait(seconds=step.seconds, reason=step.reason), losses=encoded)
-    return pb.NextAssignmentResponse(finished=pb.Finished(reason=step.reason), losses=encoded)
-
-
-def next_step_from_proto(message: pb.NextAssignmentResponse) -> NextStep:
-    """Decode what to do next; an answer of a kind this version does not know is a short wait, and no wait is longer than LONGEST_WAIT_SECONDS."""
-    which = message.WhichOneof("next")
-    if which == "assignment":
-        return assignment_from_proto(message.assignment)
-    if which == "finished":
-        return FinishedRun(message.finished.reason[:1000])
-    seconds = message.wait.seconds
-    # What is no time at all would make a client ask again and again without a pause.
-    return Wait(min(seconds, LONGEST_WAIT_SECONDS) if seconds >= SHORTEST_WAIT_SECONDS else 1.0, message.wait.reason[:1000])
-
-
-def loss_to_proto(loss: UploadLoss) -> pb.UploadLoss:
-    """Encode the server's loss on an upload."""
-    return pb.UploadLoss(
-        round=round_to_proto(loss.round), local_step=loss.local_step, server_loss=loss.server_loss, server_version=loss.server_version
-    )
-
-
-def losses_from_proto(messages: Any) -> tuple[UploadLoss, ...]:
-    """Decode the server's losses on uploads."""
-    return tuple(
-        UploadLoss(round_from_proto(m.round), m.local_step, m.server_loss, m.server_version) for m in _few(messages, MAX_LOSSES, "losses")
-    )
-
-
-def answer_to_proto(answer: UploadAnswer) -> pb.UploadAnswer:
-    """Encode the answer to an upload."""
-    return pb.UploadAnswer(
-        server_version=answer.server_version, probe_losses=answer.probe_losses, losses=[loss_to_proto(loss) for loss in answer.losses]
-    )
-
-
-def answer_from_proto(message: pb.UploadAnswer) -> UploadAnswer:
-    """Decode the answer to an upload."""
-    return UploadAnswer(message.server_version, tuple(message.probe_losses), losses_from_proto(message.losses))
 
 
 def encoding_to_proto(encoding: UpdateEncoding) -> Any:
@@ -347,13 +230,3 @@ def purpose_from_proto(number: int) -> UploadPurpose:
     """Decode an upload's purpose; refuses unknown ones."""
     purpose: UploadPurpose = _member(_PURPOSE, number, "upload purpose")
     return purpose
-
-
-def statistics_to_proto(statistics: LocalStatistics) -> pb.LocalStatistics:
-    """Encode a client's own measurements."""
-    return pb.LocalStatistics(**dataclasses.asdict(statistics))
-
-
-def statistics_from_proto(message: pb.LocalStatistics) -> LocalStatistics:
-    """Decode a client's own measurements."""
-    return LocalStatistics(**{f.name: getattr(message, f.name) for f in dataclasses.fields(LocalStatistics)})

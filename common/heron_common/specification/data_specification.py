@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from heron_common.numerics.tensors import DType, TensorSpec
@@ -59,6 +59,7 @@ class DataSpecification:
 
     name: str
     input_shape: tuple[int, ...]
+    _: KW_ONLY
     num_classes: int
     mean: float = 0.0
     standard_deviation: float = 1.0

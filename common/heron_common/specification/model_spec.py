@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from heron_common.numerics.tensors import DType, TensorSpec
@@ -44,6 +44,7 @@ class ProgramReference:
 
     kind: ProgramKind
     blob: BlobReference
+    _: KW_ONLY
     micro_batch: int
     length: int = 0
     directions: int = 1
@@ -75,6 +76,7 @@ class ModelSpec:
 
     client_model: tuple[TensorSpec, ...]
     auxiliary_head: tuple[TensorSpec, ...]
+    _: KW_ONLY
     cut: TensorSpec
     labels: TensorSpec = CLASS_LABEL
     context: tuple[TensorSpec, ...] = ()

@@ -67,7 +67,7 @@ def transport_finding(config: ClientConfig) -> Finding:
     return Finding("certificate", "; ".join([own, *config.credentials.warnings]) + ".")
 
 
-def clock_finding(server_seconds: float, answer_seconds: float, tls: bool, now: float | None = None) -> Finding:
+def clock_finding(server_seconds: float, answer_seconds: float, *, tls: bool, now: float | None = None) -> Finding:
     """Compare the clocks, to within the time that the answer took; rounds are timed by a monotonic clock, so that only dates of certificates are at stake."""
     here = time.time() if now is None else now
     written = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(here))

@@ -9,26 +9,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from heron_client.config import ClientConfig
 from heron_client.device.device_findings import Finding, clock_finding, disk_finding, memory_finding, processor_finding, transport_finding
 from heron_client.device.memory import return_freed_memory
 from heron_client.device.round_memory import memory_verdict
-from heron_client.network.downloads import FileDownload, MemoryDownload
-from heron_client.network.tls import diagnose_tls
-from heron_client.network.transport import Transport
+from heron_client.device.visit import Visit
 from heron_client.state_directory import StateDirectory
 from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.program_timing import ProgramTiming, round_sentence, time_programs
+from heron_client.training.run_loader import RunLoader
 from heron_client.training.runtime import self_test
-from heron_client.training.supplies import Supplies
 from heron_common.data.sources import DataSource, open_source
-from heron_common.errors import HeronError, InUseError, RefusedError, SelfCheckError, TransportError
-from heron_common.ids import new_token
+from heron_common.errors import HeronError, InUseError, SelfCheckError
 from heron_common.process.clock import MonotonicClock
 from heron_common.protocol.messages import Membership
-from heron_common.specification.model_spec import BlobReference
 from heron_common.terminal.output import say
 
 log = logging.getLogger(__name__)
@@ -100,16 +95,15 @@ def _look(config: ClientConfig, page: _Page, stack: ExitStack) -> None:
     with page.section("data"):
         source = open_source(config.data).shard(config.partition, config.shard) if config.data else None
         page.add(_data_finding(config, source))
-    transport = Transport(config.server, _ignore, _ignore, credentials=config.credentials)
-    stack.callback(transport.close)
+    visit = stack.enter_context(closing(Visit(config)))
     with page.section("server"):
-        joined = _join(transport, config, source)
-        stack.callback(_leave, transport)
+        joined = _join(visit, source)
+        stack.callback(visit.leave, "checked its device")
         page.add(Finding("server", _server_sentence(config, joined)))
     page.add(transport_finding(config))
-    page.add(clock_finding(joined.membership.server_time_seconds, joined.answer_seconds, config.credentials is not None))
+    page.add(clock_finding(joined.membership.server_time_seconds, joined.answer_seconds, tls=config.credentials is not None))
     with page.section("programs"):
-        timings = _timings(transport, state, config, joined.membership)
+        timings = _timings(visit, state, config=config, membership=joined.membership)
         for timing in timings:
             page.add(Finding("program", timing.sentence()))
     page.add(Finding("round", round_sentence(joined.membership, timings)))
@@ -135,15 +129,10 @@ def _data_finding(config: ClientConfig, source: DataSource | None) -> Finding:
     )
 
 
-def _join(transport: Transport, config: ClientConfig, source: DataSource | None) -> _Joined:
+def _join(visit: Visit, source: DataSource | None) -> _Joined:
     clock = MonotonicClock()
     started = clock.now()
-    try:
-        membership = transport.join(config.name, new_token(), source.num_examples if source else 0, only_checks=True)
-    except TransportError as exc:
-        if (found := diagnose_tls(config.server, config.credentials)) is None:
-            raise
-        raise TransportError(f"{exc}; {found}") from exc
+    membership = visit.join(source.num_examples if source else 0)
     return _Joined(membership, clock.now() - started)
 
 
@@ -155,32 +144,9 @@ def _server_sentence(config: ClientConfig, joined: _Joined) -> str:
     )
 
 
-def _timings(transport: Transport, state: StateDirectory, config: ClientConfig, membership: Membership) -> list[ProgramTiming]:
-    def fetch(blob: BlobReference, kind: str, what: str) -> bytes:
-        data = bytearray(blob.size_bytes)
-        fetch_into(blob, kind, what, memoryview(data))
-        return bytes(data)
-
-    def fetch_into(blob: BlobReference, kind: str, _: str, target: memoryview) -> None:
-        transport.fetch(MemoryDownload(blob, target), kind)
-
-    def fetch_file(blob: BlobReference, kind: str, _: str, path: Path) -> None:
-        with closing(FileDownload(blob, path)) as download:
-            transport.fetch(download, kind)
-
+def _timings(visit: Visit, state: StateDirectory, *, config: ClientConfig, membership: Membership) -> list[ProgramTiming]:
     runs = ProgramRuns()
-    supplies = Supplies(fetch, fetch_into, fetch_file, state, MonotonicClock(), return_freed_memory, runs)
-    _, programs = supplies.programs(membership, config.threads, arenas=True)
+    loader = RunLoader(visit.fetcher, state, clock=MonotonicClock(), give_memory_back=return_freed_memory, runs=runs)
+    _, programs = loader.programs(membership, config.threads, arenas=True)
     with runs.watched(threading.Event()):
         return time_programs(programs, MonotonicClock())
-
-
-def _leave(transport: Transport) -> None:
-    try:
-        transport.leave("checked its device", 0)
-    except (TransportError, RefusedError) as exc:
-        log.debug("left without the server hearing it", extra={"reason": str(exc)})
-
-
-def _ignore(*_: Any) -> None:
-    """Nobody counts what a check sends."""

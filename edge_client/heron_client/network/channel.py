@@ -13,7 +13,7 @@ from heron_common.process.proxies import proxy_hint, proxy_options
 from heron_common.protocol.grpc_options import channel_options
 from heron_common.protocol.seal import opening, sealing
 from heron_common.protocol.timing import Timing
-from heron_common.protocol.wire import LONGEST_WAIT_SECONDS
+from heron_common.protocol.wire_messages import LONGEST_WAIT_SECONDS
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingStub
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def diagnose(server: str, credentials: Credentials | None) -> str | None:
         with socket.create_connection((host, port), TIMEOUT_SECONDS) as connection:
             if credentials is None:
                 return _without_certificate(connection, server)
-            return _with_certificate(connection, server, host, credentials)
+            return _with_certificate(connection, server=server, host=host, credentials=credentials)
     except (OSError, ValueError):
         # No such host, nobody answers, or the connection broke: gRPC's own words say so.
         return None
@@ -53,7 +53,7 @@ def _without_certificate(connection: socket.socket, server: str) -> str | None:
     return f"{server} expects TLS and this client has no certificate: give --tls-dir, the folder that `heron certs issue NAME` wrote"
 
 
-def _with_certificate(connection: socket.socket, server: str, host: str, credentials: Credentials) -> str | None:
+def _with_certificate(connection: socket.socket, *, server: str, host: str, credentials: Credentials) -> str | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=credentials.ca_pem.decode())
     context.load_cert_chain(credentials.directory / credentials.role.certificate_file, credentials.directory / credentials.role.key_file)
@@ -64,7 +64,7 @@ def _with_certificate(connection: socket.socket, server: str, host: str, credent
             if stream.recv(1):
                 return None
     except ssl.SSLCertVerificationError as exc:
-        return _about_the_server(exc, server, host, credentials)
+        return _about_the_server(exc, server=server, host=host, credentials=credentials)
     except (ssl.SSLEOFError, ConnectionResetError):
         pass
     except ssl.SSLError as exc:
@@ -77,7 +77,7 @@ def _with_certificate(connection: socket.socket, server: str, host: str, credent
     return f"{server} closed the connection in the handshake: this device's certificate may be refused, ask for a new one (`heron certs issue`)"
 
 
-def _about_the_server(error: ssl.SSLCertVerificationError, server: str, host: str, credentials: Credentials) -> str:
+def _about_the_server(error: ssl.SSLCertVerificationError, *, server: str, host: str, credentials: Credentials) -> str:
     if error.verify_code in _OTHER_NAME:
         return f"the certificate of {server} is not for {host!r}: connect to a name that it has, or make one with `heron certs server --host {host}`"
     if error.verify_code == _EXPIRED:

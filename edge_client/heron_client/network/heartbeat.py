@@ -22,6 +22,7 @@ class Heartbeat:
         self,
         transport: Transport,
         training: RoundReference,
+        *,
         period_seconds: float,
         round_over: threading.Event,
         on_losses: Callable[[tuple[UploadLoss, ...]], None],

@@ -25,6 +25,7 @@ class Renewal:
         self,
         probe: Callable[[], object],
         join: Callable[[], Membership],
+        *,
         pause: Callable[[], None],
         on_renewed: Callable[[], None] = lambda: None,
     ) -> None:

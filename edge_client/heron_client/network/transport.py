@@ -17,15 +17,17 @@ from heron_client.network.channel import open_channel, translate
 from heron_client.network.downloads import Download
 from heron_client.network.membership_checks import check_membership
 from heron_client.network.memory_budget import memory_budget
+from heron_client.network.open_calls import OpenCalls
 from heron_client.network.stall import Progress, StallWatch
-from heron_client.network.uploader import Chunk, UploadRequest
+from heron_client.network.stream_messages import stream_messages
+from heron_client.network.upload import Chunk, UploadRequest
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ProgramError, RefusedError, TransportError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import raw_bytes, total_bytes
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.crash_points import CrashPoint, crash_point
-from heron_common.protocol.chunks import StreamAccount, split_rows, usual_chunk_bytes
+from heron_common.protocol.chunks import split_rows, usual_chunk_bytes
 from heron_common.protocol.messages import (
     EVALUATION_KIND,
     LocalStatistics,
@@ -36,18 +38,14 @@ from heron_common.protocol.messages import (
     UploadLoss,
     UploadPurpose,
 )
-from heron_common.protocol.seal import ChunkMessage, Damaged
 from heron_common.protocol.timing import LONGEST_CALL_DEADLINE_SECONDS, Timing
-from heron_common.protocol.wire import (
+from heron_common.protocol.wire import encoding_to_proto, purpose_to_proto, round_to_proto, tensor_spec_to_proto
+from heron_common.protocol.wire_messages import (
     answer_from_proto,
-    encoding_to_proto,
     losses_from_proto,
     membership_from_proto,
     next_step_from_proto,
-    purpose_to_proto,
-    round_to_proto,
     statistics_to_proto,
-    tensor_spec_to_proto,
 )
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_proto.v1 import split_training_pb2 as pb
@@ -77,6 +75,7 @@ class Transport:
     def __init__(
         self,
         target: str,
+        *,
         count_bytes: CountBytes,
         count_refusal: Callable[[ErrorCode], None],
         connect: Connect | None = None,
@@ -95,11 +94,10 @@ class Transport:
         self._stalls = StallWatch(MonotonicClock(), stall)
         self._stub, self._close = connect() if connect is not None else open_channel(target, self._timing, credentials)
         self._control = threading.Lock()
-        self._lock = threading.Lock()
-        self._calls: set[Any] = set()
-        self._cancelled = False
+        self._calls = OpenCalls()
         self._session = ""
         self._run_id = ""
+        self._lock = threading.Lock()
         self._losses_seen = 0
 
     def join(
@@ -172,7 +170,7 @@ class Transport:
         """Yield a blob as it comes; pieces of nothing could come for ever."""
         call = self._stub.FetchBlob(request, timeout=STREAM_DEADLINE_SECONDS)
         with self._stalls.watching(call.cancel) as progress:
-            for part in self._tracked(call):
+            for part in self._calls.responses(call):
                 progress.note()
                 if not part.data:
                     raise ProgramError(f"blob {request.sha256[:12]} came with a piece of no bytes: it is refused")
@@ -193,11 +191,15 @@ class Transport:
         )
         evaluates = request.purpose is UploadPurpose.EVALUATE
         kinds = [EVALUATION_KIND if evaluates else spec.name for spec in request.tensors]
+
+        def count(tensor_index: int, size: int) -> None:
+            self._count("up", kinds[tensor_index], size)
+
         call: list[Any] = []
         with self._mapped(), self._stalls.watching(lambda: call[0].cancel()) as progress:
-            messages = self._stream(pb.TrainBatchRequest, pb.TrainBatchRequest(header=header), chunks, kinds, progress)
+            messages = stream_messages(pb.TrainBatchRequest, header, chunks, progress=progress, count_bytes=count)
             call.append(self._stub.TrainBatch(messages, timeout=STREAM_DEADLINE_SECONDS))
-            answer = self._read_answer(self._tracked(call[0]), request, progress)
+            answer = self._read_answer(self._calls.responses(call[0]), request, progress)
         return dataclasses.replace(answer, losses=self._new_losses(header.losses_seen, answer.losses))
 
     def _read_answer(self, responses: Iterator[Any], request: UploadRequest, progress: Progress) -> UploadAnswer:
@@ -217,7 +219,9 @@ class Transport:
                 reading.trailer(response.trailer.length_bytes, response.trailer.sha256)
         return reading.whole()
 
-    def submit(self, reference: RoundReference, steps: int, submission: Submission, statistics: LocalStatistics) -> tuple[UploadLoss, ...]:
+    def submit(
+        self, reference: RoundReference, submission: Submission, *, steps: int, statistics: LocalStatistics
+    ) -> tuple[UploadLoss, ...]:
         """Submit what a round made; safe to repeat."""
         specs = submission.tensors
         header = pb.UpdateHeader(
@@ -240,10 +244,11 @@ class Transport:
         crash_point(CrashPoint.CLIENT_UPDATE_SENDING)
         call: list[Any] = []
         with self._mapped(), self._stalls.watching(lambda: call[0].cancel()) as progress:
-            kinds = ["update"] * len(specs)
-            messages = self._stream(pb.SubmitUpdateRequest, pb.SubmitUpdateRequest(header=header), chunks, kinds, progress)
+            messages = stream_messages(
+                pb.SubmitUpdateRequest, header, chunks, progress=progress, count_bytes=lambda _, size: self._count("up", "update", size)
+            )
             call.append(self._stub.SubmitUpdate.future(messages, timeout=STREAM_DEADLINE_SECONDS))
-            response = self._result(call[0])
+            response = self._calls.result(call[0])
         return self._new_losses(header.losses_seen, losses_from_proto(response.losses))
 
     def leave(self, reason: str, peak_memory_bytes: int) -> None:
@@ -263,11 +268,7 @@ class Transport:
 
     def cancel(self) -> None:
         """Cancel every call under way and every later one but `leave`; their callers get a TransportError."""
-        with self._lock:
-            self._cancelled = True
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
+        self._calls.cancel()
 
     def close(self) -> None:
         """Cancel what is under way and close the channel; safe to repeat."""
@@ -279,7 +280,7 @@ class Transport:
         with self._control, self._mapped():
             call = method.future(request, timeout=self._call_deadline)
             try:
-                response = self._result(call)
+                response = self._calls.result(call)
             except grpc.RpcError as exc:
                 if cast("grpc.Call", exc).code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     # A server or network that is slow for now gets more time, not the same question again and again.
@@ -289,53 +290,12 @@ class Transport:
         self._count("down", "control", response.ByteSize())
         return response
 
-    def _stream(self, part: Any, header: Any, chunks: Iterator[Chunk], kinds: list[str], progress: Progress) -> Iterator[Any]:
-        account = StreamAccount()
-        yield header
-        # Asked for the next message, gRPC has written the one before; until that is computed, nobody else can move.
-        progress.pause()
-        for chunk in chunks:
-            if chunk is None:
-                progress.cancel()
-                return
-            tensor_index, data = chunk
-            progress.note()
-            account.add(data)
-            crash_point(CrashPoint.CLIENT_CHUNK_SENT)
-            self._count("up", kinds[tensor_index], len(data))
-            yield ChunkMessage(tensor_index, data)
-            progress.pause()
-        progress.note()
-        yield part(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
-
     def _new_losses(self, seen: int, losses: tuple[UploadLoss, ...]) -> tuple[UploadLoss, ...]:
         """Return the losses after the first `seen` that no other answer, which overtook this one, has brought already."""
         with self._lock:
             fresh = losses[max(0, self._losses_seen - seen) :]
             self._losses_seen = max(self._losses_seen, seen + len(losses))
         return fresh
-
-    def _result(self, call: Any) -> Any:
-        with self._registered(call):
-            return _whole(call.result())
-
-    def _tracked(self, call: Any) -> Iterator[Any]:
-        with self._registered(call):
-            for response in call:
-                yield _whole(response)
-
-    @contextmanager
-    def _registered(self, call: Any) -> Iterator[None]:
-        with self._lock:
-            self._calls.add(call)
-            cancelled = self._cancelled
-        if cancelled:
-            call.cancel()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls.discard(call)
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -348,9 +308,3 @@ class Transport:
             if isinstance(error, RefusedError):
                 self._count_refusal(error.code)
             raise error from exc
-
-
-def _whole(response: Any) -> Any:
-    if isinstance(response, Damaged):
-        raise TransportError("an answer's bytes are not the ones that were sent")
-    return response

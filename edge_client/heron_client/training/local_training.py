@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_client.network.sending import SendOutcome, StepSender
-from heron_client.network.uploader import Upload, UploadRequest
+from heron_client.network.upload import Upload, UploadRequest
+from heron_client.network.upload_pipeline import SendOutcome, UploadPipeline
 from heron_client.training.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
 from heron_client.training.parameters import LocalParameters, SentFront
 from heron_client.training.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
@@ -86,7 +86,7 @@ class LocalRound:
     """
 
     def __init__(
-        self, context: LocalContext, assignment: Assignment, sender: StepSender, on_step: Callable[[int, float, float], None]
+        self, context: LocalContext, assignment: Assignment, sender: UploadPipeline, on_step: Callable[[int, float, float], None]
     ) -> None:
         plan = assignment.plan
         self._context, self._plan, self._assignment = context, plan, assignment
@@ -96,11 +96,11 @@ class LocalRound:
         self._order = BatchOrder(
             context.run_seed,
             context.client_id,
-            assignment.round,
-            context.num_examples,
-            plan.batch_size,
-            plan.local_steps,
-            context.lengths,
+            round_reference=assignment.round,
+            num_examples=context.num_examples,
+            batch_size=plan.batch_size,
+            num_steps=plan.local_steps,
+            lengths=context.lengths,
         )
         self._layout = context.parameters.trained_layout(plan.trains_head)
         self._trained = context.parameters.theta[: self._layout.num_parameters]
@@ -141,10 +141,10 @@ class LocalRound:
         digest = weights_digest(self._trained) if self._plan.trains_front else b""
         if self._plan.trains_front and chosen is UpdateEncoding.LOG:
             beside = (self._context.parameters.statistics,) if len(specs) > 1 else ()
-            return Submission(chosen, specs, (np.stack(self._coefficients), *beside), digest)
+            return Submission(chosen, tensors=specs, arrays=(np.stack(self._coefficients), *beside), weights_sha256=digest)
         parameters = self._context.parameters
         weights = {"client_model": parameters.front, "auxiliary_head": parameters.head, "statistics": parameters.statistics}
-        return Submission(UpdateEncoding.DENSE, specs, tuple(weights[spec.name] for spec in specs), digest)
+        return Submission(UpdateEncoding.DENSE, tensors=specs, arrays=tuple(weights[spec.name] for spec in specs), weights_sha256=digest)
 
     def _base_pass(self, local_step: int, batch: Batch) -> SendOutcome | None:
         """Run the unperturbed weights where the plan needs them: for the upload, or as one side of the difference, or for the gradient."""
@@ -190,13 +190,22 @@ class LocalRound:
         plan, model = self._plan, of_length(self._context.model, length)
         purpose = UploadPurpose.PROBE if plan.num_probes else UploadPurpose.TRAIN
         specs = upload_specs(plan, model)
-        return UploadRequest(self._assignment.round, purpose, local_step, plan.num_probes, specs, cut_gradient_specs(plan, model))
+        return UploadRequest(
+            self._assignment.round,
+            purpose,
+            local_step=local_step,
+            num_probes=plan.num_probes,
+            tensors=specs,
+            answer_tensors=cut_gradient_specs(plan, model),
+        )
 
     def _stream(self, upload: Upload, local_step: int, batch: Batch) -> Float32Array:
         """Compute and write one upload from the front that its step found; the same call makes the same bytes again for a retry."""
         context = self._context
         self._sent.show()
-        noise = derive_seed(context.run_seed, context.client_id, self._assignment.round, "quantise", local_step)
+        noise = derive_seed(
+            context.run_seed, context.client_id, round_reference=self._assignment.round, purpose="quantise", index=local_step
+        )
         stream = UploadStream(upload, noise)
         gradient = None if upload.repeats else self._cleared_gradient()
         program = self._base_program(batch.length)
@@ -222,7 +231,12 @@ class LocalRound:
     def _directions(self, local_step: int) -> Directions:
         context = self._context
         return step_directions(
-            context.run_seed, context.client_id, self._assignment.round, local_step, self._plan.distribution, self._layout
+            context.run_seed,
+            context.client_id,
+            reference=self._assignment.round,
+            local_step=local_step,
+            distribution=self._plan.distribution,
+            layout=self._layout,
         )
 
     def _descend(self, local_step: int, batch: Batch, outcome: SendOutcome | None) -> None:
@@ -277,7 +291,7 @@ class LocalRound:
         self.meter.add_differences(guarded)
         if self._inexact is not None and not self.meter.diverged:
             self._sent.before_move()
-            self._coefficients.append(self._inexact.step(self._trained, guarded, directions, self._scales))
+            self._coefficients.append(self._inexact.step(self._trained, guarded, directions=directions, scales=self._scales))
 
     def _judged(self, outcome: SendOutcome | None) -> tuple[Float32Array | None, list[Float32Array]]:
         """Return the server's losses of the base and of each perturbed pass."""

@@ -77,7 +77,7 @@ class Adam:
 class ZerothOrderOptimiser(Protocol):
     """Moves theta along the directions of one step."""
 
-    def step(self, theta: Float32Array, guarded: GuardedDerivatives, directions: Directions, scales: Float64Array) -> Float64Array:
+    def step(self, theta: Float32Array, guarded: GuardedDerivatives, *, directions: Directions, scales: Float64Array) -> Float64Array:
         """Update `theta` [num_parameters] in place; return the coefficients of the directions, if the step was a sum of them, else an empty array."""
         ...
 
@@ -88,9 +88,9 @@ class CoefficientOptimiser:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def step(self, theta: Float32Array, guarded: GuardedDerivatives, directions: Directions, scales: Float64Array) -> Float64Array:
+    def step(self, theta: Float32Array, guarded: GuardedDerivatives, *, directions: Directions, scales: Float64Array) -> Float64Array:
         coefficients = self._coefficients(guarded)
-        apply_coefficients(theta, coefficients, directions, scales)
+        apply_coefficients(theta, coefficients, directions=directions, scales=scales)
         return coefficients
 
     def _coefficients(self, guarded: GuardedDerivatives) -> Float64Array:
@@ -106,9 +106,9 @@ class EstimateOptimiser:
         self._inner = inner
         self._estimate = np.zeros(num_parameters, np.float32)
 
-    def step(self, theta: Float32Array, guarded: GuardedDerivatives, directions: Directions, scales: Float64Array) -> Float64Array:
+    def step(self, theta: Float32Array, guarded: GuardedDerivatives, *, directions: Directions, scales: Float64Array) -> Float64Array:
         self._estimate[:] = 0
-        apply_coefficients(self._estimate, guarded.values / guarded.values.size, directions, scales)
+        apply_coefficients(self._estimate, guarded.values / guarded.values.size, directions=directions, scales=scales)
         self._inner.step(theta, self._estimate)
         return np.empty(0, np.float64)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heron_client.network.uploader import Upload
+from heron_client.network.upload import Upload
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.round_meter import RoundMeter
 from heron_client.training.runtime import Program
@@ -105,7 +105,7 @@ class Passes:
         working = self._parameters.working[:at_once, : base.size]
         magnitudes = sign * self._plan.smoothing_radius * self._scales
         for group in range(0, self._plan.direction_groups, at_once):
-            directions.add_each(first_direction + group, magnitudes, base, working)
+            directions.add_each(first_direction + group, magnitudes, base=base, targets=working)
             self._rows(program, batch, slice(group * size, (group + at_once) * size), losses, stream, None, cut_gradient)
         return losses
 
@@ -129,7 +129,7 @@ class Passes:
             if gradient is not None:
                 gradient += program.gradients[: gradient.size]
             if stream is not None:
-                data = encode_rows(program.activations, self._plan.wire_dtype, stream.noise_seed, stream.next_row)
+                data = encode_rows(program.activations, self._plan.wire_dtype, noise_seed=stream.noise_seed, first_row=stream.next_row)
                 stream.upload.write(ACTIVATIONS, data)
                 stream.next_row += len(program.activations)
         if stream is None or not stream.upload.repeats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from heron_client.training.programs import Programs
 from heron_common.algorithm.plan_counts import BACKWARD_EQUIVALENTS, forward_equivalents, round_bytes
@@ -27,6 +27,7 @@ class ProgramTiming:
     """One program, one run of one micro-batch."""
 
     kind: ProgramKind
+    _: KW_ONLY
     length: int
     micro_batch: int
     seconds: float
@@ -59,7 +60,7 @@ def time_programs(programs: Programs, clock: Clock) -> list[ProgramTiming]:
             started = clock.now()
             program.run_again()
             seconds.append(clock.now() - started)
-        timings.append(ProgramTiming(kind, length, program.micro_batch, statistics.median(seconds)))
+        timings.append(ProgramTiming(kind, length=length, micro_batch=program.micro_batch, seconds=statistics.median(seconds)))
     return timings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class RoundMeter:
 
     second_moment: SecondMoment
     quantile: RunningQuantile
+    _: KW_ONLY
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0

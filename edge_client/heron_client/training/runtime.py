@@ -52,6 +52,7 @@ class Program:
         self,
         reference: ProgramReference,
         data: bytes,
+        *,
         model: ModelSpec,
         parameters: LocalParameters,
         specification: DataSpecification,
@@ -93,7 +94,7 @@ class Program:
         moves = self.kind in _MOVES_STATISTICS
         statistics = FlatLayout(model.statistics_read(self.kind in _READS_HEAD) if moves else ())
         self.new_statistics: Float32Array = np.zeros(statistics.num_parameters, np.float32)
-        self._bind(parameters, base or MappedBase(None, ()), layout if has_gradients else None, statistics)
+        self._bind(parameters, base=base or MappedBase(None, ()), gradient_layout=layout if has_gradients else None, statistics=statistics)
 
     def run(self, x: npt.NDArray[Any], y: npt.NDArray[Any], cut_gradient: Float32Array | None = None) -> None:
         """Run on one micro-batch of samples with the weights now in the working buffer; releases the interpreter while it computes.
@@ -112,7 +113,7 @@ class Program:
         """Run on the samples of the run before, zeros at first."""
         self._runs.run(self._session, self._binding, f"the {self.kind.value} program")
 
-    def _bind(self, parameters: LocalParameters, base: MappedBase, gradient_layout: FlatLayout | None, statistics: FlatLayout) -> None:
+    def _bind(self, parameters: LocalParameters, *, base: MappedBase, gradient_layout: FlatLayout | None, statistics: FlatLayout) -> None:
         found = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         samples: dict[str, npt.NDArray[Any]] = {"x": self._x}
         if self.kind in _READS_LABELS:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from heron_client.metrics import ClientMetrics
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import DEFAULT_WINDOW_BYTES
+from heron_client.network.upload import DEFAULT_WINDOW_BYTES
 from heron_client.session import Session, SessionSettings
 from heron_client.training.program_runs import ProgramRuns
 from heron_common.data.partition import Partition, Shard, partition_all
@@ -111,9 +111,13 @@ class Crowd:
 
     def _add(self, name: str, source: DataSource, stub: Any, clock: Clock, state: MemoryState) -> None:
         metrics = ClientMetrics(CollectorRegistry())
-        transport = Transport("the simulated server", metrics.count_bytes, _ignore, connect=lambda: (stub, _nothing))
-        settings = SessionSettings(name, threads=1, give_up_after_seconds=0.0, window_bytes=DEFAULT_WINDOW_BYTES, owns_process=False)
-        session = Session(settings, transport, source, state, metrics, clock, SystemRandom(), self._stop)
+        transport = Transport(
+            "the simulated server", count_bytes=metrics.count_bytes, count_refusal=_ignore, connect=lambda: (stub, _nothing)
+        )
+        settings = SessionSettings(
+            client_name=name, threads=1, give_up_after_seconds=0.0, window_bytes=DEFAULT_WINDOW_BYTES, owns_process=False
+        )
+        session = Session(settings, transport, source, state=state, metrics=metrics, clock=clock, random=SystemRandom(), stop=self._stop)
 
         def run() -> None:
             try:

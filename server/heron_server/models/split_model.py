@@ -79,7 +79,7 @@ class SplitModel:
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""
-        specification = DataSpecification("", self.input_shape, self.num_classes, task=self.task)
+        specification = DataSpecification("", self.input_shape, num_classes=self.num_classes, task=self.task)
         return ModelSpec(
             client_model=parameter_specs(self.front),
             auxiliary_head=parameter_specs(self.auxiliary_head),

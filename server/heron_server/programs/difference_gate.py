@@ -62,7 +62,9 @@ def difference_error(
     generator = np.random.Generator(np.random.Philox(key=seed))
     x, y = model.random_batch(num_groups * group_size, generator)
     layout = FlatLayout(model.to_spec().client_model + (model.to_spec().auxiliary_head if plan.trains_head else ()))
-    directions = Directions(derive_seed(seed, "parity", RoundReference(0, 0), "parity", 0), plan.distribution, layout)
+    directions = Directions(
+        derive_seed(seed, "parity", round_reference=RoundReference(0, 0), purpose="parity", index=0), plan.distribution, layout
+    )
     theta = _trained_flat(model, plan)
     run = _loss_runner(model, plan, load_runner(program))
     errors = []
@@ -72,9 +74,9 @@ def difference_error(
             base = run(theta, x[rows], y[rows]) if plan.difference is FiniteDifference.FORWARD else None
             gradient = _gradient(model, plan, x[rows], y[rows])
         plus, minus, direction = np.empty_like(theta), np.empty_like(theta), np.zeros_like(theta)
-        directions.add(k, plan.smoothing_radius * scales, theta, plus)
-        directions.add(k, -plan.smoothing_radius * scales, theta, minus)
-        directions.add(k, scales, direction, direction)
+        directions.add(k, plan.smoothing_radius * scales, base=theta, target=plus)
+        directions.add(k, -plan.smoothing_radius * scales, base=theta, target=minus)
+        directions.add(k, scales, base=direction, target=direction)
         other = run(minus, x[rows], y[rows]) if base is None else base
         found = directional_derivatives(run(plus, x[rows], y[rows]), other, 1, plan.smoothing_radius, plan.difference)[0]
         exact = float(np.dot(gradient, direction.astype(np.float64)))

@@ -150,7 +150,9 @@ def publish(
         if kind is plan.judged_program and length == lengths[-1]:
             difference = check_difference(model, plan, data, scales_of(model, algorithm), seed, measure)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
-        published.append(PublishedProgram(ProgramReference(kind, blob, plan.micro_batch, length, directions), data))
+        published.append(
+            PublishedProgram(ProgramReference(kind, blob, micro_batch=plan.micro_batch, length=length, directions=directions), data)
+        )
     report = ParityReport(worst, difference)
     log.info("programs proved equal to the model", extra={"output_error": worst, "difference_error": difference})
     return published, report

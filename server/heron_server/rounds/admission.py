@@ -48,7 +48,7 @@ class UploadHeader(Header):
 
     def key_of(self, client_id: str) -> UploadKey:
         """Return the key under which it is known."""
-        return UploadKey(self.round, client_id, self.purpose, self.local_step)
+        return UploadKey(self.round, client_id, purpose=self.purpose, local_step=self.local_step)
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ def answer_upload(run: RunState, admission: Admission[UploadHeader]) -> tuple[Up
     client, key = admission.client, admission.header.key_of(admission.client.name)
     attempt = _open_attempt(run, client, run.facts.run_id, key.round)
     if key.purpose is UploadPurpose.EVALUATE:
-        return UploadAnswer(0, (), client.losses_after(admission.header.losses_seen)), None
+        return UploadAnswer(0, probe_losses=(), losses=client.losses_after(admission.header.losses_seen)), None
     upload, plan = attempt.uploads[key], attempt.assignment.plan
     if upload.answer is None and plan.waits_for_answers:
         return None
     _refuse_without_gradients(run, attempt, upload)
     said = upload.answer if upload.answer is not None and upload.answer.probe_losses else None
     version, probes = (said.server_version, said.probe_losses or ()) if said is not None else (0, ())
-    return UploadAnswer(version, probes, client.losses_after(admission.header.losses_seen)), upload.cut_gradient
+    return UploadAnswer(version, probe_losses=probes, losses=client.losses_after(admission.header.losses_seen)), upload.cut_gradient
 
 
 def attempt_of_update(run: RunState, admission: Admission[UpdateHeader], sha256: str) -> Attempt | None:

@@ -16,7 +16,7 @@ from heron_common.protocol.messages import Assignment, UploadKey, UploadPurpose
 from heron_common.specification.model_spec import BlobReference, ModelSpec
 from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
-from heron_server.rounds.held_out import HeldOutUploads
+from heron_server.rounds.held_out_uploads import HeldOutUploads
 from heron_server.rounds.schedule import TrainingOrder, UploadSlot
 from heron_server.storage.spool import SpoolEntry
 
@@ -139,7 +139,9 @@ class Attempt:
         if self.held_out.holds_training:
             return ()
         slots = self.order.take()
-        return tuple(self.uploads[UploadKey(self.assignment.round, s.client_id, self.purpose, s.local_step)] for s in slots)
+        return tuple(
+            self.uploads[UploadKey(self.assignment.round, s.client_id, purpose=self.purpose, local_step=s.local_step)] for s in slots
+        )
 
     def acknowledged(self, client_id: str, before_step: int | None = None) -> None:
         """Note that a client has lambda of its uploads before a step (or all) by now."""

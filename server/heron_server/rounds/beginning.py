@@ -45,12 +45,12 @@ def begin_attempt(
     assignment = Assignment(
         reference,
         plan,
-        prepared.front,
-        prepared.head if plan.needs_head else None,
-        inputs.scales,
-        inputs.second_moment,
-        inputs.derivative_quantile,
-        prepared.statistics,
+        client_model=prepared.front,
+        auxiliary_head=prepared.head if plan.needs_head else None,
+        direction_scales=inputs.scales,
+        second_moment=inputs.second_moment,
+        derivative_quantile=inputs.derivative_quantile,
+        statistics=prepared.statistics,
     )
     start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
     attempt = Attempt(assignment, facts.model, cohort, facts.algorithm.schedule, start, heads, facts.evaluation_batches)

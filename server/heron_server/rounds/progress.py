@@ -51,7 +51,7 @@ def trained(run: RunState, upload: AcceptedUpload, answer: StoredAnswer, gradien
     run.outbox.ledger.upload_trained(upload.key, position, upload.answer, gradient.to_stored() if gradient is not None else None)
     if answer.loss is not None:
         record = run.registry.by_name[upload.key.client_id]
-        record.add_loss(UploadLoss(upload.key.round, upload.key.local_step, answer.loss, answer.server_version))
+        record.add_loss(UploadLoss(upload.key.round, upload.key.local_step, server_loss=answer.loss, server_version=answer.server_version))
     metrics, queued = run.metrics, run.clock.now() - upload.accepted_at
 
     def count() -> None:

@@ -29,11 +29,11 @@ def replay_update(attempt: Attempt, run_seed: int, client_id: str, log_bytes: by
         weights = replay(
             attempt.start,
             decode(log_bytes, spec),
-            np.array(assignment.direction_scales, np.float64),
-            run_seed,
-            client_id,
-            assignment.round,
-            FlatLayout(trained),
+            scales=np.array(assignment.direction_scales, np.float64),
+            run_seed=run_seed,
+            client_id=client_id,
+            reference=assignment.round,
+            layout=FlatLayout(trained),
         )
     if weights_digest(weights) != weights_sha256 or not bool(np.isfinite(weights).all()):
         raise RefusedError(

@@ -121,7 +121,7 @@ def draw_cohort(
     size = min(len(live), math.ceil(cohort_size(participation, len(live)) * over_selection - 1e-9))
     if size == len(live):
         return live
-    order = permutation(derive_seed(run_seed, "", reference, "participation", 0), len(live))
+    order = permutation(derive_seed(run_seed, "", round_reference=reference, purpose="participation", index=0), len(live))
     return tuple(sorted(live[int(index)] for index in order[:size]))
 
 

@@ -11,16 +11,18 @@ from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.protocol.chunks import USUAL_CHUNK_BYTES, StreamAccount
 from heron_common.protocol.messages import EVALUATION_KIND, UploadPurpose
 from heron_common.protocol.wire import (
-    answer_to_proto,
     columns_from_proto,
     encoding_from_proto,
+    purpose_from_proto,
+    round_from_proto,
+    tensor_specs_from_proto,
+)
+from heron_common.protocol.wire_messages import (
+    answer_to_proto,
     loss_to_proto,
     membership_to_proto,
     next_step_to_proto,
-    purpose_from_proto,
-    round_from_proto,
     statistics_from_proto,
-    tensor_specs_from_proto,
 )
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.version import PROTOCOL_VERSION, VERSION

@@ -44,7 +44,7 @@ def receive_payload(messages: Iterator[Any], incoming: Incoming[Any], expected: 
         data = message.chunk.data
         offset = receiver.received_bytes(message.chunk.tensor_index)
         spec = receiver.check_chunk(message.chunk.tensor_index, data)
-        check_values(spec, data, expected, offset)
+        check_values(spec, data, expected=expected, offset=offset)
         crash_point(CrashPoint.UPLOAD_CHUNK)
         incoming.take(kind or spec.name, data)
     raise RefusedError(ErrorCode.TRUNCATED, "the stream ended without a trailer: send the upload again")

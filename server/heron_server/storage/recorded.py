@@ -123,7 +123,7 @@ def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple
     )
     return tuple(
         RecordedUpload(
-            UploadKey(reference, client_id, UploadPurpose(purpose), local_step),
+            UploadKey(reference, client_id, purpose=UploadPurpose(purpose), local_step=local_step),
             sha256,
             StoredFile(file, size_bytes, sha256),
             state,

@@ -91,7 +91,7 @@ class Stepper:
         decoded, lengths, limit = [d for _, d in admitted], list[float](), keeper.gradient_limit
         version = self._trainer.server_version
         sums = np.zeros(len(decoded), np.float64)
-        seed = derive_seed(self._run_seed, "", key.round, "mix", key.local_step)
+        seed = derive_seed(self._run_seed, "", round_reference=key.round, purpose="mix", index=key.local_step)
         for batch in mixed_batches(decoded, seed):
             outcome = self._trainer.train(batch.rows, gradient_limit=limit)
             lengths += [outcome.gradient_norm] if outcome.gradient_norm is not None else []
@@ -136,5 +136,5 @@ class Stepper:
     def _encoded(self, outcome: StepOutcome, key: UploadKey, plan: Plan) -> memoryview | None:
         if outcome.cut_gradient is None:
             return None
-        seed = derive_seed(self._run_seed, key.client_id, key.round, "quantise_cut_gradient", key.local_step)
-        return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, seed, 0)
+        seed = derive_seed(self._run_seed, key.client_id, round_reference=key.round, purpose="quantise_cut_gradient", index=key.local_step)
+        return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, noise_seed=seed, first_row=0)

@@ -36,7 +36,7 @@ from heron_server.training.evaluation import evaluate
 from heron_server.training.event_files import EventFiles
 from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
-from heron_server.training.held_out import HeldOutScore
+from heron_server.training.held_out_score import HeldOutScore
 from heron_server.training.job_thread import JobThread
 from heron_server.training.open_round import InsideRound, open_round_state, open_round_tensors, restore_open_round
 from heron_server.training.recovery import Recovery

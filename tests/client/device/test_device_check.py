@@ -94,18 +94,21 @@ def test_a_full_disk_stands_in_the_way(tmp_path: Path) -> None:
 
 
 def test_clocks_are_compared_and_only_certificates_care() -> None:
-    assert "as on the server" in clock_finding(1e9, 0.1, True, 1e9 + 30).sentence
-    behind = clock_finding(1e9, 0.1, True, 1e9 - 7200)
+    assert "as on the server" in clock_finding(1e9, 0.1, tls=True, now=1e9 + 30).sentence
+    behind = clock_finding(1e9, 0.1, tls=True, now=1e9 - 7200)
     assert "7200 s behind" in behind.sentence and "certificates are judged by it" in behind.sentence
-    assert "without TLS" in clock_finding(1e9, 0.1, False, 1e9 + 7200).sentence
-    assert "does not tell" in clock_finding(0.0, 0.1, True, 1e9).sentence
+    assert "without TLS" in clock_finding(1e9, 0.1, tls=False, now=1e9 + 7200).sentence
+    assert "does not tell" in clock_finding(0.0, 0.1, tls=True, now=1e9).sentence
     assert behind.go
 
 
 def test_a_round_is_estimated_by_its_passes_at_the_slowest_pace() -> None:
     # 512 passes of a plan with 64 samples, 4 steps, forward differences; a gradient counts as three passes.
     plan = dataclasses.replace(PLAN, local_steps=4, batch_size=64, num_directions=1)
-    timings = [ProgramTiming(ProgramKind.LOSS, 0, 4, 0.04), ProgramTiming(ProgramKind.GRADIENT, 0, 4, 0.24)]
+    timings = [
+        ProgramTiming(ProgramKind.LOSS, length=0, micro_batch=4, seconds=0.04),
+        ProgramTiming(ProgramKind.GRADIENT, length=0, micro_batch=4, seconds=0.24),
+    ]
     sentence = round_sentence(dataclasses.replace(MEMBERSHIP, plan=plan), timings)
     assert "about 10 s of computing for 512 passes (4 steps of 64 samples)" in sentence
     assert "cannot be estimated" in round_sentence(MEMBERSHIP, timings)

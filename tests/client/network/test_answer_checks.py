@@ -27,13 +27,29 @@ BUDGET = 64 << 20
 DIGEST = "ab" * 32
 FRONT = (TensorSpec("0.weight", DType.FLOAT32, (4, 1, 3, 3)), TensorSpec("0.bias", DType.FLOAT32, (4,)))
 HEAD = (TensorSpec("1.weight", DType.FLOAT32, (10, 16)),)
-MODEL = ModelSpec(FRONT, HEAD, TensorSpec("cut", DType.FLOAT32, (16,)))
-DATA = DataSpecification("digits", (1, 8, 8), 10, 4.8, 16.0)
-LOSS = ProgramReference(ProgramKind.LOSS, BlobReference(DIGEST, 2000), 4)
+MODEL = ModelSpec(FRONT, HEAD, cut=TensorSpec("cut", DType.FLOAT32, (16,)))
+DATA = DataSpecification("digits", (1, 8, 8), num_classes=10, mean=4.8, standard_deviation=16.0)
+LOSS = ProgramReference(ProgramKind.LOSS, BlobReference(DIGEST, 2000), micro_batch=4)
 FRONT_PROGRAM = dataclasses.replace(LOSS, kind=ProgramKind.FRONT)
-MEMBERSHIP = Membership("run-1", "session-1", 7, DATA, MODEL, (LOSS, FRONT_PROGRAM), 10.0, 60)
+MEMBERSHIP = Membership(
+    "run-1",
+    "session-1",
+    run_seed=7,
+    data_specification=DATA,
+    model=MODEL,
+    programs=(LOSS, FRONT_PROGRAM),
+    heartbeat_seconds=10.0,
+    num_rounds=60,
+)
 PLAN = dataclasses.replace(PRESETS["heron"].plan, batch_size=32, direction_groups=8, micro_batch=4)
-ASSIGNMENT = Assignment(RoundReference(0, 0), PLAN, BlobReference(DIGEST, 4 * 40), BlobReference(DIGEST, 4 * 160), (0.1, 0.1), 0.0)
+ASSIGNMENT = Assignment(
+    RoundReference(0, 0),
+    PLAN,
+    client_model=BlobReference(DIGEST, 4 * 40),
+    auxiliary_head=BlobReference(DIGEST, 4 * 160),
+    direction_scales=(0.1, 0.1),
+    second_moment=0.0,
+)
 
 
 def but(value: Any, **changes: Any) -> Any:
@@ -162,7 +178,7 @@ def test_a_round_beyond_the_budget_is_refused_by_its_counts(changes: dict[str, i
 
 
 def answer(*losses: float) -> UploadAnswer:
-    return UploadAnswer(0, losses, ())
+    return UploadAnswer(0, probe_losses=losses, losses=())
 
 
 LAMBDA = TensorSpec("cut_gradient", DType.FLOAT32, (2, 2))

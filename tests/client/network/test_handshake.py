@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from heron_client.network.handshake import diagnose
-from heron_client.network.patience import DIAGNOSE_AFTER_FAILURES, Patience
+from heron_client.network.retry_policy import DIAGNOSE_AFTER_FAILURES, RetryPolicy
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError, TransportError
 from heron_common.files.tls_directory import TlsRole, date_of
@@ -147,13 +147,14 @@ class Doctor:
         return self.finding
 
 
-def patience(doctor: Doctor, clock: ManualClock, give_up_after_seconds: float = 0.0) -> Patience:
-    return Patience(threading.Event(), clock, Random(0), give_up_after_seconds, BackoffPolicy(0.0, 1.0, 0.0, 0.0), doctor)
+def retry_policy(doctor: Doctor, clock: ManualClock, give_up_after_seconds: float = 0.0) -> RetryPolicy:
+    backoff = BackoffPolicy(initial_seconds=0.0, factor=1.0, cap_seconds=0.0, floor_seconds=0.0)
+    return RetryPolicy(threading.Event(), clock, Random(0), give_up_after_seconds=give_up_after_seconds, backoff=backoff, diagnose=doctor)
 
 
 def test_it_is_asked_after_repeated_failures_and_then_ever_more_seldom(caplog: pytest.LogCaptureFixture) -> None:
     doctor = Doctor("it speaks no TLS")
-    attempts = patience(doctor, ManualClock()).begin("join")
+    attempts = retry_policy(doctor, ManualClock()).begin("join")
     asked = []
     for _ in range(DIAGNOSE_AFTER_FAILURES * 16):
         attempts.wait(TransportError("unavailable"))
@@ -165,7 +166,7 @@ def test_it_is_asked_after_repeated_failures_and_then_ever_more_seldom(caplog: p
 
 def test_a_server_that_answers_is_not_looked_into() -> None:
     doctor = Doctor("never asked")
-    attempts = patience(doctor, ManualClock()).begin("join")
+    attempts = retry_policy(doctor, ManualClock()).begin("join")
     for _ in range(20):
         attempts.wait(RefusedError(ErrorCode.TOO_MANY_CLIENTS, "later", 0.001))
     assert doctor.asked == 0
@@ -174,7 +175,7 @@ def test_a_server_that_answers_is_not_looked_into() -> None:
 def test_giving_up_says_what_was_found() -> None:
     clock = ManualClock()
     for finding, sentence in (("it speaks no TLS", "unavailable; it speaks no TLS"), (None, "unavailable")):
-        attempts = patience(Doctor(finding), clock, give_up_after_seconds=5.0).begin("join")
+        attempts = retry_policy(Doctor(finding), clock, give_up_after_seconds=5.0).begin("join")
         clock.advance(6.0)
         with pytest.raises(TransportError) as caught:
             attempts.wait(TransportError("unavailable"))

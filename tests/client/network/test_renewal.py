@@ -19,9 +19,11 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramReference
 
 DATA: DataSpecification = parse_specification("1x4x4:3")
-MODEL = ModelSpec((TensorSpec("w", DType.FLOAT32, (3,)),), (), TensorSpec("activations", DType.FLOAT32, (2,)))
-PROGRAM = ProgramReference("loss", BlobReference("a" * 64, 10), 4)
-JOINED = Membership("run", "first session", 7, DATA, MODEL, (PROGRAM,), 10.0, 5)
+MODEL = ModelSpec((TensorSpec("w", DType.FLOAT32, (3,)),), (), cut=TensorSpec("activations", DType.FLOAT32, (2,)))
+PROGRAM = ProgramReference("loss", BlobReference("a" * 64, 10), micro_batch=4)
+JOINED = Membership(
+    "run", "first session", run_seed=7, data_specification=DATA, model=MODEL, programs=(PROGRAM,), heartbeat_seconds=10.0, num_rounds=5
+)
 
 UNKNOWN = RefusedError(ErrorCode.SESSION_UNKNOWN, "join again")
 CUT = TransportError("does not answer")
@@ -66,7 +68,7 @@ def server() -> Server:
 
 @pytest.fixture
 def renewal(server: Server) -> Renewal:
-    made = Renewal(server.probe, server.join, server.pause)
+    made = Renewal(server.probe, server.join, pause=server.pause)
     made.begin(JOINED)
     return made
 
@@ -137,7 +139,7 @@ def test_a_refusal_for_good_is_raised(server: Server, renewal: Renewal) -> None:
 CHANGES: list[Callable[[Membership], Membership]] = [
     lambda m: replace(m, run_id="another run"),
     lambda m: replace(m, run_seed=8),
-    lambda m: replace(m, programs=(ProgramReference("loss", BlobReference("b" * 64, 10), 4),)),
+    lambda m: replace(m, programs=(ProgramReference("loss", BlobReference("b" * 64, 10), micro_batch=4),)),
     lambda m: replace(m, held_out=0.5),
 ]
 
@@ -161,12 +163,12 @@ def test_another_run_or_other_programs_end_what_the_client_was_doing(
 def test_a_client_that_never_joined_has_nothing_to_go_on_with(server: Server) -> None:
     server.restart()
     with pytest.raises(RunChanged):
-        Renewal(server.probe, server.join, server.pause).after(UNKNOWN)
+        Renewal(server.probe, server.join, pause=server.pause).after(UNKNOWN)
 
 
 def test_those_who_wait_to_send_again_are_woken_by_a_new_session_and_by_nothing_else(server: Server) -> None:
     woken: list[int] = []
-    renewal = Renewal(server.probe, server.join, server.pause, lambda: woken.append(server.joins))
+    renewal = Renewal(server.probe, server.join, pause=server.pause, on_renewed=lambda: woken.append(server.joins))
     renewal.begin(JOINED)
     renewal.after(UNKNOWN)
     assert woken == [], "the session is there"

@@ -23,11 +23,13 @@ from tests.harness.cluster import free_port
 
 
 def _losses(first: int, count: int) -> tuple[UploadLoss, ...]:
-    return tuple(UploadLoss(RoundReference(0, 0), step, float(step), step) for step in range(first, first + count))
+    return tuple(
+        UploadLoss(RoundReference(0, 0), step, server_loss=float(step), server_version=step) for step in range(first, first + count)
+    )
 
 
 def _transport(target: str) -> Transport:
-    return Transport(target, lambda *_: None, lambda _: None)
+    return Transport(target, count_bytes=lambda *_: None, count_refusal=lambda _: None)
 
 
 def test_losses_that_two_answers_bring_are_taken_once() -> None:
@@ -120,7 +122,9 @@ BLOB = BlobReference(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
 
 def _fetching(stub: BlobStub) -> tuple[Transport, list[int]]:
     counted: list[int] = []
-    return Transport("nowhere", lambda _d, _k, size: counted.append(size), lambda _: None, connect=lambda: (stub, lambda: None)), counted
+    return Transport(
+        "nowhere", count_bytes=lambda _d, _k, size: counted.append(size), count_refusal=lambda _: None, connect=lambda: (stub, lambda: None)
+    ), counted
 
 
 def test_a_file_whose_fetch_was_interrupted_goes_on_where_it_ended(tmp_path: Path) -> None:

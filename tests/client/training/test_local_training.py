@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_client.network.uploader import UploadRequest
+from heron_client.network.upload import UploadRequest
 from heron_client.training.parameters import LocalParameters
 from heron_common.algorithm.plan import ClientOptimiser, Estimator, Objective, Plan
 from heron_common.algorithm.presets import PRESETS
@@ -32,7 +32,7 @@ def _naive(tiny: TinyModel, plan: Plan, theta: Any) -> Any:
     data = np.random.default_rng(7).standard_normal((40, *tiny.model.input_shape)).astype(np.float32)
     labels = np.arange(40) % 3
     theta = theta.astype(np.float64)
-    order = SampleOrder(9, "a", ROUND, 40, plan.batch_size)
+    order = SampleOrder(9, "a", round_reference=ROUND, num_examples=40, batch_size=plan.batch_size)
     moments: list[float] = []
     first, second = np.zeros(d), np.zeros(d)
 
@@ -41,7 +41,7 @@ def _naive(tiny: TinyModel, plan: Plan, theta: Any) -> Any:
 
     for step in range(plan.local_steps):
         indices = order.indices(step)
-        directions = Directions(derive_seed(9, "a", ROUND, "direction", step), plan.distribution, layout)
+        directions = Directions(derive_seed(9, "a", round_reference=ROUND, purpose="direction", index=step), plan.distribution, layout)
         c = []
         for group in range(plan.direction_groups):
             rows = indices[group * plan.group_size : (group + 1) * plan.group_size]
@@ -102,7 +102,7 @@ def test_uploads_are_the_activations_of_the_weights_before_the_step(tiny: TinyMo
     theta = tiny.random_weights(2)
     run_round(tiny, plan, network, theta)
     assert [request.local_step for request, _ in network.uploads] == [0, 2]
-    order = SampleOrder(9, "a", ROUND, 40, plan.batch_size)
+    order = SampleOrder(9, "a", round_reference=ROUND, num_examples=40, batch_size=plan.batch_size)
     data = np.random.default_rng(7).standard_normal((40, *tiny.model.input_shape)).astype(np.float32)
     rows = order.indices(0)
     expected, _ = tiny.torch_losses(theta, data[rows], np.zeros(12, np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from heron_client.network.blob_fetcher import BlobFetcher
+from heron_client.network.downloads import Download
 from heron_client.training.parameters import LocalParameters
+from heron_client.training.run_loader import RunLoader
 from heron_client.training.runtime import Program
-from heron_client.training.supplies import Supplies
 from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Plan, UpdateEncoding
 from heron_common.algorithm.plan_counts import round_bytes
 from heron_common.errors import ProgramError, TransportError
@@ -118,15 +121,15 @@ def by_differences(plan: Plan) -> tuple[Float32Array, list[Float32Array]]:
     layout = LocalParameters(tiny().model.to_spec()).joint_layout
     scales = np.full(len(layout.specs), SCALE)
     for step in range(plan.local_steps):
-        directions = step_directions(RUN_SEED, "a", ROUND, step, plan.distribution, layout)
+        directions = step_directions(RUN_SEED, "a", reference=ROUND, local_step=step, distribution=plan.distribution, layout=layout)
         plus = theta.copy()
-        directions.add(0, RADIUS * scales, theta, plus)
+        directions.add(0, RADIUS * scales, base=theta, target=plus)
         twin.set(theta)
         other = copy.deepcopy(twin)
         other.set(plus)
         with torch.no_grad():
             derivative = float((other.losses(*batch(plan, step)).double() - twin.losses(*batch(plan, step)).double()).mean()) / RADIUS
-        directions.add(0, -RATE * derivative * scales, theta, theta)
+        directions.add(0, -RATE * derivative * scales, base=theta, target=theta)
         seen.append(twin.statistics())
     return theta, seen
 
@@ -170,7 +173,15 @@ def test_a_log_goes_with_the_statistics_and_its_digest_covers_the_weights_alone(
     assert [(spec.name, spec.shape) for spec in submission.tensors] == [("coefficients", (4, 1)), ("statistics", (12,))]
     layout = done.parameters.front_layout
     front = start()[: layout.num_parameters]
-    arrived = replay(front, submission.arrays[0], np.full(len(layout.specs), SCALE), RUN_SEED, "a", ROUND, layout)
+    arrived = replay(
+        front,
+        submission.arrays[0],
+        scales=np.full(len(layout.specs), SCALE),
+        run_seed=RUN_SEED,
+        client_id="a",
+        reference=ROUND,
+        layout=layout,
+    )
     assert weights_digest(arrived) == submission.weights_sha256 and not np.array_equal(arrived, front)
     assert submission.arrays[1].tobytes() == seen[-1].tobytes()
     assert [s.name for s in done.round.submission(UpdateEncoding.DENSE).tensors] == ["client_model", "statistics"]
@@ -205,22 +216,31 @@ def test_statistics_that_are_not_finite_are_not_taken_over_and_end_the_training_
     assert done.theta.tobytes() == start().tobytes()
 
 
+def _blob(array: Float32Array) -> BlobReference:
+    return BlobReference(hashlib.sha256(array.tobytes()).hexdigest(), array.nbytes)
+
+
 def test_every_attempt_starts_from_the_statistics_that_its_assignment_names(tmp_path: Any) -> None:
     wanted = np.arange(12, dtype=np.float32)
-    blobs = {"s": wanted.tobytes()}
+    statistics = _blob(wanted)
 
-    def fetch_into(blob: BlobReference, _kind: str, _what: str, target: memoryview) -> None:
-        target[:] = blobs[blob.sha256]
+    def fetch(download: Download, kind: str) -> None:
+        assert kind == "weights"
+        download.take(blobs[download.blob])
+        download.finish()
 
-    supplies = Supplies(lambda *_: b"", fetch_into, lambda *_: None, tmp_path, ManualClock(), lambda: None)
+    loader = RunLoader(BlobFetcher(fetch), tmp_path, clock=ManualClock(), give_memory_back=lambda: None)
     parameters = LocalParameters(tiny().model.to_spec())
     parameters.statistics[:] = 7
-    front = BlobReference("w", 4 * parameters.front.size)
-    blobs["w"] = start()[: parameters.front.size].tobytes()
-    assignment = Assignment(ROUND, plan_of("cse-fsl"), front, None, (), 0.0, statistics=BlobReference("s", wanted.nbytes))
-    supplies.load_weights(parameters, assignment)
+    weights = start()[: parameters.front.size]
+    front = _blob(weights)
+    blobs = {statistics: wanted.tobytes(), front: weights.tobytes()}
+    assignment = Assignment(
+        ROUND, plan_of("cse-fsl"), client_model=front, auxiliary_head=None, direction_scales=(), second_moment=0.0, statistics=statistics
+    )
+    loader.load_weights(parameters, assignment)
     assert parameters.statistics.tobytes() == wanted.tobytes()
     with pytest.raises(ProgramError, match="names none to start from"):
-        supplies.load_weights(parameters, dataclasses.replace(assignment, statistics=None))
+        loader.load_weights(parameters, dataclasses.replace(assignment, statistics=None))
     with pytest.raises(ProgramError, match="running statistics should have 48 bytes"):
-        supplies.load_weights(parameters, dataclasses.replace(assignment, statistics=BLOB))
+        loader.load_weights(parameters, dataclasses.replace(assignment, statistics=BLOB))

@@ -60,7 +60,7 @@ def test_an_exact_step_is_autograds_on_lambda_as_it_came(tiny: TinyModel, dtype:
     plan, theta = exact(wire_dtype=dtype, local_steps=1), tiny.random_weights(12)
     cut = tiny.model.to_spec().cut.shape
     sent = np.random.default_rng(0).standard_normal((12, *cut)).astype(np.float32)
-    came = decode_rows(encode_rows(sent, dtype, None, 0), dtype, sent.shape)
+    came = decode_rows(encode_rows(sent, dtype, noise_seed=None, first_row=0), dtype, sent.shape)
     done = run_round(tiny, plan, Network(cut_gradient=lambda *_: sent), theta)
     step = RATE * tiny.torch_pullback(theta, batch(plan, 0)[0], came)
     np.testing.assert_allclose(done.theta[: num_front(tiny)], theta[: num_front(tiny)] - step, atol=1e-5 * np.abs(step).max() + 1e-6)
@@ -88,7 +88,7 @@ def exact_derivatives(tiny: TinyModel, theta: Float32Array, num_directions: int)
     plan = small_plan("ho-sfl", num_directions=num_directions)
     x, y = batch(plan, 0)
     layout = run_round(tiny, small_plan("frozen"), Network(), theta).parameters.front_layout
-    directions = step_directions(RUN_SEED, "a", ROUND, 0, plan.distribution, layout)
+    directions = step_directions(RUN_SEED, "a", reference=ROUND, local_step=0, distribution=plan.distribution, layout=layout)
     found = []
     for index in range(num_directions * plan.direction_groups):
         first = index % plan.direction_groups * plan.group_size

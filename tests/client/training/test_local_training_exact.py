@@ -140,7 +140,11 @@ def test_rounding_numbers_a_steps_rows_as_if_there_were_no_micro_batches(tiny: T
     run_round(tiny, small_plan("frozen", wire_dtype=dtype), rounded, theta)
     for step, ((request, (whole, _)), (_, (came, _))) in enumerate(zip(plain.uploads, rounded.uploads, strict=True)):
         rows = np.frombuffer(whole, "<f4").reshape(request.tensors[0].shape)
-        assert came == bytes(encode_rows(rows, dtype, derive_seed(RUN_SEED, "a", ROUND, "quantise", step), 0))
+        assert came == bytes(
+            encode_rows(
+                rows, dtype, noise_seed=derive_seed(RUN_SEED, "a", round_reference=ROUND, purpose="quantise", index=step), first_row=0
+            )
+        )
 
 
 @pytest.mark.invariant(19, "the client repeats the same bytes")

@@ -144,7 +144,9 @@ def test_a_step_on_an_estimate_is_torchs_step_on_its_dense_sum(
     for step in range(3):
         reference.grad = torch.from_numpy(dense_estimate(distribution, step, count).copy())
         theirs.step()
-        coefficients = ours.step(theta, guarded(step, count), Directions(PerturbationSeed(step, 5), distribution, LAYOUT), SCALES)
+        coefficients = ours.step(
+            theta, guarded(step, count), directions=Directions(PerturbationSeed(step, 5), distribution, LAYOUT), scales=SCALES
+        )
         assert coefficients.size == 0
     # Adam divides an estimate near zero by its own size, which magnifies the estimate's float32 rounding: the typical weight is exact, none is far off.
     error = np.abs(theta - reference.numpy())
@@ -160,7 +162,7 @@ def test_a_step_by_coefficients_is_the_dense_step(optimiser: ClientOptimiser, di
     chosen = dataclasses.replace(plan(optimiser), distribution=distribution)
     found = guarded(0, count)
     coefficients = make_zeroth_order_optimiser(chosen, SIZE).step(
-        theta, found, Directions(PerturbationSeed(0, 5), distribution, LAYOUT), SCALES
+        theta, found, directions=Directions(PerturbationSeed(0, 5), distribution, LAYOUT), scales=SCALES
     )
     length = RATE if optimiser is ClientOptimiser.SGD else RATE * np.sqrt(count / found.second_moment.value)
     np.testing.assert_allclose(coefficients, -length * found.values / count, rtol=1e-12)
@@ -172,6 +174,6 @@ def test_a_step_in_one_layer_leaves_the_others_alone() -> None:
     chosen, found = plan(ClientOptimiser.SCALAR_ADAPTIVE), guarded(0, 6)
     theta = np.ones(SIZE, np.float32)
     directions = Directions(PerturbationSeed(0, 5), DirectionDistribution.RADEMACHER, LAYOUT)
-    make_zeroth_order_optimiser(chosen, SIZE).step(theta, found, directions, np.array([0.0, 2.0, 0.0]))
+    make_zeroth_order_optimiser(chosen, SIZE).step(theta, found, directions=directions, scales=np.array([0.0, 2.0, 0.0]))
     first, last = LAYOUT.offsets[1], LAYOUT.offsets[2]
     assert np.array_equal(np.flatnonzero(theta != 1)[[0, -1]], [first, last - 1])

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.upload import Chunk, UploadRequest
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
@@ -29,11 +25,14 @@ from heron_common.process.clock import ManualClock
 from heron_common.protocol.chunks import MAX_CHUNK_BYTES
 from heron_common.protocol.messages import Assignment, UploadAnswer
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
+from tests.client.rounds import pipeline_to
 
 CUT = (64, 1024)
 """A quarter of a mebibyte a sample in float32."""
 BATCH_SIZE = 64
-MODEL = ModelSpec((TensorSpec("w", DType.FLOAT32, (6,)),), (TensorSpec("h", DType.FLOAT32, (3,)),), TensorSpec("cut", DType.FLOAT32, CUT))
+MODEL = ModelSpec(
+    (TensorSpec("w", DType.FLOAT32, (6,)),), (TensorSpec("h", DType.FLOAT32, (3,)),), cut=TensorSpec("cut", DType.FLOAT32, CUT)
+)
 BLOB = BlobReference("0" * 64, 0)
 ROW_BYTES = 4 * CUT[0] * CUT[1]
 
@@ -63,7 +62,7 @@ class Drain:
     def send(self, request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         for chunk in chunks:
             self.bytes_up += len(chunk[1]) if chunk else 0
-        return UploadAnswer(0, self._losses, (), self._answer)
+        return UploadAnswer(0, probe_losses=self._losses, losses=(), cut_gradient=self._answer)
 
 
 def peak_of(call: Callable[[], object]) -> int:
@@ -79,21 +78,15 @@ def peak_of(call: Callable[[], object]) -> int:
 def round_of(plan: Plan) -> tuple[LocalRound, Drain]:
     parameters = LocalParameters(MODEL)
     x, y = np.zeros((BATCH_SIZE, 2), np.float32), np.zeros(BATCH_SIZE, np.int64)
-    references = [ProgramReference(kind, BLOB, plan.micro_batch) for kind in ProgramKind]
+    references = [ProgramReference(kind, BLOB, micro_batch=plan.micro_batch) for kind in ProgramKind]
     load: Any = lambda reference: Stand(reference.kind, plan.micro_batch)  # noqa: E731
     context = LocalContext("a", 1, MODEL, parameters, Programs(references, load), lambda *_: (x, y), BATCH_SIZE, ManualClock())
     tensors = parameters.trained_layout(plan.trains_head).specs
     network = Drain(plan, total_bytes(cut_gradient_specs(plan, MODEL)))
-    stop = threading.Event()
-    sender = StepSender(
-        Uploader(network.send, ManualClock(), MAX_CHUNK_BYTES),
-        Patience(stop, ManualClock(), Random(0), 0),
-        stop,
-        threading.Event(),
-        lambda _: None,
+    assignment = Assignment(
+        RoundReference(0, 0), plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(1.0,) * len(tensors), second_moment=0.0
     )
-    assignment = Assignment(RoundReference(0, 0), plan, BLOB, BLOB, (1.0,) * len(tensors), 0.0)
-    return LocalRound(context, assignment, sender, lambda *_: None), network
+    return LocalRound(context, assignment, pipeline_to(network.send, MAX_CHUNK_BYTES), lambda *_: None), network
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -56,24 +56,30 @@ def test_a_program_with_another_digest_is_refused(tiny: TinyModel) -> None:
 
 def test_bytes_that_are_no_program_are_refused_even_with_the_right_digest(tiny: TinyModel) -> None:
     data = b"not a program"
-    reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), 2)
+    reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), micro_batch=2)
     with pytest.raises(ProgramError, match="ONNX model"):
-        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
+        Program(
+            reference, data, model=tiny.model.to_spec(), parameters=LocalParameters(tiny.model.to_spec()), specification=SHAPE, threads=1
+        )
 
 
 def test_an_operator_that_is_not_listed_is_refused_before_the_program_is_loaded(tiny: TinyModel) -> None:
     data = tiny.program(ProgramKind.LOSS).replace(b"LogSoftmax", b"NoSuchThng").replace(b"Relu", b"Nope")
     assert data != tiny.program(ProgramKind.LOSS)
-    reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), 2)
+    reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), micro_batch=2)
     with pytest.raises(ProgramError, match="the operator 'Nope'"):
-        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
+        Program(
+            reference, data, model=tiny.model.to_spec(), parameters=LocalParameters(tiny.model.to_spec()), specification=SHAPE, threads=1
+        )
 
 
 def test_an_oversized_program_is_refused_before_it_is_loaded(tiny: TinyModel) -> None:
     data = bytes(MAX_PROGRAM_BYTES + 1)
-    reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), 2)
+    reference = ProgramReference(ProgramKind.LOSS, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), micro_batch=2)
     with pytest.raises(ProgramError, match="at most"):
-        Program(reference, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
+        Program(
+            reference, data, model=tiny.model.to_spec(), parameters=LocalParameters(tiny.model.to_spec()), specification=SHAPE, threads=1
+        )
 
 
 def test_a_program_for_another_micro_batch_or_model_is_refused(tiny: TinyModel) -> None:
@@ -81,15 +87,15 @@ def test_a_program_for_another_micro_batch_or_model_is_refused(tiny: TinyModel) 
     reference = tiny.reference(ProgramKind.LOSS)
     with pytest.raises(ProgramError, match="inputs are not the model's"):
         wrong = dataclasses.replace(reference, micro_batch=4)
-        Program(wrong, data, tiny.model.to_spec(), LocalParameters(tiny.model.to_spec()), SHAPE, 1)
+        Program(wrong, data, model=tiny.model.to_spec(), parameters=LocalParameters(tiny.model.to_spec()), specification=SHAPE, threads=1)
     with pytest.raises(ProgramError, match="not the model's"):
         Program(
             reference,
             data,
-            tiny.model.to_spec(),
-            LocalParameters(tiny.model.to_spec()),
-            dataclasses.replace(SHAPE, input_shape=(1, 9, 9)),
-            1,
+            model=tiny.model.to_spec(),
+            parameters=LocalParameters(tiny.model.to_spec()),
+            specification=dataclasses.replace(SHAPE, input_shape=(1, 9, 9)),
+            threads=1,
         )
 
 

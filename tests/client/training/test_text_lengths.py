@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.upload import Chunk, UploadRequest
 from heron_client.training.base import MappedBase
-from heron_client.training.held_out import send_held_out
+from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import HeldOutSamples, LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
@@ -40,7 +36,7 @@ from heron_server.models.split_model import SplitModel, next_tokens
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 from heron_server.programs.publish import needed_programs
-from tests.client.rounds import BLOB, QUICK, ROUND, RUN_SEED, Network, small_plan
+from tests.client.rounds import BLOB, ROUND, RUN_SEED, Network, pipeline_to, small_plan
 from tests.harness.transformers import build, next_token, three_classes
 
 LENGTHS = (4, 8)
@@ -62,13 +58,15 @@ class Published:
     @property
     def references(self) -> list[ProgramReference]:
         return [
-            ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), MICRO_BATCH, length)
+            ProgramReference(kind, BlobReference(hashlib.sha256(data).hexdigest(), len(data)), micro_batch=MICRO_BATCH, length=length)
             for (kind, length), data in self.programs.items()
         ]
 
     def load(self, reference: ProgramReference, parameters: LocalParameters) -> Program:
         spec, data = self.model.to_spec(), self.programs[reference.kind, reference.length]
-        return Program(reference, data, spec, parameters, self.data, 1, MappedBase(self.base, spec.base))
+        return Program(
+            reference, data, model=spec, parameters=parameters, specification=self.data, threads=1, base=MappedBase(self.base, spec.base)
+        )
 
     def read(self, indices: Int64Array, length: int) -> tuple[Any, Any]:
         y = self.y[indices]
@@ -117,12 +115,6 @@ def context_of(of: Published, held_out: bool = False) -> LocalContext:
     return LocalContext("a", RUN_SEED, spec, parameters, programs, of.read, NUM_TEXTS, ManualClock(), kept, lengths)
 
 
-def sender_to(network: Network) -> StepSender:
-    stop = threading.Event()
-    patience = Patience(stop, ManualClock(), Random(0), 0, QUICK)
-    return StepSender(Uploader(network.send, ManualClock()), patience, stop, threading.Event(), lambda _: None)
-
-
 class CutOffOnce(Network):
     """Every upload fails the first time."""
 
@@ -136,7 +128,12 @@ def run_round(of: Published, plan: Plan, all_longest: bool, network: Network | N
     context, network = context_of(of), network or Network()
     assert {kind for kind, _ in of.programs} == set(needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0)))
     scales = (0.5,) * len(context.parameters.trained_layout(plan.trains_head).specs)
-    local_round = LocalRound(context, Assignment(ROUND, plan, BLOB, BLOB, scales, 0.0), sender_to(network), lambda *_: None)
+    local_round = LocalRound(
+        context,
+        Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=scales, second_moment=0.0),
+        pipeline_to(network.send),
+        lambda *_: None,
+    )
     if all_longest:
         local_round._order = AllLongest(local_round._order)  # type: ignore[assignment]
     for step in range(plan.local_steps):
@@ -182,7 +179,11 @@ def test_an_upload_that_is_repeated_has_its_own_steps_length(predicting: Publish
 
 def test_held_out_texts_go_up_at_the_length_that_holds_each_batch(predicting: Published) -> None:
     context, network, plan = context_of(predicting, held_out=True), Network(), small_plan("heron")
-    send_held_out(context, Assignment(ROUND, plan, BLOB, BLOB, (), 0.0), sender_to(network))
+    send_held_out(
+        context,
+        Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(), second_moment=0.0),
+        pipeline_to(network.send),
+    )
     assert context.lengths is not None
     order = np.argsort(context.lengths[:24], kind="stable")
     assert set(context.lengths[:24]) == set(LENGTHS)
@@ -215,9 +216,16 @@ def test_one_program_of_a_kind_is_held_at_a_time(predicting: Published) -> None:
 
 def test_a_length_without_a_program_and_a_program_of_no_length_are_refused(predicting: Published) -> None:
     parameters = LocalParameters(predicting.model.to_spec())
-    front = ProgramReference(ProgramKind.FRONT, BLOB, MICRO_BATCH, 8)
+    front = ProgramReference(ProgramKind.FRONT, BLOB, micro_batch=MICRO_BATCH, length=8)
     with pytest.raises(ProgramError, match="the front program for texts of 4 tokens is missing"):
         Programs([*predicting.references, front], lambda reference: predicting.load(reference, parameters))
     long = dataclasses.replace(predicting.references[1], length=16)
     with pytest.raises(ProgramError, match="for texts of 16 tokens, which is no length of this run"):
-        Program(long, predicting.programs[ProgramKind.LOSS, 8], predicting.model.to_spec(), parameters, predicting.data, 1)
+        Program(
+            long,
+            predicting.programs[ProgramKind.LOSS, 8],
+            model=predicting.model.to_spec(),
+            parameters=parameters,
+            specification=predicting.data,
+            threads=1,
+        )

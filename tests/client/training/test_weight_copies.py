@@ -7,17 +7,14 @@ import hashlib
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
 from heron_client.network.downloads import MemoryDownload
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
 from heron_client.network.transport import Transport
-from heron_client.network.uploader import Chunk, Uploader, UploadRequest
+from heron_client.network.upload import Chunk, UploadRequest
 from heron_client.training.local_training import LocalContext, LocalRound
 from heron_client.training.parameters import LocalParameters, SentFront
 from heron_client.training.programs import Programs
@@ -28,7 +25,7 @@ from heron_common.protocol.messages import Assignment, UploadAnswer
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.client.models import TinyModel
-from tests.client.rounds import BLOB, ROUND, Network, run_round, small_plan
+from tests.client.rounds import BLOB, ROUND, Network, pipeline_to, run_round, small_plan
 
 NUM_WEIGHTS = 4_000_000
 
@@ -72,15 +69,19 @@ def test_a_zeroth_order_round_copies_no_weights(tiny: TinyModel, interval: int) 
     program: Any = NothingToCompute(parameters.working)
     programs = Programs([tiny.reference(ProgramKind.LOSS)], lambda _: program)
     context = LocalContext("a", 1, spec, parameters, programs, lambda rows, _: (x[rows], y[rows]), 40, ManualClock())
-    stop = threading.Event()
 
     def send(_request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         for _ in chunks:
             pass
-        return UploadAnswer(0, (), (), b"")
+        return UploadAnswer(0, probe_losses=(), losses=(), cut_gradient=b"")
 
-    sender = StepSender(Uploader(send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0), stop, threading.Event(), lambda _: None)
-    local_round = LocalRound(context, Assignment(ROUND, plan, BLOB, BLOB, (10.0,), 0.0), sender, lambda *_: None)
+    sender = pipeline_to(send)
+    local_round = LocalRound(
+        context,
+        Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(10.0,), second_moment=0.0),
+        sender,
+        lambda *_: None,
+    )
 
     def work() -> None:
         for step in range(plan.local_steps):
@@ -112,7 +113,7 @@ def test_weights_are_fetched_into_their_buffer_without_a_copy_beside_it() -> Non
 
         def cancel(self) -> None: ...
 
-    transport = Transport("nowhere", lambda *_: None, lambda _: None, connect=lambda: (Stub(), lambda: None))
+    transport = Transport("nowhere", count_bytes=lambda *_: None, count_refusal=lambda _: None, connect=lambda: (Stub(), lambda: None))
     peak = _allocated_at_peak(lambda: transport.fetch(MemoryDownload(blob, raw_bytes(buffer)), "weights"))
     assert buffer.tobytes() == content and peak < buffer.nbytes / 8
 

@@ -170,7 +170,7 @@ def test_every_round_of_every_preset_has_a_sound_plan(name: str) -> None:
 MODEL = ModelSpec(
     (TensorSpec("w", DType.FLOAT32, (3, 4)), TensorSpec("b", DType.FLOAT32, (5,))),
     (TensorSpec("head", DType.FLOAT32, (7,)),),
-    TensorSpec("cut", DType.FLOAT32, (2, 6)),
+    cut=TensorSpec("cut", DType.FLOAT32, (2, 6)),
 )
 
 

@@ -255,7 +255,7 @@ def test_a_resting_front_submits_nothing_so_its_encoding_is_no_mistake() -> None
 
 def by_batch(*layers: str) -> ModelSpec:
     statistics = tuple(TensorSpec(f"{layer}.running_mean", DType.FLOAT32, (4,)) for layer in layers)
-    return ModelSpec((), (), TensorSpec("cut", DType.FLOAT32, (6,)), statistics=statistics)
+    return ModelSpec((), (), cut=TensorSpec("cut", DType.FLOAT32, (6,)), statistics=statistics)
 
 
 WHOLE = {"direction_groups": 1, "micro_batch": COMPLETE.batch_size}

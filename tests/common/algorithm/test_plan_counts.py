@@ -110,7 +110,7 @@ def test_a_log_is_counted_as_it_is_submitted(tiny: TinyModel) -> None:
 MODEL = ModelSpec(
     (TensorSpec("w", DType.FLOAT32, (10, 9)), TensorSpec("b", DType.FLOAT32, (10,))),
     (TensorSpec("h", DType.FLOAT32, (7,)),),
-    TensorSpec("cut", DType.FLOAT32, (5, 6)),
+    cut=TensorSpec("cut", DType.FLOAT32, (5, 6)),
 )
 """100 weights in front, 7 in the head, 30 floats a sample at the cut."""
 
@@ -165,7 +165,7 @@ def _around(name: str) -> tuple[Any, ...]:
 
 def model_of(front: int, head: int = 0) -> ModelSpec:
     heads = (TensorSpec("h", DType.FLOAT32, (head,)),) if head else ()
-    return ModelSpec((TensorSpec("w", DType.FLOAT32, (front,)),), heads, TensorSpec("cut", DType.FLOAT32, (1,)))
+    return ModelSpec((TensorSpec("w", DType.FLOAT32, (front,)),), heads, cut=TensorSpec("cut", DType.FLOAT32, (1,)))
 
 
 def logged(steps: int, groups: int, directions: int = 1, **changes: Any) -> Plan:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heron_common.data.batch_order import BatchOrder, samples_by_length
-from heron_common.data.held_out import evaluation_batches, evaluation_rows
 from heron_common.data.partition import SampleOrder
+from heron_common.data.shard_split import evaluation_batches, evaluation_rows
 from heron_common.ids import RoundReference
 from heron_common.numerics.directions import PerturbationSeed
 from heron_common.numerics.tensors import Int64Array
@@ -27,7 +27,11 @@ def order(lengths: Int64Array | None = THREE, num_steps: int = 10, batch_size: i
 
 
 def test_samples_of_one_shape_are_drawn_as_they_always_were() -> None:
-    plain, alike, sample_order = order(None), order(np.full(100, 64)), SampleOrder(1, "ann", ROUND, 100, 5)
+    plain, alike, sample_order = (
+        order(None),
+        order(np.full(100, 64)),
+        SampleOrder(1, "ann", round_reference=ROUND, num_examples=100, batch_size=5),
+    )
     for step in range(10):
         expected = sample_order.indices(step).tolist()
         assert (plain.draw(step).indices.tolist(), plain.draw(step).length) == (expected, 0)
@@ -131,11 +135,11 @@ def test_who_fills_the_longest_changes_with_the_round() -> None:
 @pytest.mark.parametrize("num_held_out", [0, 5, 8, 13, 40])
 def test_held_out_texts_go_up_in_as_many_batches_as_without_lengths_and_each_counts_once(num_held_out: int) -> None:
     lengths = np.random.default_rng(1).choice([32, 64, 128], num_held_out)
-    batches, slices = evaluation_batches(num_held_out, 8, 3, lengths), evaluation_rows(num_held_out, 8, 3)
+    batches, slices = evaluation_batches(num_held_out, 8, max_batches=3, lengths=lengths), evaluation_rows(num_held_out, 8, 3)
     assert [len(draw.indices) for draw in batches] == [rows.stop - rows.start for rows in slices]
     drawn = [int(index) for draw in batches for index in draw.indices]
     assert sorted(drawn) == list(range(min(num_held_out, 24))), "the same samples, each once"
     assert all(draw.length == lengths[draw.indices].max() for draw in batches)
     assert [draw.length for draw in batches] == sorted(draw.length for draw in batches)
-    plain = [(draw.indices.tolist(), draw.length) for draw in evaluation_batches(num_held_out, 8, 3)]
+    plain = [(draw.indices.tolist(), draw.length) for draw in evaluation_batches(num_held_out, 8, max_batches=3)]
     assert plain == [(list(range(rows.start, rows.stop)), 0) for rows in slices]

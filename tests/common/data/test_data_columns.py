@@ -140,7 +140,9 @@ def test_columns_that_can_have_no_names_are_warned_of_once(sites: Path, caplog: 
 
 
 def test_names_stand_in_place_of_a_shape() -> None:
-    expected = DataSpecification("b+a:cat,dog:1:2", (2,), 2, 1.0, 2.0, class_names=("cat", "dog"), columns=("b", "a"))
+    expected = DataSpecification(
+        "b+a:cat,dog:1:2", (2,), num_classes=2, mean=1.0, standard_deviation=2.0, class_names=("cat", "dog"), columns=("b", "a")
+    )
     assert parse_specification("b+a:cat,dog:1:2") == expected
     for wrong in ("a+:2", "a+a:2", "a+b", "+:2"):
         with pytest.raises(ConfigurationError, match="names of columns like temperature"):

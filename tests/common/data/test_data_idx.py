@@ -182,7 +182,7 @@ def test_joined_rows_are_those_of_the_files_one_after_the_other(tmp_path: Path) 
     parts, start = [], 0
     for number, count in enumerate((5, 1, 94, 200)):
         (tmp_path / str(number)).write_bytes(IMAGES[start : start + count].tobytes())
-        parts.append(FileRows(tmp_path / str(number), 0, (count, 4, 6), np.dtype("u1")))
+        parts.append(FileRows(tmp_path / str(number), 0, shape=(count, 4, 6), dtype=np.dtype("u1")))
         start += count
     joined = JoinedRows(parts)
     rows = np.random.default_rng(1).integers(0, 300, 1000)

@@ -67,7 +67,7 @@ def test_permutations_are_uniform_in_their_first_element() -> None:
 def order(
     num_examples: int = 10, batch_size: int = 4, run_seed: int = 1, client: str = "ann", where: tuple[int, int] = (0, 0)
 ) -> SampleOrder:
-    return SampleOrder(run_seed, client, RoundReference(*where), num_examples, batch_size)
+    return SampleOrder(run_seed, client, round_reference=RoundReference(*where), num_examples=num_examples, batch_size=batch_size)
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (10, 10), (10, 3), (3, 7), (1, 5), (7, 1)])

@@ -19,10 +19,10 @@ from heron_common.specification.data_specification import DataSpecification
 
 def source_of(labels: np.ndarray, shape: tuple[int, ...] = (1, 2)) -> DataSource:
     inputs = np.arange(len(labels) * int(np.prod(shape)), dtype=np.float32).reshape(len(labels), *shape)
-    return DataSource("memory", MemoryRows(inputs), MemoryRows(labels), np.arange(len(labels)))
+    return DataSource("memory", inputs=MemoryRows(inputs), labels=MemoryRows(labels), rows=np.arange(len(labels)))
 
 
-SPECIFICATION = DataSpecification("small", (1, 2), 3, mean=2.0, standard_deviation=4.0)
+SPECIFICATION = DataSpecification("small", (1, 2), num_classes=3, mean=2.0, standard_deviation=4.0)
 
 
 @pytest.mark.parametrize("name", ["", "mnist", "mnist:train", "Digits:train", ":train", "digits.train"])
@@ -100,13 +100,15 @@ def test_a_mean_is_subtracted_before_anything_is_rounded(tmp_path: Path, kind: s
 
 def test_each_channel_is_normalised_in_float64_too() -> None:
     raw = np.array([[[2**40 + 1.0], [0.1]]])
-    source = DataSource("memory", MemoryRows(raw), MemoryRows(np.array([0])), np.arange(1))
+    source = DataSource("memory", inputs=MemoryRows(raw), labels=MemoryRows(np.array([0])), rows=np.arange(1))
     x, _ = SampleReader(source, parse_specification(f"2x1:2:{2**40},0.1:1,3")).batch(np.array([0]))
     assert x.tolist() == [[[1.0], [0.0]]]
 
 
 def test_a_batch_of_any_size_is_normalised_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = DataSource("memory", MemoryRows(np.random.default_rng(0).normal(size=(9, 1, 2))), MemoryRows(np.zeros(9, int)), np.arange(9))
+    source = DataSource(
+        "memory", inputs=MemoryRows(np.random.default_rng(0).normal(size=(9, 1, 2))), labels=MemoryRows(np.zeros(9, int)), rows=np.arange(9)
+    )
     whole, _ = SampleReader(source, SPECIFICATION).batch(np.arange(9))
     monkeypatch.setattr("heron_common.data.number_samples._ELEMENTS_AT_ONCE", 4)
     assert np.array_equal(SampleReader(source, SPECIFICATION).batch(np.arange(9))[0], whole)
@@ -118,10 +120,10 @@ def test_a_batch_of_any_size_is_normalised_alike(monkeypatch: pytest.MonkeyPatch
 def test_a_number_that_is_not_finite_is_refused_with_its_sample(bad: float, sentence: str) -> None:
     raw = np.zeros((4, 1, 2))
     raw[2, 0, 1] = bad
-    source = DataSource("memory", MemoryRows(raw), MemoryRows(np.zeros(4, int)), np.array([3, 2, 1]))
+    source = DataSource("memory", inputs=MemoryRows(raw), labels=MemoryRows(np.zeros(4, int)), rows=np.array([3, 2, 1]))
     with pytest.raises(DataError, match=f"samples must be finite, but sample 2 of 'memory' holds {sentence}"):
-        check_samples(source, DataSpecification("small", (1, 2), 3))
-    check_source(source, DataSpecification("small", (1, 2), 3)).batch(np.array([0]))
+        check_samples(source, DataSpecification("small", (1, 2), num_classes=3))
+    check_source(source, DataSpecification("small", (1, 2), num_classes=3)).batch(np.array([0]))
 
 
 def test_normalising_a_batch_does_not_change_the_source() -> None:
@@ -135,7 +137,7 @@ def test_restricting_twice_composes_and_indices_count_within_the_restriction() -
     source = source_of(np.arange(10))
     shard = source.restricted(np.array([8, 6, 4, 2])).restricted(np.array([3, 0]))
     assert (shard.num_examples, source.num_examples) == (2, 10)
-    specification = DataSpecification("ten", (1, 2), 10)
+    specification = DataSpecification("ten", (1, 2), num_classes=10)
     assert SampleReader(shard, specification).batch(np.array([0, 1]))[1].tolist() == [2, 8]
     assert shard.input_shape == source.input_shape
 
@@ -186,13 +188,17 @@ def test_only_the_shards_own_labels_are_checked() -> None:
 def test_a_specification_reads_shape_classes_mean_and_deviation(
     text: str, shape: tuple[int, ...], classes: int, mean: float, deviation: float
 ) -> None:
-    assert parse_specification(text) == DataSpecification(text, shape, classes, mean, deviation)
+    assert parse_specification(text) == DataSpecification(text, shape, num_classes=classes, mean=mean, standard_deviation=deviation)
 
 
 def test_a_named_specification_is_found_by_its_name() -> None:
     assert parse_specification("digits") is DIGITS_SPECIFICATION
-    assert parse_specification("fashion-mnist") == DataSpecification("fashion-mnist", (1, 28, 28), 10, 72.94, 90.02)
-    assert parse_specification("cifar-10") == DataSpecification("cifar-10", (3, 32, 32), 10, 120.7, 64.2)
+    assert parse_specification("fashion-mnist") == DataSpecification(
+        "fashion-mnist", (1, 28, 28), num_classes=10, mean=72.94, standard_deviation=90.02
+    )
+    assert parse_specification("cifar-10") == DataSpecification(
+        "cifar-10", (3, 32, 32), num_classes=10, mean=120.7, standard_deviation=64.2
+    )
 
 
 @pytest.mark.parametrize("kind", ["u1", ">i4", "i8"])
@@ -222,7 +228,7 @@ def test_a_partition_without_labels_does_not_read_them() -> None:
             raise AssertionError("labels were read")
 
     inputs = MemoryRows(np.zeros((8, 1)))
-    source = DataSource("memory", inputs, Unreadable(np.zeros(8)), np.arange(8))
+    source = DataSource("memory", inputs=inputs, labels=Unreadable(np.zeros(8)), rows=np.arange(8))
     assert source.shard(parse_partition("iid"), Shard(0, 2)).num_examples == 4
     assert source.shard(parse_partition("sizes:1"), Shard(0, 2)).num_examples > 0
 

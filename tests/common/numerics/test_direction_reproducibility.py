@@ -97,6 +97,6 @@ def test_many_small_steps_in_place_follow_the_naive_float32_trajectory_bit_for_b
     for group, coefficient in enumerate(np.random.default_rng(1).standard_normal(200)):
         magnitudes = coefficient * np.array([0.03, 0.5])
         signs = directions.materialise(group)
-        directions.add(group, magnitudes, theta, theta)
+        directions.add(group, magnitudes, base=theta, target=theta)
         naive = naive + signs * np.repeat(magnitudes.astype(np.float32), (30, 34))
     assert theta.tobytes() == naive.tobytes()

@@ -102,7 +102,7 @@ def test_a_step_through_add_descends_the_gradient_times_the_squared_scales(
         derivatives = directional_derivatives(plus, np.broadcast_to(minus, groups), groups, mu, difference)
         moved = np.zeros_like(theta)
         for group, coefficient in enumerate(sgd_coefficients(derivatives, rate)):
-            directions.add(group, coefficient * per_tensor, moved, moved)
+            directions.add(group, coefficient * per_tensor, base=moved, target=moved)
         steps.append(moved / -rate)
     assert_mean(np.array(steps, np.float64), np.repeat(per_tensor**2, (2, DIMENSION - 2)) * loss.gradient(THETA))
 
@@ -111,5 +111,5 @@ def _group_losses(loss: Quadratic, directions: Directions, groups: int, magnitud
     """Return the loss at theta + v_g for every group, perturbing in a second buffer as a client does."""
     points = np.empty((groups, theta.size), np.float32)
     for group in range(groups):
-        directions.add(group, magnitudes, theta, points[group])
+        directions.add(group, magnitudes, base=theta, target=points[group])
     return loss(points.astype(np.float64))

@@ -64,13 +64,16 @@ def test_golden_words_of_a_direction_never_change() -> None:
 
 @pytest.mark.invariant(9)
 def test_golden_seed_of_a_step_never_changes() -> None:
-    seed = derive_seed(7, "a", RoundReference(3, 1), "direction", 0)
+    seed = derive_seed(7, "a", round_reference=RoundReference(3, 1), purpose="direction", index=0)
     assert seed == PerturbationSeed(9459848223842373431, 10793969223587270037)
 
 
 def test_every_part_of_a_seed_matters() -> None:
     arguments = itertools.product((7, 71), ("a", "b", "a1"), ((3, 1), (31, 1), (3, 11)), ("direction", "sample_order"), (0, 1, 10))
-    seeds = [derive_seed(run, client, RoundReference(*where), purpose, index) for run, client, where, purpose, index in arguments]
+    seeds = [
+        derive_seed(run, client, round_reference=RoundReference(*where), purpose=purpose, index=index)
+        for run, client, where, purpose, index in arguments
+    ]
     assert len(set(seeds)) == len(seeds) == 2 * 3 * 3 * 2 * 3
 
 
@@ -78,7 +81,9 @@ def test_every_part_of_a_seed_matters() -> None:
 def test_groups_steps_clients_rounds_and_attempts_have_uncorrelated_directions(distribution: DirectionDistribution) -> None:
     d = 4096
     steps = [("ann", (0, 0), 0), ("ann", (0, 0), 1), ("bob", (0, 0), 0), ("ann", (1, 0), 0), ("ann", (0, 1), 0)]
-    seeds = [derive_seed(1, client, RoundReference(*where), "direction", step) for client, where, step in steps]
+    seeds = [
+        derive_seed(1, client, round_reference=RoundReference(*where), purpose="direction", index=step) for client, where, step in steps
+    ]
     directions = [Directions(seed, distribution, layout_of(d)) for seed in seeds]
     table = np.array([some.materialise(group) for some in directions for group in (0, 1)], np.float64)
     correlation = table @ table.T / d
@@ -127,9 +132,9 @@ def test_directions_that_are_added_together_are_added_bit_for_bit_as_alone(
     base[:3] = (-0.0, 0.0, 1e-45)
     directions = Directions(SEED, distribution, layout)
     together, alone = np.zeros((3, layout.num_parameters), np.float32), np.zeros((3, layout.num_parameters), np.float32)
-    directions.add_each(4, sizes, base, together)
+    directions.add_each(4, sizes, base=base, targets=together)
     for index, row in enumerate(alone):
-        Directions(SEED, distribution, layout).add(4 + index, sizes, base, row)
+        Directions(SEED, distribution, layout).add(4 + index, sizes, base=base, target=row)
     assert together.tobytes() == alone.tobytes()
 
 
@@ -146,7 +151,7 @@ def test_directions_that_are_added_in_turn_are_added_bit_for_bit_one_after_the_o
     twin, directions = theta.copy(), Directions(SEED, distribution, layout)
     for group, row in enumerate(magnitudes):
         if row.any():
-            directions.add(group, row, twin, twin)
+            directions.add(group, row, base=twin, target=twin)
     directions.add_in_turn(magnitudes, theta)
     assert theta.tobytes() == twin.tobytes()
 
@@ -157,7 +162,7 @@ def test_rademacher_add_is_one_float32_addition_per_weight_bit_for_bit() -> None
     base = np.random.default_rng(0).standard_normal(layout.num_parameters).astype(np.float32)
     base[:4] = [0.0, -0.0, 1e-45, 3.4e38]
     target = np.full_like(base, np.nan)
-    Directions(SEED, RADEMACHER, layout).add(4, magnitudes, base, target)
+    Directions(SEED, RADEMACHER, layout).add(4, magnitudes, base=base, target=target)
     per_weight = np.repeat(magnitudes.astype(np.float32), sizes)
     signs = np.array([rademacher_sign(SEED, 4, i) for i in range(layout.num_parameters)], np.float32)
     expected = np.array([b + s * m for b, s, m in zip(base, signs, per_weight, strict=True)], np.float32)
@@ -171,7 +176,7 @@ def test_dense_add_scales_each_tensor_by_its_own_magnitude(distribution: Directi
     base = np.random.default_rng(1).standard_normal(layout.num_parameters).astype(np.float32)
     target = np.empty_like(base)
     directions = Directions(SEED, distribution, layout)
-    directions.add(1, magnitudes, base, target)
+    directions.add(1, magnitudes, base=base, target=target)
     expected = base + np.repeat(magnitudes.astype(np.float32), (BLOCK - 1, 3, 40)) * directions.materialise(1)
     assert np.array_equal(target, expected)
 
@@ -182,8 +187,8 @@ def test_adding_in_place_equals_adding_into_another_buffer(distribution: Directi
     base = np.random.default_rng(2).standard_normal(layout.num_parameters).astype(np.float32)
     apart, in_place = np.empty_like(base), base.copy()
     directions = Directions(SEED, distribution, layout)
-    directions.add(3, np.array([0.1, 0.2]), base, apart)
-    directions.add(3, np.array([0.1, 0.2]), in_place, in_place)
+    directions.add(3, np.array([0.1, 0.2]), base=base, target=apart)
+    directions.add(3, np.array([0.1, 0.2]), base=in_place, target=in_place)
     assert np.array_equal(apart, in_place)
     assert not np.array_equal(apart, base)
 
@@ -199,7 +204,7 @@ def test_perturbing_leaves_the_base_bit_identical(distribution: DirectionDistrib
     base.setflags(write=False)
     directions = Directions(SEED, distribution, layout)
     for group in range(50):
-        directions.add(group, magnitudes, base, target)
+        directions.add(group, magnitudes, base=base, target=target)
     assert base.tobytes() == before
     assert np.array_equal(magnitudes, kept)
 
@@ -217,5 +222,5 @@ def test_groups_may_be_asked_for_in_any_order(distribution: DirectionDistributio
 def test_materialise_is_what_add_adds(distribution: DirectionDistribution) -> None:
     directions = Directions(SEED, distribution, layout_of(10, 20))
     base, target = np.zeros(30, np.float32), np.empty(30, np.float32)
-    directions.add(2, np.array([4.0, 0.25]), base, target)
+    directions.add(2, np.array([4.0, 0.25]), base=base, target=target)
     assert np.array_equal(target, directions.materialise(2) * np.repeat(np.float32([4.0, 0.25]), (10, 20)))

@@ -52,7 +52,7 @@ def test_a_relative_step_moves_the_weights_by_its_share_of_their_norm(dimension:
         coefficients = relative_coefficients(derivatives, float(np.mean(np.square(derivatives))), 0.05)
         moved = theta.copy()
         directions = Directions(PerturbationSeed(seed, 1), DirectionDistribution.RADEMACHER, layout_of(dimension))
-        apply_coefficients(moved, coefficients, directions, scales)
+        apply_coefficients(moved, coefficients, directions=directions, scales=scales)
         lengths.append(float(np.linalg.norm(moved - theta) / np.linalg.norm(theta)))
     # Of a hundred weights and 32 directions some overlap; on average none of a step's length is lost.
     assert np.mean(lengths) == pytest.approx(0.05, rel=0.1)
@@ -97,7 +97,7 @@ def test_a_rademacher_step_moves_no_weight_beyond_its_tensors_scale(rate: float)
     directions = Directions(PerturbationSeed(1, 1), DirectionDistribution.RADEMACHER, layout_of(50, 50))
     moved = np.zeros(100, np.float32)
     for group, coefficient in enumerate(sgd_coefficients(np.array([4.0, -3.0, 5.0]), rate)):
-        directions.add(group, coefficient * scales, moved, moved)
+        directions.add(group, coefficient * scales, base=moved, target=moved)
     reach = np.abs(moved) / np.repeat(scales, 50)
     # Three additions in float32.
     assert reach.max() <= MAX_STEP_SCALES * (1 + 4 * np.finfo(np.float32).eps)

@@ -26,7 +26,7 @@ from heron_common.specification.data_specification import IGNORED, DataSpecifica
 
 SPEC = TensorSpec("activations", DType.FLOAT32, (2, 3))
 LABELS = TensorSpec("labels", DType.INT64, (4,))
-EXPECTED = DataSpecification("ten classes", (3,), 10)
+EXPECTED = DataSpecification("ten classes", (3,), num_classes=10)
 
 
 def test_every_dtype_has_a_little_endian_numpy_twin_of_its_own_name() -> None:
@@ -148,47 +148,47 @@ def test_a_float_that_is_not_finite_is_refused(value: float, place: int) -> None
     array = np.zeros(6, np.float32)
     array[place] = value
     with pytest.raises(RefusedError, match="'activations' must be finite") as refusal:
-        check_values(SPEC, raw_bytes(array), EXPECTED)
+        check_values(SPEC, raw_bytes(array), expected=EXPECTED)
     assert refusal.value.code is ErrorCode.NON_FINITE
 
 
 def test_the_largest_and_smallest_floats_are_finite() -> None:
     info = np.finfo(np.float32)
-    check_values(SPEC, raw_bytes(np.array([info.max, info.min, info.smallest_subnormal, -0.0], np.float32)), EXPECTED)
+    check_values(SPEC, raw_bytes(np.array([info.max, info.min, info.smallest_subnormal, -0.0], np.float32)), expected=EXPECTED)
 
 
 @pytest.mark.parametrize("label", [-1, 10, 2**62, -(2**63)])
 def test_a_label_outside_the_classes_is_named_in_the_refusal(label: int) -> None:
     with pytest.raises(RefusedError, match=rf"\[0, 10\), but {label} came") as refusal:
-        check_values(LABELS, raw_bytes(np.array([0, 9, label, 5], np.int64)), EXPECTED)
+        check_values(LABELS, raw_bytes(np.array([0, 9, label, 5], np.int64)), expected=EXPECTED)
     assert refusal.value.code is ErrorCode.LABEL_RANGE
 
 
 @pytest.mark.parametrize("spec", [SPEC, LABELS])
 def test_values_on_the_boundary_and_empty_pieces_pass(spec: TensorSpec) -> None:
-    check_values(spec, b"", EXPECTED)
-    check_values(LABELS, raw_bytes(np.array([0, 9], np.int64)), EXPECTED)
+    check_values(spec, b"", expected=EXPECTED)
+    check_values(LABELS, raw_bytes(np.array([0, 9], np.int64)), expected=EXPECTED)
 
 
 @pytest.mark.parametrize(("spec", "length"), [(SPEC, 1), (SPEC, 3), (SPEC, 5), (LABELS, 4), (LABELS, 9)])
 def test_a_piece_that_cuts_an_element_is_refused(spec: TensorSpec, length: int) -> None:
     with pytest.raises(RefusedError, match=f"has {length} bytes, which is not a multiple of") as refusal:
-        check_values(spec, bytes(length), EXPECTED)
+        check_values(spec, bytes(length), expected=EXPECTED)
     assert refusal.value.code is ErrorCode.INVALID_TENSOR
 
 
 def test_of_next_tokens_the_ignored_ones_may_be_outside_the_vocabulary() -> None:
-    text = DataSpecification("text", (4,), 10, task=Task.NEXT_TOKEN, tokens=True)
-    check_values(LABELS, raw_bytes(np.array([0, 9, IGNORED, IGNORED], np.int64)), text)
+    text = DataSpecification("text", (4,), num_classes=10, task=Task.NEXT_TOKEN, tokens=True)
+    check_values(LABELS, raw_bytes(np.array([0, 9, IGNORED, IGNORED], np.int64)), expected=text)
     for wrong in (-1, 10, IGNORED - 1):
         with pytest.raises(RefusedError, match=f"but {wrong} came"):
-            check_values(LABELS, raw_bytes(np.array([IGNORED, wrong], np.int64)), text)
+            check_values(LABELS, raw_bytes(np.array([IGNORED, wrong], np.int64)), expected=text)
     with pytest.raises(RefusedError, match=f"but {IGNORED} came"):
-        check_values(LABELS, raw_bytes(np.array([IGNORED], np.int64)), EXPECTED)
+        check_values(LABELS, raw_bytes(np.array([IGNORED], np.int64)), expected=EXPECTED)
 
 
 def test_a_mask_is_of_zeros_and_ones() -> None:
     mask = TensorSpec("mask", DType.UINT8, (2, 3))
-    check_values(mask, bytes([0, 1, 1]), EXPECTED)
+    check_values(mask, bytes([0, 1, 1]), expected=EXPECTED)
     with pytest.raises(RefusedError, match="'mask' must hold zeros and ones"):
-        check_values(mask, bytes([0, 2]), EXPECTED)
+        check_values(mask, bytes([0, 2]), expected=EXPECTED)

@@ -54,7 +54,9 @@ def replayed(
 ) -> Float32Array:
     layout, _ = trained(done, with_head)
     named = {"run_seed": RUN_SEED, "client_id": "a", "reference": ROUND, **where}
-    return replay(tiny.random_weights(4)[: layout.num_parameters], log, np.array(scales[: len(layout.specs)]), layout=layout, **named)
+    return replay(
+        tiny.random_weights(4)[: layout.num_parameters], log, scales=np.array(scales[: len(layout.specs)]), layout=layout, **named
+    )
 
 
 ROUNDS: list[dict[str, Any]] = [
@@ -157,8 +159,8 @@ def test_a_replay_is_its_naive_twin_bit_for_bit_with_negative_zeros_and_denormal
     log[2, 1] = 0.0
     scales = np.array([1.0, 0.25, 1e-3])
     reference = RoundReference(5, 0)
-    came = replay(start, log, scales, 3, "ann", reference, layout)
-    seeds = [derive_seed(3, "ann", reference, "direction", step) for step in range(3)]
+    came = replay(start, log, scales=scales, run_seed=3, client_id="ann", reference=reference, layout=layout)
+    seeds = [derive_seed(3, "ann", round_reference=reference, purpose="direction", index=step) for step in range(3)]
     expected = naive_replay(list(start), log.tolist(), list(np.repeat(scales, (3, 70, 1))), seeds)
     assert came.tobytes() == np.array(expected, np.float32).tobytes()
 
@@ -166,7 +168,10 @@ def test_a_replay_is_its_naive_twin_bit_for_bit_with_negative_zeros_and_denormal
 def test_a_replay_leaves_what_it_started_from_alone() -> None:
     start = np.ones(9, np.float32)
     start.setflags(write=False)
-    assert replay(start, np.ones((2, 1)), np.ones(1), 1, "a", ROUND, layout_of(9)).tobytes() != start.tobytes()
+    assert (
+        replay(start, np.ones((2, 1)), scales=np.ones(1), run_seed=1, client_id="a", reference=ROUND, layout=layout_of(9)).tobytes()
+        != start.tobytes()
+    )
     assert start.tolist() == [1.0] * 9
 
 
@@ -175,13 +180,21 @@ def test_a_coefficient_of_zero_moves_no_bit_not_even_a_negative_zeros(zero: floa
     """A client that skips a step adds nothing, so the replay of its zeros may add nothing either: -0.0 + 0.0 is 0.0."""
     theta = np.array([-0.0, 0.0, 1e-45, -1.5] * 20, np.float32)
     before = theta.tobytes()
-    apply_coefficients(theta, np.full(5, zero), Directions(PerturbationSeed(1, 2), RADEMACHER, layout_of(80)), np.ones(1))
+    apply_coefficients(theta, np.full(5, zero), directions=Directions(PerturbationSeed(1, 2), RADEMACHER, layout_of(80)), scales=np.ones(1))
     assert theta.tobytes() == before
 
 
 @pytest.mark.parametrize("coefficient", [math.nan, math.inf, -math.inf])
 def test_a_forged_coefficient_that_is_not_finite_shows_in_the_weights(coefficient: float) -> None:
-    came = replay(np.zeros(5, np.float32), np.array([[0.5, coefficient]]), np.ones(1), 1, "a", ROUND, layout_of(5))
+    came = replay(
+        np.zeros(5, np.float32),
+        np.array([[0.5, coefficient]]),
+        scales=np.ones(1),
+        run_seed=1,
+        client_id="a",
+        reference=ROUND,
+        layout=layout_of(5),
+    )
     assert not np.isfinite(came).any()
 
 
@@ -206,8 +219,10 @@ def test_steps_that_were_skipped_are_zeros_in_the_log_and_replay_to_where_the_cl
 @pytest.mark.parametrize("index", [0, 1, 4])
 def test_the_directions_of_a_step_are_those_of_its_derived_seed(index: int) -> None:
     layout = layout_of(5, 8)
-    came = step_directions(3, "ann", ROUND, index, RADEMACHER, layout).materialise(2)
-    assert came.tolist() == [rademacher_sign(derive_seed(3, "ann", ROUND, "direction", index), 2, i) for i in range(13)]
+    came = step_directions(3, "ann", reference=ROUND, local_step=index, distribution=RADEMACHER, layout=layout).materialise(2)
+    assert came.tolist() == [
+        rademacher_sign(derive_seed(3, "ann", round_reference=ROUND, purpose="direction", index=index), 2, i) for i in range(13)
+    ]
 
 
 @pytest.mark.invariant(11)
@@ -223,7 +238,7 @@ def test_the_mean_of_clients_weights_is_the_start_plus_the_mean_of_what_their_lo
     delta = np.zeros_like(start)
     for name, client, weight in zip(names, clients, weights, strict=True):
         for step, row in enumerate(client.round.submission().arrays[0]):
-            directions = step_directions(RUN_SEED, name, ROUND, step, RADEMACHER, layout)
+            directions = step_directions(RUN_SEED, name, reference=ROUND, local_step=step, distribution=RADEMACHER, layout=layout)
             delta += weight * sum(a * scales * directions.materialise(g) for g, a in enumerate(row))
     # One float32 rounding for each of nine additions to weights below 2, and one for the mean.
     np.testing.assert_allclose(mean, start + delta, rtol=0, atol=10 * 2.0**-24 * 2)

@@ -16,7 +16,7 @@ from heron_common.ids import RoundReference
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.tensors import MAX_RANK, DType, TensorSpec
 from heron_common.numerics.zeroth_order import FiniteDifference
-from heron_common.protocol import wire
+from heron_common.protocol import wire, wire_messages
 from heron_common.protocol.messages import Assignment, Finished, LocalStatistics, Membership, UploadAnswer, UploadLoss, UploadPurpose, Wait
 from heron_common.specification.data_specification import DataSpecification, Task
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
@@ -32,12 +32,17 @@ PLAN = dataclasses.replace(
     learning_rate=0.1,
     update_encoding=UpdateEncoding.LOG,
 )
-ASSIGNMENT = Assignment(ROUND, PLAN, BLOB, BlobReference("cd" * 32, 1), (0.1, 1 / 3), 1e-17)
-LOSSES = (UploadLoss(ROUND, 4, 0.5, 2**40), UploadLoss(RoundReference(0, 0), 0, -2.25, 0))
+ASSIGNMENT = Assignment(
+    ROUND, PLAN, client_model=BLOB, auxiliary_head=BlobReference("cd" * 32, 1), direction_scales=(0.1, 1 / 3), second_moment=1e-17
+)
+LOSSES = (
+    UploadLoss(ROUND, 4, server_loss=0.5, server_version=2**40),
+    UploadLoss(RoundReference(0, 0), 0, server_loss=-2.25, server_version=0),
+)
 MODEL = ModelSpec(
     (TensorSpec("client_model.0", DType.FLOAT32, (4, 1, 3, 3)), TensorSpec("client_model.1", DType.FLOAT32, ())),
     (TensorSpec("auxiliary_head.0", DType.FLOAT32, (10, 16)),),
-    TensorSpec("cut", DType.FLOAT32, (16,)),
+    cut=TensorSpec("cut", DType.FLOAT32, (16,)),
 )
 NORMALISING = dataclasses.replace(
     MODEL, statistics=tuple(TensorSpec(f"front.1.{n}", DType.FLOAT32, (4,)) for n in ("running_mean", "running_var"))
@@ -46,9 +51,11 @@ MEMBERSHIP = Membership(
     run_id="r" * 32,
     session="s" * 32,
     run_seed=2**64 - 1,
-    data_specification=DataSpecification("digits", (1, 8, 8), 10, 4.8, 16.0, columns=tuple(f"p{place}" for place in range(64))),
+    data_specification=DataSpecification(
+        "digits", (1, 8, 8), num_classes=10, mean=4.8, standard_deviation=16.0, columns=tuple(f"p{place}" for place in range(64))
+    ),
     model=MODEL,
-    programs=(ProgramReference(ProgramKind.LOSS, BLOB, 4), ProgramReference(ProgramKind.FRONT, BLOB, 64)),
+    programs=(ProgramReference(ProgramKind.LOSS, BLOB, micro_batch=4), ProgramReference(ProgramKind.FRONT, BLOB, micro_batch=64)),
     heartbeat_seconds=2.5,
     num_rounds=60,
 )
@@ -58,7 +65,7 @@ OF_TEXT = dataclasses.replace(
     data_specification=DataSpecification(
         "tweets",
         (32,),
-        3,
+        num_classes=3,
         task=Task.CLASSIFICATION,
         tokens=True,
         class_names=("negative", "neutral", "positive"),
@@ -75,7 +82,7 @@ OF_TEXT = dataclasses.replace(
         base=(TensorSpec("wte.weight", DType.INT8, (50, 8)), TensorSpec("wpe.weight", DType.BFLOAT16, (32, 8))),
         lengths=(8, 32),
     ),
-    programs=tuple(ProgramReference(ProgramKind.LOSS, BLOB, 4, length) for length in (8, 32)),
+    programs=tuple(ProgramReference(ProgramKind.LOSS, BLOB, micro_batch=4, length=length) for length in (8, 32)),
     base=BLOB,
 )
 
@@ -99,7 +106,8 @@ def sent(message: Any) -> Any:
 
 
 def through_the_wire(kind: str, value: Any) -> Any:
-    return getattr(wire, f"{kind}_from_proto")(sent(getattr(wire, f"{kind}_to_proto")(value)))
+    module = wire if hasattr(wire, f"{kind}_to_proto") else wire_messages
+    return getattr(module, f"{kind}_from_proto")(sent(getattr(module, f"{kind}_to_proto")(value)))
 
 
 @pytest.mark.parametrize(
@@ -117,10 +125,25 @@ def through_the_wire(kind: str, value: Any) -> Any:
         ("assignment", dataclasses.replace(ASSIGNMENT, auxiliary_head=None, direction_scales=())),
         ("assignment", dataclasses.replace(ASSIGNMENT, statistics=BlobReference("ef" * 32, 96))),
         ("membership", dataclasses.replace(MEMBERSHIP, model=NORMALISING)),
-        ("answer", UploadAnswer(2**40, (0.5, -1.25), LOSSES)),
-        ("answer", UploadAnswer(0, (), ())),
+        ("answer", UploadAnswer(2**40, probe_losses=(0.5, -1.25), losses=LOSSES)),
+        ("answer", UploadAnswer(0, probe_losses=(), losses=())),
         ("statistics", LocalStatistics()),
-        ("statistics", LocalStatistics(1 / 3, -0.1, 2**40, 5, 0.1, 1e-300, 6, 7, 1.5, 2.5, 2**40)),
+        (
+            "statistics",
+            LocalStatistics(
+                second_moment=1 / 3,
+                mean_local_loss=-0.1,
+                forward_passes=2**40,
+                differences=5,
+                difference_mean=0.1,
+                difference_variance=1e-300,
+                differences_clipped=6,
+                differences_non_finite=7,
+                step_seconds=1.5,
+                upload_wait_seconds=2.5,
+                peak_memory_bytes=2**40,
+            ),
+        ),
     ],
 )
 def test_values_come_back_as_they_were_sent(kind: str, value: Any) -> None:
@@ -156,13 +179,13 @@ def test_a_plan_message_has_exactly_the_fields_of_a_plan() -> None:
 @pytest.mark.parametrize("step", [ASSIGNMENT, Wait(0.25, "waiting for two more clients"), Finished("60 rounds are done")])
 @pytest.mark.parametrize("losses", [(), LOSSES])
 def test_the_next_step_and_its_losses_come_back_as_they_were_sent(step: Any, losses: tuple[UploadLoss, ...]) -> None:
-    message = sent(wire.next_step_to_proto(step, losses))
-    assert wire.next_step_from_proto(message) == step
-    assert wire.losses_from_proto(message.losses) == losses
+    message = sent(wire_messages.next_step_to_proto(step, losses))
+    assert wire_messages.next_step_from_proto(message) == step
+    assert wire_messages.losses_from_proto(message.losses) == losses
 
 
 def test_a_next_step_of_an_unknown_kind_is_a_short_wait() -> None:
-    step = wire.next_step_from_proto(pb.NextAssignmentResponse())
+    step = wire_messages.next_step_from_proto(pb.NextAssignmentResponse())
     assert isinstance(step, Wait)
     assert 0 < step.seconds <= 5
 
@@ -201,12 +224,12 @@ def test_an_unknown_enum_value_in_a_plan_is_named_in_the_refusal(field: str, num
 
 @pytest.mark.parametrize("number", UNKNOWN)
 def test_an_unknown_dtype_program_kind_or_purpose_is_refused(number: int) -> None:
-    spec, membership = wire.tensor_spec_to_proto(MODEL.cut), wire.membership_to_proto(MEMBERSHIP)
+    spec, membership = wire.tensor_spec_to_proto(MODEL.cut), wire_messages.membership_to_proto(MEMBERSHIP)
     spec.dtype = number  # type: ignore[assignment]
     membership.programs[1].kind = number  # type: ignore[assignment]
     for decode, what in (
         (lambda: wire.tensor_spec_from_proto(sent(spec)), "dtype"),
-        (lambda: wire.membership_from_proto(sent(membership)), "program kind"),
+        (lambda: wire_messages.membership_from_proto(sent(membership)), "program kind"),
         (lambda: wire.purpose_from_proto(number), "upload purpose"),
     ):
         with pytest.raises(RefusedError, match=f"{what} {number} is not one that this version knows"):

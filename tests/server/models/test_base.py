@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from heron_client.network.blob_fetcher import BlobFetcher
+from heron_client.network.downloads import Download
 from heron_client.state_directory import has_digest
 from heron_client.training.base import MappedBase
 from heron_client.training.parameters import LocalParameters
+from heron_client.training.run_loader import RunLoader
 from heron_client.training.runtime import Program
-from heron_client.training.supplies import Supplies
 from heron_common.errors import ConfigurationError, ProgramError
 from heron_common.numerics.base_layout import ALIGNMENT, base_layout
 from heron_common.numerics.tensors import DType, TensorSpec
@@ -91,7 +93,15 @@ def test_a_clients_program_over_a_mapped_base_equals_the_model(base: str, tmp_pa
     program_bytes = export(compile_function(model, ProgramKind.LOSS, 2))
     blob = BlobReference(hashlib.sha256(program_bytes).hexdigest(), len(program_bytes))
     mapped = MappedBase(tmp_path / reference.sha256, spec.base)
-    program = Program(ProgramReference(ProgramKind.LOSS, blob, 2), program_bytes, spec, parameters, model.completed(data), 1, mapped)
+    program = Program(
+        ProgramReference(ProgramKind.LOSS, blob, micro_batch=2),
+        program_bytes,
+        model=spec,
+        parameters=parameters,
+        specification=model.completed(data),
+        threads=1,
+        base=mapped,
+    )
     x, y = model.random_batch(2, np.random.Generator(np.random.Philox(key=9)))
     program.run(x, y)
     with torch.no_grad():
@@ -130,14 +140,25 @@ def test_frozen_weights_that_were_damaged_on_the_device_are_fetched_again(tmp_pa
     blob = BlobReference(hashlib.sha256(content).hexdigest(), len(content))
     fetched: list[str] = []
 
-    def fetch_file(_blob: BlobReference, kind: str, _what: str, target: Path) -> None:
+    def fetch(download: Download, kind: str) -> None:
         fetched.append(kind)
-        target.write_bytes(content)
+        download.take(content)
+        download.finish()
 
-    supplies = Supplies(None, None, fetch_file, KeptBlobs(path), None, lambda: None)  # type: ignore[arg-type]
-    membership = Membership("run", "session", 0, next_token(6), None, (), 1.0, 1, base=blob)  # type: ignore[arg-type]
+    loader = RunLoader(BlobFetcher(fetch), KeptBlobs(path), clock=None, give_memory_back=lambda: None)  # type: ignore[arg-type]
+    membership = Membership(
+        "run",
+        "session",
+        run_seed=0,
+        data_specification=next_token(6),
+        model=None,
+        programs=(),
+        heartbeat_seconds=1.0,
+        num_rounds=1,
+        base=blob,
+    )  # type: ignore[arg-type]
     for before, fetches in ((None, 1), (content, 1), (content[:-1] + b"?", 2), (b"", 3)):
         if before is not None:
             path.write_bytes(before)
-        assert supplies._base_file(membership) == path
+        assert loader._base_file(membership) == path
         assert path.read_bytes() == content and len(fetched) == fetches

@@ -165,7 +165,9 @@ def test_a_norm_that_cannot_be_federated_is_refused(norm: Callable[[], nn.Module
 
 
 def test_the_resnet_moves_no_statistics_while_it_is_built_and_refuses_parts_of_batches() -> None:
-    model = build_model("resnet", {"width": 4, "groups": 1, "blocks": [1, 1], "norm": "batch"}, DataSpecification("test", (1, 8, 8), 10), 0)
+    model = build_model(
+        "resnet", {"width": 4, "groups": 1, "blocks": [1, 1], "norm": "batch"}, DataSpecification("test", (1, 8, 8), num_classes=10), 0
+    )
     counts = [value for part in (model.front, model.back) for name, value in part.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counts) == 6 and not any(counts)
     exact = preset("cse-fsl")

@@ -21,7 +21,7 @@ from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 from heron_server.programs.parity import CONVOLUTION_GRADIENT_TOLERANCE, check_outputs
 
-DATA = DataSpecification("digits", (1, 8, 8), 10)
+DATA = DataSpecification("digits", (1, 8, 8), num_classes=10)
 BLOCKS, PAIRS = LocalLosses.BLOCKS, LocalLosses.PAIRS
 
 
@@ -49,7 +49,7 @@ def test_losses_are_where_they_were_asked_for(losses: LocalLosses, blocks: tuple
 
 
 def test_residual_blocks_and_stages_are_blocks() -> None:
-    data = DataSpecification("images", (3, 16, 16), 5)
+    data = DataSpecification("images", (3, 16, 16), num_classes=5)
     model = build_model("resnet", {"width": 8, "groups": 2, "blocks": (2, 2), "front_blocks": 3}, data, 0)
     assert len(places(with_block_heads(model, BLOCKS, (), 0))) == 2
 

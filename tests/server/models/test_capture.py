@@ -18,7 +18,7 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.families.registry import build_model
 from heron_server.models.split_model import SplitModel
 
-DATA = DataSpecification("test", (8,), 2)
+DATA = DataSpecification("test", (8,), num_classes=2)
 
 SOURCE = '''
 import random

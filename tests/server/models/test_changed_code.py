@@ -20,7 +20,7 @@ from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache
 from heron_server.storage.run_directory import RunDirectory, RunIdentity, recorded_identity
 
-DATA = DataSpecification("test", (8,), 2)
+DATA = DataSpecification("test", (8,), num_classes=2)
 
 SOURCE = """
 import changing_helpers

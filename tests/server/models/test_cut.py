@@ -30,7 +30,7 @@ from heron_server.models.user.user_module import UserModel, whole_state
 from heron_server.programs.compile import compile_function
 from tests.server.models.user_models import SOURCE
 
-DATA = DataSpecification("test", (1, 8, 8), 10)
+DATA = DataSpecification("test", (1, 8, 8), num_classes=10)
 
 
 @pytest.fixture(autouse=True)
@@ -197,9 +197,9 @@ def test_batch_normalisation_in_front_must_be_frozen_and_then_stays_so_on_both_s
 
 
 def test_the_callable_is_given_what_it_asks_for_and_its_options_as_what_they_say() -> None:
-    split = build("sequential", "2", DataSpecification("test", (1, 8, 8), 3), width="6", classes="3")
+    split = build("sequential", "2", DataSpecification("test", (1, 8, 8), num_classes=3), width="6", classes="3")
     assert split.front.get_submodule("0").weight.shape[0] == 6  # type: ignore[union-attr, index]
-    assert build("resnet", "layer1", DataSpecification("test", (3, 8, 8), 7)).num_classes == 7
+    assert build("resnet", "layer1", DataSpecification("test", (3, 8, 8), num_classes=7)).num_classes == 7
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_mistake_in_the_callable_or_its_options_is_one_sentence(zoo: Path, nam
 
 
 def test_samples_of_another_shape_are_refused_with_the_models_own_words() -> None:
-    sentence = refusal("sequential", "2", DataSpecification("test", (3, 8, 8), 10))
+    sentence = refusal("sequential", "2", DataSpecification("test", (3, 8, 8), num_classes=10))
     assert "3x8x8, as --data-spec says" in sentence and "expected input" in sentence
 
 
@@ -242,7 +242,7 @@ def test_heads_of_images_see_at_most_four_by_four_places_and_a_users_own_head_is
 
 
 def test_activations_that_no_head_fits_ask_for_one() -> None:
-    sentence = refusal("volumes", "0", DataSpecification("test", (1, 2, 4, 4), 10))
+    sentence = refusal("volumes", "0", DataSpecification("test", (1, 2, 4, 4), num_classes=10))
     assert "head=python:MODULE:CALLABLE" in sentence and "2x2x4x4" in sentence
 
 

@@ -16,11 +16,11 @@ from heron_server.models.families.registry import build_model, parse_model_optio
 from heron_server.models.families.resnet_blocks import BasicBlock
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 
-DATA = DataSpecification("test", (1, 8, 8), 10)
+DATA = DataSpecification("test", (1, 8, 8), num_classes=10)
 
 
 def build(shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, seed: int = 0, **options: Any) -> SplitModel:
-    return build_model("cnn", options, DataSpecification("test", shape, classes), seed)
+    return build_model("cnn", options, DataSpecification("test", shape, num_classes=classes), seed)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 5), (2, 1, 9)])
@@ -163,7 +163,7 @@ def test_options_are_written_as_words() -> None:
             parse_model_options(text)
 
 
-IMAGES = DataSpecification("test", (3, 32, 32), 10)
+IMAGES = DataSpecification("test", (3, 32, 32), num_classes=10)
 
 
 def test_a_resnets_front_with_its_head_has_the_papers_weights() -> None:
@@ -186,7 +186,7 @@ def test_a_whole_resnet_has_the_known_number_of_weights() -> None:
 @pytest.mark.parametrize("back", ["resnet", "linear"])
 def test_a_resnet_is_cut_behind_any_block(front_blocks: int, cut: tuple[int, ...], back: str) -> None:
     options = {"width": 4, "groups": 2, "blocks": [1, 2, 2], "front_blocks": front_blocks, "back": back}
-    model = build_model("resnet", options, DataSpecification("test", (1, 8, 8), 7), 0)
+    model = build_model("resnet", options, DataSpecification("test", (1, 8, 8), num_classes=7), 0)
     assert model.to_spec().cut.shape == cut
     z = model.front(torch.randn(3, 1, 8, 8))
     assert model.back(z).shape == model.auxiliary_head(z).shape == (3, 7)
@@ -220,7 +220,7 @@ def test_resnet_options_that_make_no_model_are_refused(options: dict[str, Any]) 
     with pytest.raises(ConfigurationError, match="resnet"):
         build_model("resnet", options, IMAGES, 0)
     with pytest.raises(ConfigurationError, match="channels x height x width"):
-        build_model("resnet", {}, DataSpecification("test", (8,), 10), 0)
+        build_model("resnet", {}, DataSpecification("test", (8,), num_classes=10), 0)
 
 
 def test_resnet_options_are_written_as_words() -> None:

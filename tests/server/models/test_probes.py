@@ -24,7 +24,7 @@ from heron_server.models.split_model import SplitModel
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.storage.probe_file import read_probe_file, write_probe_file
 
-DATA = DataSpecification("test", (8,), 2)
+DATA = DataSpecification("test", (8,), num_classes=2)
 
 SOURCE = '''
 import torch

@@ -16,8 +16,8 @@ from heron_server.models.families.registry import build_model
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import check_outputs
 
-CIFAR = DataSpecification("cifar", (3, 32, 32), 10)
-IMAGENET = DataSpecification("imagenet", (3, 224, 224), 1000)
+CIFAR = DataSpecification("cifar", (3, 32, 32), num_classes=10)
+IMAGENET = DataSpecification("imagenet", (3, 224, 224), num_classes=1000)
 
 
 @pytest.mark.parametrize(("depth", "weights"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
@@ -90,5 +90,5 @@ EXACT: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("34") else name for name in EXACT])
 def test_programs_equal_the_network(name: str, kind: ProgramKind, program_cache: ProgramCache) -> None:
     options, cut = EXACT[name]
-    model = build_model("resnet", {"width": 4, "groups": 2, **options}, DataSpecification("small", (3, 16, 16), 5), 0, cut)
+    model = build_model("resnet", {"width": 4, "groups": 2, **options}, DataSpecification("small", (3, 16, 16), num_classes=5), 0, cut)
     check_outputs(model, kind, program_cache.program(model, kind, 1), 1, seed=0)

@@ -14,7 +14,7 @@ from heron_server.models.families.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.models.train_weights import check_train_weights, is_norm, with_train_weights
 
-DATA = DataSpecification("digits", (1, 8, 8), 10)
+DATA = DataSpecification("digits", (1, 8, 8), num_classes=10)
 
 
 def cnn(**options: Any) -> SplitModel:

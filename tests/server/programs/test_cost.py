@@ -179,7 +179,7 @@ def test_all_mistakes_of_a_plan_come_at_once(tiny_model: SplitModel) -> None:
 
 
 def test_groups_that_do_not_divide_the_batch_are_named_and_nothing_else_is() -> None:
-    model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), 10), 0)
+    model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), num_classes=10), 0)
     with pytest.raises(ConfigurationError) as caught:
         completed(model, batch_size=64, direction_groups=7)
     assert "direction_groups 7" in str(caught.value) and "batch_size 64" in str(caught.value)
@@ -188,7 +188,7 @@ def test_groups_that_do_not_divide_the_batch_are_named_and_nothing_else_is() -> 
 
 def test_a_cut_of_one_float_completes_or_is_refused_with_a_sentence() -> None:
     try:
-        model = build_model("cnn", {"front_widths": [1], "front_strides": [4]}, DataSpecification("test", (1, 4, 4), 3), 0)
+        model = build_model("cnn", {"front_widths": [1], "front_strides": [4]}, DataSpecification("test", (1, 4, 4), num_classes=3), 0)
         completed(model, batch_size=4)
     except HeronError as exc:
         assert "front" in str(exc)

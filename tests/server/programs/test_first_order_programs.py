@@ -174,7 +174,10 @@ def moved(model: SplitModel, parameters: list[nn.Parameter], direction: list[tor
 @pytest.mark.slow
 def test_a_residual_network_with_strides_and_projections() -> None:
     model = build_model(
-        "resnet", {"width": 4, "groups": 2, "blocks": [1, 1], "front_blocks": 2}, DataSpecification("test", (3, 6, 6), 3), seed=0
+        "resnet",
+        {"width": 4, "groups": 2, "blocks": [1, 1], "front_blocks": 2},
+        DataSpecification("test", (3, 6, 6), num_classes=3),
+        seed=0,
     )
     program = export(compile_function(model, ProgramKind.GRADIENT, 1))
     data = samples(model, 1)
@@ -193,6 +196,6 @@ def test_a_value_that_no_gradient_needs_stays_an_input_and_its_gradient_is_right
 
 def test_a_gradient_that_is_zero_in_theory_passes_the_gate(program_cache: ProgramCache) -> None:
     """The norm takes the bias of a single channel away again."""
-    model = build_model("cnn", {"front_widths": [1], "front_strides": [2]}, DataSpecification("test", (1, 8, 8), 3), seed=0)
+    model = build_model("cnn", {"front_widths": [1], "front_strides": [2]}, DataSpecification("test", (1, 8, 8), num_classes=3), seed=0)
     program = program_cache.program(model, ProgramKind.GRADIENT, 2)
     assert check_outputs(model, ProgramKind.GRADIENT, program, 2, seed=1) <= 1e-5

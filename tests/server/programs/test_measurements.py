@@ -24,7 +24,6 @@ from heron_server.programs.cost import ClientCost, client_cost
 from heron_server.programs.difference_gate import difference_error
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.measurements import FIELDS_WITHOUT_EFFECT, Measurements
-from heron_server.programs.publish import JUDGED
 from tests.server.builders import plan
 
 SCALES = np.ones(4)
@@ -75,7 +74,7 @@ def test_another_plan_is_measured_anew(measured: Measured, field: str) -> None:
 
 
 def test_what_is_said_to_have_no_effect_on_a_difference_has_none(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    program = program_cache.program(tiny_model, JUDGED[Objective.AUXILIARY], 2)
+    program = program_cache.program(tiny_model, ProgramKind.LOSS, 2)
     found = difference_error(tiny_model, plan(), program, SCALES, 0)
     for field in FIELDS_WITHOUT_EFFECT:
         value = getattr(plan(), field)
@@ -216,7 +215,7 @@ def test_of_a_users_model_only_what_its_program_says_is_kept(measured: Measured)
 
 
 def test_what_is_kept_is_what_was_measured(tmp_path: Path, tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    program = program_cache.program(tiny_model, JUDGED[Objective.AUXILIARY], 2)
+    program = program_cache.program(tiny_model, ProgramKind.LOSS, 2)
     for _ in range(2):
         found = Measurements(tmp_path)
         assert found.difference_error(tiny_model, plan(), program, SCALES, 0) == difference_error(tiny_model, plan(), program, SCALES, 0)

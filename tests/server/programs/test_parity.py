@@ -189,7 +189,9 @@ def test_direction_scales_are_root_mean_squares_with_a_floor(tiny_model: SplitMo
 
 def test_an_error_is_measured_against_the_largest_value(program_cache: ProgramCache) -> None:
     """A model whose outputs are large passes although its absolute error is."""
-    model = build_model("cnn", {"front_widths": [2], "front_strides": [2], "hidden": 4}, DataSpecification("1x4x4:3", (1, 4, 4), 3), seed=0)
+    model = build_model(
+        "cnn", {"front_widths": [2], "front_strides": [2], "hidden": 4}, DataSpecification("1x4x4:3", (1, 4, 4), num_classes=3), seed=0
+    )
     with torch.no_grad():
         for parameter in model.front.parameters():
             parameter.mul_(1e4)

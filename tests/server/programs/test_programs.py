@@ -145,7 +145,7 @@ def test_a_program_is_exported_once(tiny_model: SplitModel, kind: ProgramKind, p
 
 
 def test_programs_of_other_models_kinds_and_sizes_are_kept_apart(tiny_model: SplitModel, tmp_path: Path) -> None:
-    wider = build_model("cnn", {"front_widths": [3], "front_strides": [2]}, DataSpecification("test", (1, 4, 4), 3), 0)
+    wider = build_model("cnn", {"front_widths": [3], "front_strides": [2]}, DataSpecification("test", (1, 4, 4), num_classes=3), 0)
     cache = ProgramCache(tmp_path)
     wanted = [(m, k, size) for m in (tiny_model, wider) for k in KINDS for size in (1, 2)]
     with pytest.MonkeyPatch.context() as patch:

@@ -241,7 +241,9 @@ class RestartableRun:
         steps = {"local_steps": LOCAL_STEPS, "batch_size": 2, "direction_groups": 2, "micro_batch": 1}
         plan = dataclasses.replace(algorithm.plan, update_encoding=UpdateEncoding.DENSE, **steps)
         algorithm = dataclasses.replace(algorithm, plan=plan, schedule=shape.schedule, warmup_rounds=0)
-        self.facts = RunFacts(RUN_ID, 7, DataSpecification("d", (4,), 3), MODEL, (), algorithm, evaluation_batches=shape.evaluation_batches)
+        self.facts = RunFacts(
+            RUN_ID, 7, DataSpecification("d", (4,), num_classes=3), MODEL, (), algorithm, evaluation_batches=shape.evaluation_batches
+        )
         self.ledger = WatchedLedger(disk, begins=not resumes)
         registry = ClientRegistry(10)
         self.trainer = FakeTrainer(FakeCheckpoints(disk), self.ledger, registry)

@@ -119,7 +119,7 @@ class DrivenRun:
         assert device.assignment is not None
         plan = device.assignment.plan
         specs = evaluation_specs(plan, MODEL, 2) if purpose is UploadPurpose.EVALUATE else upload_specs(plan, MODEL)
-        key = UploadKey(device.assignment.round, device.name, purpose, step)
+        key = UploadKey(device.assignment.round, device.name, purpose=purpose, local_step=step)
         data = self.payload(total_bytes(specs), key, variant)
         header = UploadHeader(
             session=device.session,

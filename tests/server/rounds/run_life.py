@@ -99,7 +99,7 @@ class Life(DrivenRun):
     def forget_what_was_lost(self) -> None:
         """Read from the ledger what survived, and hold it against what was acknowledged."""
         rows = self.run.ledger._connection.execute("SELECT round_index, attempt, client_id, purpose, local_step, sha256 FROM uploads")
-        survived = {UploadKey(RoundReference(r, a), c, UploadPurpose(p), s): digest for r, a, c, p, s, digest in rows}
+        survived = {UploadKey(RoundReference(r, a), c, purpose=UploadPurpose(p), local_step=s): digest for r, a, c, p, s, digest in rows}
         settled = self.run.ledger._connection.execute("SELECT round_index, attempt, accepted FROM attempts WHERE settled = 1").fetchall()
         assert survived.items() <= self.accepted.items(), "the ledger has what never came"
         kept = dict(survived)

@@ -114,7 +114,7 @@ def test_a_refused_join_leaves_no_trace() -> None:
 
 
 def loss(number: int) -> UploadLoss:
-    return UploadLoss(RoundReference(0, 0), number, float(number), number)
+    return UploadLoss(RoundReference(0, 0), number, server_loss=float(number), server_version=number)
 
 
 def test_losses_are_repeated_until_they_were_seen() -> None:

@@ -81,6 +81,6 @@ def test_one_that_comes_back_is_not_forgotten_and_keeps_its_tally() -> None:
 def test_losses_of_a_client_that_never_says_what_it_has_are_bounded() -> None:
     record = ClientRecord("a", "")
     for step in range(3 * MAX_LOSSES):
-        record.add_loss(UploadLoss(RoundReference(0, 0), step, 1.0, step))
+        record.add_loss(UploadLoss(RoundReference(0, 0), step, server_loss=1.0, server_version=step))
     kept = record.losses_after(0)
     assert [loss.local_step for loss in kept] == list(range(2 * MAX_LOSSES, 3 * MAX_LOSSES))

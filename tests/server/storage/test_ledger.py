@@ -25,7 +25,7 @@ STATISTICS = LocalStatistics(**{name: index for index, name in enumerate(LocalSt
 
 
 def key(client: str = "a", step: int = 0, reference: RoundReference = FIRST, purpose: UploadPurpose = UploadPurpose.TRAIN) -> UploadKey:
-    return UploadKey(reference, client, purpose, step)
+    return UploadKey(reference, client, purpose=purpose, local_step=step)
 
 
 def file(number: int) -> StoredFile:

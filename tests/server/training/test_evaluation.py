@@ -17,7 +17,7 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.split_model import SplitModel
 from heron_server.training.evaluation import Score, evaluate
 
-SPECIFICATION = DataSpecification("test", (1, 4, 4), 3, mean=0.5, standard_deviation=2.0)
+SPECIFICATION = DataSpecification("test", (1, 4, 4), num_classes=3, mean=0.5, standard_deviation=2.0)
 
 
 class Rows:
@@ -34,7 +34,7 @@ class Rows:
 def source(count: int) -> DataSource:
     generator = np.random.default_rng(count)
     x = Rows(generator.standard_normal((count, 1, 4, 4)).astype(np.float32))
-    return DataSource("test", x, Rows(generator.integers(0, 3, count)), np.arange(count))
+    return DataSource("test", inputs=x, labels=Rows(generator.integers(0, 3, count)), rows=np.arange(count))
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])

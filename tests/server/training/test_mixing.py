@@ -110,7 +110,7 @@ def test_each_upload_hears_the_mean_loss_of_its_own_rows(serve: Serve, tiny_mode
             uploads.append(client.batch(10 * step + number))
             client.upload(step, seed=10 * step + number)
     eventually(lambda: server.sample("uploads_total", outcome="trained") == 2 * steps, what="the trainer to be done")
-    seeds = [derive_seed(0, "", RoundReference(0, 0), "mix", step) for step in range(steps)]
+    seeds = [derive_seed(0, "", round_reference=RoundReference(0, 0), purpose="mix", index=step) for step in range(steps)]
     back, expected = twin_steps(tiny_model, uploads, seeds)
     for number, client in enumerate(clients):
         losses = client.ask().losses

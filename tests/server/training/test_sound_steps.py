@@ -101,7 +101,7 @@ class Line:
         """One job: several uploads are mixed."""
         self._steps += 1
         made = tuple(
-            SimpleNamespace(key=UploadKey(RoundReference(0, 0), name, UploadPurpose.TRAIN, self._steps), decoded=decoded)
+            SimpleNamespace(key=UploadKey(RoundReference(0, 0), name, purpose=UploadPurpose.TRAIN, local_step=self._steps), decoded=decoded)
             for name, decoded in uploads.items()
         )
         self._stepper.run(SimpleNamespace(uploads=made, plan=self._plan), self)  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ class LoggingClient(WireClient):
         owner = [tensor for tensor, spec in enumerate(self._layout.specs) for _ in range(spec.num_elements)]
         reference = RoundReference(self.assignment.round.round_index, self.assignment.round.attempt)
         for step, row in enumerate(coefficients):
-            seed = derive_seed(self.run_seed, self.name, reference, "direction", step)
+            seed = derive_seed(self.run_seed, self.name, round_reference=reference, purpose="direction", index=step)
             directions = Directions(seed, DirectionDistribution.RADEMACHER, self._layout)
             for group, a in enumerate(row):
                 signs = directions.materialise(group)

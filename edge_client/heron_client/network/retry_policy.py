@@ -25,6 +25,9 @@ DIAGNOSE_AFTER_FAILURES = 3
 """A server that restarts is back by then, or refuses connections, which gRPC's own words say."""
 
 
+Recover = Callable[[HeronError], bool]
+"""Mends what made a call fail, if it can, and returns whether to make the call again at once."""
+
 WAKE_SECONDS = 0.2
 """How soon one that waits for its next attempt notices that another thread has reached the server."""
 
@@ -33,7 +36,11 @@ def _no_diagnosis() -> None:
     return None
 
 
-class Patience:
+def _nothing_recovers(_: HeronError) -> bool:
+    return False
+
+
+class RetryPolicy:
     """Backs off on transport failures and retryable refusals until asked to stop, or until the server was out of reach for too long."""
 
     def __init__(
@@ -41,7 +48,8 @@ class Patience:
         stop: threading.Event,
         clock: Clock,
         random: Random,
-        give_up_after_seconds: float,
+        *,
+        give_up_after_seconds: float = 0.0,
         backoff: BackoffPolicy | None = None,
         diagnose: Diagnose | None = None,
     ) -> None:
@@ -54,9 +62,13 @@ class Patience:
         self._diagnose = diagnose or _no_diagnosis
         self._woken = 0
 
-    def begin(self, what: str) -> Attempts:
+    def begin(self, what: str, recover: Recover | None = None) -> Attempts:
         """Start counting for one call; `what` completes "could not ..." in the log."""
-        return Attempts(self, what)
+        return Attempts(self, what, recover or _nothing_recovers)
+
+    def check(self) -> None:
+        """Raise Interrupted if this process was asked to stop."""
+        self.pause(0.0)
 
     def pause(self, seconds: float) -> None:
         """Wait, but not longer than until this process is asked to stop; raises Interrupted then."""
@@ -78,43 +90,51 @@ class Patience:
 class Attempts:
     """The failures of one call."""
 
-    def __init__(self, patience: Patience, what: str) -> None:
-        self._patience = patience
+    def __init__(self, policy: RetryPolicy, what: str, recover: Recover) -> None:
+        self._policy = policy
         self._what = what
-        self._delays = patience._backoff.delays(patience._random)
-        self._started = patience._clock.now()
+        self._recover = recover
+        self._begin()
+
+    def _begin(self) -> None:
+        self._delays = self._policy._backoff.delays(self._policy._random)
+        self._started = self._policy._clock.now()
         self._unreachable = 0
         self._diagnose_at = DIAGNOSE_AFTER_FAILURES
 
     def wait(self, error: HeronError) -> None:
-        """Wait until the next attempt makes sense.
+        """Wait until the next attempt makes sense: not at all where what made the last one fail was mended.
 
         Raises:
             Interrupted: this process was asked to stop.
-            HeronError: `error` itself, if it is a refusal for good or patience is at an end.
+            HeronError: `error` itself, if it is a refusal for good or the server was out of reach for too long.
 
         """
-        patience = self._patience
-        patience.pause(0.0)
+        policy = self._policy
+        policy.check()
+        if self._recover(error):
+            # The server is there again, so it counts as out of reach from its next failure on.
+            self._begin()
+            return
         delay = next(self._delays)
         if isinstance(error, RefusedError):
             if not CATALOG[error.code].retryable:
                 raise error
             # Never sooner than the server says; not all together either, for it tells many the same.
-            delay = error.retry_after_seconds * patience._random.uniform(1.0, 1.25) if error.retry_after_seconds else delay
-        elif 0 < patience._give_up_after <= patience._clock.now() - self._started:
-            found = patience._diagnose()
+            delay = error.retry_after_seconds * policy._random.uniform(1.0, 1.25) if error.retry_after_seconds else delay
+        elif 0 < policy._give_up_after <= policy._clock.now() - self._started:
+            found = policy._diagnose()
             raise TransportError(f"{error}; {found}") if found else error
         else:
             self._look_into_it()
         if not (isinstance(error, RefusedError) and error.code in _PACING):
             log.warning(f"could not {self._what}, trying again", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
-        patience.pause_before_attempt(delay)
+        policy.pause_before_attempt(delay)
 
     def _look_into_it(self) -> None:
         """Say what is wrong, if that can be known, at the third failure in a row and then ever more seldom."""
         self._unreachable += 1
         if self._unreachable >= self._diagnose_at:
             self._diagnose_at *= 4
-            if found := self._patience._diagnose():
+            if found := self._policy._diagnose():
                 log.error(found)

@@ -23,7 +23,7 @@ class ShardSplit(NamedTuple):
     held_out: Int64Array
 
 
-def split_shard(run_seed: int, client_id: str, num_examples: int, fraction: float) -> ShardSplit:
+def split_shard(run_seed: int, client_id: str, *, num_examples: int, fraction: float) -> ShardSplit:
     """Divide a client's samples: a function of its arguments, so that every process of a run holds out the same.
 
     The share is rounded down, but at least one sample is held out and one is left: of a single sample nothing is held out.
@@ -32,11 +32,11 @@ def split_shard(run_seed: int, client_id: str, num_examples: int, fraction: floa
         return ShardSplit(np.arange(num_examples), np.zeros(0, np.int64))
     # 0.29 * 100 is a little less than 29 in binary, and must not become 28.
     count = min(num_examples - 1, max(1, int(fraction * num_examples + 1e-9)))
-    order = permutation(derive_seed(run_seed, client_id, _ALL_ROUNDS, "held_out", 0), num_examples)
+    order = permutation(derive_seed(run_seed, client_id, round_reference=_ALL_ROUNDS, purpose="held_out", index=0), num_examples)
     return ShardSplit(np.sort(order[count:]), order[:count])
 
 
-def evaluation_batches(num_held_out: int, batch_size: int, max_batches: int, lengths: Int64Array | None = None) -> list[Draw]:
+def evaluation_batches(num_held_out: int, batch_size: int, *, max_batches: int, lengths: Int64Array | None = None) -> list[Draw]:
     """Return the batches of held-out samples that go up in each round, those of `evaluation_rows`; where texts have several lengths in order of these.
 
     Each batch is then of its longest text's length: whatever the lengths are, the same samples count, in as many batches.

@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import RoundStopped, StepSender
-from heron_client.network.uploader import Chunk, StreamEnded, Upload, Uploader, UploadRequest
+from heron_client.network.retry_policy import RetryPolicy
+from heron_client.network.upload import Chunk, StreamEnded, Upload, UploadRequest
+from heron_client.network.upload_pipeline import RoundStopped, UploadPipeline
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.ids import RoundReference
@@ -28,7 +28,9 @@ Chunks = Iterator[Chunk]
 
 def _request(rows: int = 4, probes: int = 0, step: int = 0) -> UploadRequest:
     tensors = (TensorSpec("activations", DType.FLOAT32, (rows, 256)), TensorSpec("labels", DType.INT64, (rows,)))
-    return UploadRequest(RoundReference(0, 0), UploadPurpose.PROBE if probes else UploadPurpose.TRAIN, step, probes, tensors)
+    return UploadRequest(
+        RoundReference(0, 0), UploadPurpose.PROBE if probes else UploadPurpose.TRAIN, local_step=step, num_probes=probes, tensors=tensors
+    )
 
 
 def _stream(seed: int, rows: int = 4) -> Callable[[Upload], Float32Array]:
@@ -59,30 +61,29 @@ class FlakyNetwork:
             next(chunks)
             raise self._failures.pop(0)
         self.payloads.append(b"".join(chunk[1] for chunk in chunks if chunk))
-        return UploadAnswer(7, (), ())
+        return UploadAnswer(7, probe_losses=(), losses=())
 
 
-def _sender(
+def _pipeline(
     send: Callable[[UploadRequest, Chunks], UploadAnswer],
     stop: threading.Event | None = None,
     over: threading.Event | None = None,
     give_up_after_seconds: float = 0.0,
-) -> StepSender:
-    uploader = Uploader(send, MonotonicClock(), MAX_CHUNK_BYTES)
-    stop = stop or threading.Event()
-    patience = Patience(stop, MonotonicClock(), Random(0), give_up_after_seconds, QUICK)
-    return StepSender(uploader, patience, stop, over or threading.Event(), lambda _: None)
+) -> UploadPipeline:
+    clock = MonotonicClock()
+    policy = RetryPolicy(stop or threading.Event(), clock, Random(0), give_up_after_seconds=give_up_after_seconds, backoff=QUICK)
+    return UploadPipeline(send, policy, clock=clock, round_over=over or threading.Event(), on_answer=lambda _: None)
 
 
 def test_a_failed_upload_is_recomputed_and_sent_again_with_the_same_bytes() -> None:
     undisturbed = FlakyNetwork([])
-    sender = _sender(undisturbed.send)
-    sender.send(_request(), _stream(1))
-    sender.settle()
+    pipeline = _pipeline(undisturbed.send)
+    pipeline.send(_request(), _stream(1))
+    pipeline.settle()
     network = FlakyNetwork([TransportError("cut"), RefusedError(ErrorCode.SPOOL_FULL, "later", 0.001), TransportError("cut again")])
-    sender = _sender(network.send)
-    sender.send(_request(), _stream(1))
-    sender.settle()
+    pipeline = _pipeline(network.send)
+    pipeline.send(_request(), _stream(1))
+    pipeline.settle()
     assert network.calls == 4
     assert network.payloads == undisturbed.payloads
 
@@ -98,51 +99,52 @@ class ByHand:
         return self.time
 
 
-def test_patience_begins_anew_once_the_server_was_there_again() -> None:
-    # 1. The network fails for nearly as long as patience lasts. 2. The server asks to join again, and is joined. 3. It fails for as long once more.
+def test_the_time_until_giving_up_begins_anew_once_the_server_was_there_again() -> None:
+    # 1. The network fails for nearly as long as it may. 2. The server asks to join again, and is joined. 3. It fails for as long once more.
     failures: list[HeronError] = (
         [TransportError("cut")] * 3 + [RefusedError(ErrorCode.SESSION_UNKNOWN, "join again")] + [TransportError("cut")] * 3
     )
     network = FlakyNetwork(failures)
-    patience = Patience(threading.Event(), ByHand(), Random(0), 4.5, QUICK)
+    policy = RetryPolicy(threading.Event(), ByHand(), Random(0), give_up_after_seconds=4.5, backoff=QUICK)
     recovered: list[HeronError] = []
 
     def recover(error: HeronError) -> bool:
         recovered.append(error)
         return isinstance(error, RefusedError)
 
-    uploader = Uploader(network.send, MonotonicClock(), MAX_CHUNK_BYTES)
-    sender = StepSender(uploader, patience, threading.Event(), threading.Event(), lambda _: None, recover)
-    sender.send(_request(), _stream(1))
-    assert sender.settle() is not None
+    pipeline = UploadPipeline(
+        network.send, policy, clock=MonotonicClock(), round_over=threading.Event(), on_answer=lambda _: None, recover=recover
+    )
+    pipeline.send(_request(), _stream(1))
+    assert pipeline.settle() is not None
     assert network.calls == 8 and len(recovered) == 7
 
 
 def test_the_upload_before_is_settled_before_the_next_is_opened() -> None:
     network = FlakyNetwork([TransportError("cut")])
-    sender = _sender(network.send)
-    sender.send(_request(step=0), _stream(1))
-    sender.send(_request(step=1), _stream(2))
-    sender.settle()
+    pipeline = _pipeline(network.send)
+    pipeline.send(_request(step=0), _stream(1))
+    pipeline.send(_request(step=1), _stream(2))
+    pipeline.settle()
     assert len(network.payloads) == 2
     assert network.payloads[0] != network.payloads[1]
 
 
 def test_an_upload_with_probes_waits_for_its_answer_and_others_do_not() -> None:
     network = FlakyNetwork([])
-    sender = _sender(network.send)
-    assert sender.send(_request(), _stream(1)).answer is None
-    answer = sender.send(_request(probes=1, step=1), _stream(1)).answer
+    pipeline = _pipeline(network.send)
+    assert pipeline.send(_request(), _stream(1)).answer is None
+    answer = pipeline.send(_request(probes=1, step=1), _stream(1)).answer
     assert answer is not None
     assert answer.server_version == 7
 
 
 def test_a_refusal_for_good_is_raised_and_not_repeated() -> None:
     network = FlakyNetwork([RefusedError(ErrorCode.NON_FINITE, "NaN came")])
-    sender = _sender(network.send)
-    sender.send(_request(), _stream(1))
+    pipeline = _pipeline(network.send)
+    pipeline.send(_request(), _stream(1))
     with pytest.raises(RefusedError, match="NaN came"):
-        sender.settle()
+        pipeline.settle()
     assert network.calls == 1
 
 
@@ -151,21 +153,21 @@ def test_a_defect_in_the_upload_thread_reaches_the_training_thread() -> None:
         raise ZeroDivisionError("a defect")
 
     stop = threading.Event()
-    sender = _sender(broken, stop)
-    sender.send(_request(), _stream(1))
+    pipeline = _pipeline(broken, stop)
+    pipeline.send(_request(), _stream(1))
     stop.set()
     with pytest.raises(Interrupted):
-        sender.settle()
+        pipeline.settle()
 
 
 def test_a_round_that_is_over_ends_the_retries() -> None:
     over = threading.Event()
     network = FlakyNetwork([TransportError("cut")] * 1000)
-    sender = _sender(network.send, over=over)
-    sender.send(_request(), _stream(1))
+    pipeline = _pipeline(network.send, over=over)
+    pipeline.send(_request(), _stream(1))
     over.set()
     with pytest.raises(RoundStopped):
-        sender.settle()
+        pipeline.settle()
 
 
 def test_compute_waits_while_the_window_is_full_and_goes_on_when_it_drains() -> None:
@@ -175,10 +177,10 @@ def test_compute_waits_while_the_window_is_full_and_goes_on_when_it_drains() -> 
         for chunk in chunks:
             gate.wait(30)
             taken.append(len(chunk[1]) if chunk else 0)
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     rows = 4 * MAX_CHUNK_BYTES // 1024
-    upload = Uploader(slow, MonotonicClock(), MAX_CHUNK_BYTES).open(_request(rows))
+    upload = Upload(_request(rows), slow, clock=MonotonicClock(), window_bytes=MAX_CHUNK_BYTES)
     written = threading.Event()
 
     def write() -> None:
@@ -199,7 +201,7 @@ def test_a_stream_that_fails_releases_the_writer() -> None:
         raise TransportError("no route")
 
     rows = 8 * MAX_CHUNK_BYTES // 1024
-    upload = Uploader(refuse, MonotonicClock(), MAX_CHUNK_BYTES).open(_request(rows))
+    upload = Upload(_request(rows), refuse, clock=MonotonicClock(), window_bytes=MAX_CHUNK_BYTES)
     _stream(3, rows)(upload)
     with pytest.raises(TransportError, match="no route"):
         upload.answer()
@@ -210,11 +212,13 @@ def test_chunks_hold_whole_rows() -> None:
 
     def record(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
         sizes.extend(len(chunk[1]) for chunk in chunks if chunk and chunk[0] == 0)
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
     spec = TensorSpec("activations", DType.FLOAT32, (700, 1000))
-    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, 0, 0, (spec, TensorSpec("labels", DType.INT64, (700,))))
-    upload = Uploader(record, MonotonicClock()).open(request)
+    request = UploadRequest(
+        RoundReference(0, 0), UploadPurpose.TRAIN, local_step=0, num_probes=0, tensors=(spec, TensorSpec("labels", DType.INT64, (700,)))
+    )
+    upload = Upload(request, record, clock=MonotonicClock())
     upload.write(0, raw_bytes(np.zeros((700, 1000), np.float32)))
     upload.finish()
     upload.answer()
@@ -223,12 +227,12 @@ def test_chunks_hold_whole_rows() -> None:
     assert len(sizes) > 1
 
 
-def test_patience_ends_with_the_error_that_tried_it() -> None:
+def test_giving_up_raises_the_last_error() -> None:
     network = FlakyNetwork([TransportError("cut")] * 100_000)
-    sender = _sender(network.send, give_up_after_seconds=0.05)
-    sender.send(_request(), _stream(1))
+    pipeline = _pipeline(network.send, give_up_after_seconds=0.05)
+    pipeline.send(_request(), _stream(1))
     with pytest.raises(TransportError, match="cut"):
-        sender.settle()
+        pipeline.settle()
     assert network.calls > 1
 
 
@@ -239,12 +243,12 @@ def test_a_repeat_that_is_refused_at_its_header_stops_computing() -> None:
         refused.set()
         raise RefusedError(ErrorCode.TOO_FAR_AHEAD, "later", 0.001)
 
-    upload = Uploader(refuse, MonotonicClock()).open(_request(), repeats=True)
+    upload = Upload(_request(), refuse, clock=MonotonicClock(), repeats=True)
     with pytest.raises(RefusedError):
         upload.answer()
     with pytest.raises(StreamEnded):
         _stream(1)(upload)
-    first = Uploader(refuse, MonotonicClock()).open(_request())
+    first = Upload(_request(), refuse, clock=MonotonicClock())
     with pytest.raises(RefusedError):
         first.answer()
     assert _stream(1)(first).shape == (4,)
@@ -257,9 +261,9 @@ def test_an_aborted_upload_tells_the_transport_to_give_up() -> None:
     def collect(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
         seen.extend(chunks)
         ended.set()
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
-    upload = Uploader(collect, MonotonicClock()).open(_request())
+    upload = Upload(_request(), collect, clock=MonotonicClock())
     upload.abort()
     eventually(ended.is_set, 10, "the end of the upload thread")
     assert seen == [None]
@@ -272,9 +276,9 @@ def test_abort_ends_the_thread() -> None:
         for _ in chunks:
             pass
         ended.set()
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
-    upload = Uploader(drain, MonotonicClock()).open(_request())
+    upload = Upload(_request(), drain, clock=MonotonicClock())
     upload.abort()
     eventually(ended.is_set, 10, "the end of the upload thread")
 
@@ -283,14 +287,14 @@ def test_abort_ends_the_thread() -> None:
 def test_buffers_that_go_round_never_mix_rows_and_chunks_hold_whole_rows_where_they_fit(row_elements: int) -> None:
     rows = 40
     tensors = (TensorSpec("activations", DType.FLOAT32, (rows, row_elements)), TensorSpec("labels", DType.INT64, (rows,)))
-    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, 0, 0, tensors)
+    request = UploadRequest(RoundReference(0, 0), UploadPurpose.TRAIN, local_step=0, num_probes=0, tensors=tensors)
     kept: list[tuple[int, bytes]] = []
 
     def send(_: UploadRequest, chunks: Chunks) -> UploadAnswer:
         kept.extend(chunk for chunk in chunks if chunk is not None)
-        return UploadAnswer(0, (), ())
+        return UploadAnswer(0, probe_losses=(), losses=())
 
-    upload = Uploader(send, MonotonicClock(), MAX_CHUNK_BYTES).open(request)
+    upload = Upload(request, send, clock=MonotonicClock(), window_bytes=MAX_CHUNK_BYTES)
     values = np.arange(rows * row_elements, dtype=np.float32).reshape(rows, row_elements)
     scratch = np.empty_like(values[:1])
     for row in values:
@@ -310,8 +314,8 @@ def test_buffers_that_go_round_never_mix_rows_and_chunks_hold_whole_rows_where_t
 
 def test_who_waits_for_its_next_attempt_makes_it_once_the_server_was_heard_of_again() -> None:
     """A pause that began while the server was away would keep the round waiting for as long as it had grown."""
-    patience = Patience(threading.Event(), MonotonicClock(), Random(0), 0.0, BackoffPolicy(initial_seconds=3600.0, cap_seconds=3600.0))
-    attempts, waiting = patience.begin("upload a step"), threading.Event()
+    policy = RetryPolicy(threading.Event(), MonotonicClock(), Random(0), backoff=BackoffPolicy(initial_seconds=3600.0, cap_seconds=3600.0))
+    attempts, waiting = policy.begin("upload a step"), threading.Event()
 
     def wait() -> None:
         waiting.set()
@@ -321,4 +325,4 @@ def test_who_waits_for_its_next_attempt_makes_it_once_the_server_was_heard_of_ag
     thread.start()
     assert waiting.wait(20)
     # Woken again and again: a wake before the wait begins is not one of this wait.
-    eventually(lambda: (patience.wake(), not thread.is_alive())[1], what="the wait to end")
+    eventually(lambda: (policy.wake(), not thread.is_alive())[1], what="the wait to end")

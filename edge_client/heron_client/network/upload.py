@@ -1,11 +1,11 @@
-"""The bounded window between compute and upload: activations leave as they are computed, and compute waits when the uplink is slower."""
+"""One upload, through the bounded window between compute and network: activations leave as they are computed, and compute waits when the uplink is slower."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 
 from heron_common.errors import HeronError, TransportError
 from heron_common.ids import RoundReference
@@ -24,6 +24,7 @@ class UploadRequest:
 
     round: RoundReference
     purpose: UploadPurpose
+    _: KW_ONLY
     local_step: int
     num_probes: int
     tensors: tuple[TensorSpec, ...]
@@ -48,30 +49,25 @@ SendUpload = Callable[[UploadRequest, Iterator[Chunk]], UploadAnswer]
 """Sends header, chunks (tensor index, bytes) and trailer; returns the answer or raises HeronError."""
 
 
-@dataclass
-class UploadTotals:
-    """Seconds that compute waited for the window or for answers, over the life of the process."""
-
-    wait_seconds: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, seconds: float) -> None:
-        """Add to the waits."""
-        with self.lock:
-            self.wait_seconds += seconds
-
-
 class Upload:
     """One upload under way: rows go in from the computing thread, chunks go out on a thread of its own."""
 
     def __init__(
-        self, request: UploadRequest, send: SendUpload, window_bytes: int, clock: Clock, totals: UploadTotals, repeats: bool
+        self,
+        request: UploadRequest,
+        send: SendUpload,
+        *,
+        clock: Clock,
+        window_bytes: int = DEFAULT_WINDOW_BYTES,
+        repeats: bool = False,
     ) -> None:
+        """Start the upload, or repeat one that failed."""
         self.request = request
+        self.wait_seconds = 0.0
+        """How long the computing thread waited for the window or for the answer."""
         self.repeats = repeats
-        self._window_bytes = window_bytes
+        self._window_bytes = max(window_bytes, MAX_CHUNK_BYTES)
         self._clock = clock
-        self._totals = totals
         self._condition = threading.Condition()
         self._queue: deque[tuple[int, bytearray, int]] = deque()
         """Tensor index, buffer, and how much of it is filled."""
@@ -123,7 +119,7 @@ class Upload:
         """
         started = self._clock.now()
         self._thread.join()
-        self._totals.add(self._clock.now() - started)
+        self.wait_seconds += self._clock.now() - started
         if self._error is not None:
             raise self._error
         if self._answer is None:
@@ -155,7 +151,7 @@ class Upload:
                 self._filling = self._spare.pop() if self._spare else bytearray(self._buffer_bytes)
                 self._condition.notify_all()
         self._filled = 0
-        self._totals.add(self._clock.now() - started)
+        self.wait_seconds += self._clock.now() - started
 
     def _chunks(self) -> Iterator[Chunk]:
         while True:
@@ -195,17 +191,3 @@ def _chunk_bytes(tensors: tuple[TensorSpec, ...]) -> int:
     """Return the size of chunks: the usual one, or a row if that is larger and fits, and never more than the upload has."""
     fitting = [spec.row_bytes for spec in tensors if spec.row_bytes <= MAX_CHUNK_BYTES]
     return min(usual_chunk_bytes(max(fitting)), total_bytes(tensors)) if fitting else MAX_CHUNK_BYTES
-
-
-class Uploader:
-    """Opens uploads one at a time."""
-
-    def __init__(self, send: SendUpload, clock: Clock, window_bytes: int = DEFAULT_WINDOW_BYTES) -> None:
-        self._send = send
-        self._clock = clock
-        self._window_bytes = max(window_bytes, MAX_CHUNK_BYTES)
-        self.totals = UploadTotals()
-
-    def open(self, request: UploadRequest, repeats: bool = False) -> Upload:
-        """Start an upload, or repeat one that failed; the caller settles it before opening the next."""
-        return Upload(request, self._send, self._window_bytes, self._clock, self.totals, repeats)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from heron_client.network.patience import Patience
-from heron_client.network.sending import StepSender
-from heron_client.network.uploader import Uploader
-from heron_client.training.held_out import send_held_out
+from heron_client.training.held_out_sending import send_held_out
 from heron_client.training.local_training import HeldOutSamples, LocalContext
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.programs import Programs
@@ -28,7 +23,7 @@ from heron_common.process.clock import ManualClock
 from heron_common.protocol.messages import Assignment, UploadPurpose
 from heron_common.specification.model_spec import ProgramKind
 from tests.client.models import TinyModel
-from tests.client.rounds import BLOB, QUICK, ROUND, RUN_SEED, Network, samples, small_plan
+from tests.client.rounds import BLOB, ROUND, RUN_SEED, Network, pipeline_to, samples, small_plan
 from tests.client.training.test_local_training_batch_norm import Twin, plan_of
 from tests.client.training.test_local_training_batch_norm import tiny as normalising
 
@@ -44,11 +39,11 @@ def sent(
     held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches)
     programs = Programs([tiny.reference(kind)], lambda r: tiny.load(r.kind, parameters))
     context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), 1, ManualClock(), held_out)
-    stop = threading.Event()
-    sender = StepSender(
-        Uploader(network.send, ManualClock()), Patience(stop, ManualClock(), Random(0), 0, QUICK), stop, threading.Event(), lambda _: None
+    send_held_out(
+        context,
+        Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(), second_moment=0.0),
+        pipeline_to(network.send),
     )
-    send_held_out(context, Assignment(ROUND, plan, BLOB, BLOB, (), 0.0), sender)
     return parameters
 
 
@@ -73,8 +68,8 @@ def test_each_sample_goes_up_once_from_the_starting_weights(
         if wire_dtype is WireDtype.FLOAT32:
             assert np.allclose(np.frombuffer(payload[0], "<f4").reshape(expected.shape), expected, atol=1e-5)
         else:
-            noise = derive_seed(RUN_SEED, "a", ROUND, "quantise_held_out", index)
-            assert len(payload[0]) == len(encode_rows(expected, wire_dtype, noise, 0))
+            noise = derive_seed(RUN_SEED, "a", round_reference=ROUND, purpose="quantise_held_out", index=index)
+            assert len(payload[0]) == len(encode_rows(expected, wire_dtype, noise_seed=noise, first_row=0))
         first += size
 
 

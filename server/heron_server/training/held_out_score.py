@@ -51,7 +51,7 @@ class HeldOutScore:
         """Take up scores that `state` returned."""
         self.forget()
         for round_index, attempt, client_id, purpose, local_step, sums, version in state:
-            key = UploadKey(RoundReference(round_index, attempt), client_id, UploadPurpose(purpose), local_step)
+            key = UploadKey(RoundReference(round_index, attempt), client_id, purpose=UploadPurpose(purpose), local_step=local_step)
             self._scores[key] = Score.of(self._trainer.model, sums)
             self._versions.append(version)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heron_client.network.blob_fetcher import BlobFetcher
 from heron_client.state_directory import ClientState, has_digest
 from heron_client.training.base import MappedBase
 from heron_client.training.local_training import HeldOutSamples, LocalContext, ReadBatch
@@ -18,9 +19,8 @@ from heron_client.training.parameters import LocalParameters
 from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.programs import Programs
 from heron_client.training.runtime import Program, check_reference
-from heron_common.data.held_out import split_shard
 from heron_common.data.reading import SampleReader
-from heron_common.data.tokeniser import MAX_TOKENIZER_BYTES
+from heron_common.data.shard_split import split_shard
 from heron_common.errors import ProgramError, StorageError
 from heron_common.numerics.tensors import Int64Array, raw_bytes
 from heron_common.process.clock import Clock
@@ -30,38 +30,26 @@ from heron_common.specification.model_spec import BlobReference, ProgramReferenc
 
 log = logging.getLogger(__name__)
 
-Fetch = Callable[[BlobReference, str, str], bytes]
-"""(blob, its kind for the byte count, its name for the log) -> bytes that match the digest; tries as long as patience lasts."""
 
-FetchInto = Callable[[BlobReference, str, str, memoryview], None]
-"""The same into memory of the blob's size."""
-
-FetchFile = Callable[[BlobReference, str, str, Path], None]
-"""The same into a file, which appears when it is whole; what came before an interruption is not fetched again."""
-
-
-class Supplies:
+class RunLoader:
     """Turns a membership into a context that can train, and an assignment into weights in its buffers."""
 
     def __init__(
         self,
-        fetch: Fetch,
-        fetch_into: FetchInto,
-        fetch_file: FetchFile,
+        fetcher: BlobFetcher,
         state: ClientState,
+        *,
         clock: Clock,
         give_memory_back: Callable[[], None],
         runs: ProgramRuns | None = None,
     ) -> None:
-        self._fetch = fetch
-        self._fetch_into = fetch_into
-        self._fetch_file = fetch_file
+        self._fetcher = fetcher
         self._state = state
         self._clock = clock
         self._give_memory_back = give_memory_back
         self._runs = runs or ProgramRuns()
 
-    def context(self, client_name: str, membership: Membership, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
+    def context(self, client_name: str, membership: Membership, *, reader: SampleReader, threads: int, arenas: bool) -> LocalContext:
         """Load every program of the run once over fresh buffers, and look at the length of every text.
 
         With `arenas` each program keeps the memory of its temporaries.
@@ -72,7 +60,7 @@ class Supplies:
         """
         parameters, programs = self.programs(membership, threads, arenas)
         programs.load_each()
-        split = split_shard(membership.run_seed, client_name, reader.num_examples, membership.held_out)
+        split = split_shard(membership.run_seed, client_name, num_examples=reader.num_examples, fraction=membership.held_out)
         lengths = _lengths(reader)
         held_out = HeldOutSamples(
             _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
@@ -94,7 +82,9 @@ class Supplies:
         """Return the run's programs, fetched and loaded when they are asked for, and the fresh buffers that they read."""
         parameters = LocalParameters(membership.model, membership.directions_per_run)
         base = MappedBase(self._base_file(membership), membership.model.base)
-        return parameters, Programs(membership.programs, lambda p: self._program(membership, parameters, base, p, threads, arenas))
+        return parameters, Programs(
+            membership.programs, lambda p: self._program(membership, parameters, base=base, reference=p, threads=threads, arena=arenas)
+        )
 
     def tokenizer(self, specification: DataSpecification) -> bytes | None:
         """Fetch the tokenizer that a run names, if it names one; kept for next time as a program is.
@@ -106,10 +96,9 @@ class Supplies:
         blob = specification.tokenizer
         if blob is None:
             return None
-        check_tokenizer(blob)
         data = self._state.cached_program(blob)
         if data is None:
-            data = self._fetch(blob, "tokenizer", "the tokenizer")
+            data = self._fetcher.tokenizer(blob)
             self._state.keep_program(blob, data)
         return data
 
@@ -134,7 +123,7 @@ class Supplies:
                 raise ProgramError(
                     f"the {what} should have {target.nbytes} bytes, but the assignment names {blob.size_bytes}: restart the server"
                 )
-            self._fetch_into(blob, "weights", what, raw_bytes(target))
+            self._fetcher.fetch_into(blob, raw_bytes(target), kind="weights", what=what)
 
     def _base_file(self, membership: Membership) -> Path | None:
         if membership.base is None:
@@ -148,35 +137,39 @@ class Supplies:
             path.unlink()
         check_room(path, membership.base)
         log.info("fetching frozen weights", extra={"megabytes": round(membership.base.size_bytes / 1e6, 1)})
-        self._fetch_file(membership.base, "base", "the frozen weights", path)
+        self._fetcher.fetch_file(membership.base, path, kind="base", what="the frozen weights")
         return path
 
     def _program(
-        self, membership: Membership, parameters: LocalParameters, base: MappedBase, reference: ProgramReference, threads: int, arena: bool
+        self,
+        membership: Membership,
+        parameters: LocalParameters,
+        *,
+        base: MappedBase,
+        reference: ProgramReference,
+        threads: int,
+        arena: bool,
     ) -> Program:
         check_reference(reference)
         data = self._state.cached_program(reference.blob)
         if data is None:
-            data = self._fetch(reference.blob, "program", "a program")
+            data = self._fetcher.fetch(reference.blob, kind="program", what="a program")
             self._state.keep_program(reference.blob, data)
         # Loading a graph touches far more of the runtime than running it ever will, as opening a channel does of gRPC.
         self._give_memory_back()
-        program = Program(reference, data, membership.model, parameters, membership.data_specification, threads, base, arena, self._runs)
+        program = Program(
+            reference,
+            data,
+            model=membership.model,
+            parameters=parameters,
+            specification=membership.data_specification,
+            threads=threads,
+            base=base,
+            arena=arena,
+            runs=self._runs,
+        )
         self._give_memory_back()
         return program
-
-
-def check_tokenizer(blob: BlobReference) -> None:
-    """Refuse a tokenizer that is too large to be one, before it is fetched.
-
-    Raises:
-        ProgramError: it is.
-
-    """
-    if blob.size_bytes > MAX_TOKENIZER_BYTES:
-        raise ProgramError(
-            f"a tokenizer has at most {MAX_TOKENIZER_BYTES} bytes, but the run's has {blob.size_bytes}: choose another on the server"
-        )
 
 
 def _lengths(reader: SampleReader) -> Int64Array | None:
