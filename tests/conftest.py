@@ -22,6 +22,7 @@ from heron_server.certificates.authority import Authority  # noqa: E402 - the li
 from heron_server.rounds.owner_lock import DISCIPLINE_VARIABLE, install_discipline  # noqa: E402 - before anything makes locks
 from tests.client.models import TinyModel, tiny_model  # noqa: E402 - the libraries read their environment when they are imported
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
+from tests.harness.isolation import Isolation  # noqa: E402 - the libraries read their environment when they are imported
 
 DISCIPLINE = install_discipline()
 os.environ[DISCIPLINE_VARIABLE] = "exit"
@@ -57,7 +58,13 @@ _LONGEST_FIRST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--unit", action="store_true", help="only tests that start no process and open no socket, and fail those that do")
     parser.addoption("--slow-part", default="1/1", metavar="K/N", help="of the tests marked slow run the K-th of N parts only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--unit"):
+        config.pluginmanager.register(Isolation(Path(__file__).parent), "isolation")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

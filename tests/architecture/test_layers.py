@@ -90,6 +90,7 @@ def test_only_the_wire_modules_of_common_know_protobuf() -> None:
     assert "grpc" not in found
 
 
+@pytest.mark.process
 def test_importing_every_module_of_the_client_loads_nothing_heavy_and_no_server() -> None:
     names = [
         ".".join(path.relative_to(WHERE[package]).with_suffix("").parts)

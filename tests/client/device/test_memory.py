@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from heron_client.device.memory import clean_file_mappings
+
+pytestmark = pytest.mark.process
 
 _SMAPS = """\
 5000-7000 r-xp 00000000 08:01 1234 /lib/clean.so

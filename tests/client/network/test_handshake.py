@@ -29,6 +29,8 @@ from heron_server.service.tls import open_tls
 from tests.harness.certificates import DAY, at, issued, unchecked
 from tests.harness.cluster import free_port
 
+pytestmark = pytest.mark.process
+
 
 @contextlib.contextmanager
 def grpc_server(credentials: grpc.ServerCredentials | None, host: str = "127.0.0.1") -> Iterator[str]:

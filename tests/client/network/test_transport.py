@@ -21,6 +21,8 @@ from heron_common.specification.model_spec import BlobReference
 from heron_proto.v1 import split_training_pb2 as pb
 from tests.harness.cluster import free_port
 
+pytestmark = pytest.mark.process
+
 
 def _losses(first: int, count: int) -> tuple[UploadLoss, ...]:
     return tuple(

@@ -137,6 +137,7 @@ def test_what_the_runtime_cannot_compute_is_a_sentence_and_code_6() -> None:
     assert exit_code_of(caught.value) is ExitCode.PROGRAM
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_process_whose_main_thread_runs_a_program(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "long.onnx").write_bytes(long_program())

@@ -37,6 +37,7 @@ def test_both_parts_together_are_scikit_learns_digits() -> None:
     assert ours == fingerprints(oracle.images, oracle.target)
 
 
+@pytest.mark.process
 def test_reading_digits_does_not_import_scikit_learn() -> None:
     script = (
         "import sys\n"
@@ -64,6 +65,7 @@ def test_the_parts_share_no_sample() -> None:
     assert not set(train) & set(test)
 
 
+@pytest.mark.process
 def test_the_split_is_the_same_every_time_and_in_every_process() -> None:
     script = (
         "import hashlib\n"

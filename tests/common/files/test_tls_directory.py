@@ -145,6 +145,7 @@ def test_the_authoritys_own_directory_is_refused(authority: Authority, role: Tls
     assert "holds the authority's private key" in message and str(authority.directory / role.value[:6]) in message
 
 
+@pytest.mark.process
 def test_a_client_without_tls_loads_none_of_it() -> None:
     script = (
         "import sys, heron_client.cli, heron_client.app, heron_client.config, heron_client.device.data_check\n"

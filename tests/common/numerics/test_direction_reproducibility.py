@@ -37,6 +37,7 @@ def layout_of(*sizes: int) -> FlatLayout:
     return FlatLayout(tuple(TensorSpec(f"t{i}", DType.FLOAT32, (size,)) for i, size in enumerate(sizes)))
 
 
+@pytest.mark.process
 @pytest.mark.invariant(9)
 def test_another_process_derives_the_same_directions() -> None:
     environment = os.environ | {"PYTHONHASHSEED": "77", "LC_ALL": "C"}

@@ -25,6 +25,8 @@ from heron_common.process.process_memory import ResidentMemory, memory_limit, re
 from heron_common.process.signals import stop_on_signals
 from heron_common.terminal.console import LiveConsole, human_bytes
 
+pytestmark = pytest.mark.process
+
 HOST = "127.0.0.1"
 SLACK = 1 << 20
 """The kernel keeps resident pages in per-thread counters and may be some dozens of pages behind."""

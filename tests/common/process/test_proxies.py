@@ -13,6 +13,8 @@ from heron_common.protocol.timing import Timing
 from heron_proto.v1 import split_training_pb2 as messages
 from tests.harness.cluster import free_port
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1", "0.0.0.0:1", "[::]:1"])
 def test_this_machine_is_never_asked_by_way_of_another(target: str) -> None:

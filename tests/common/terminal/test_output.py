@@ -11,6 +11,8 @@ import pytest
 
 from heron_common.exit_codes import ExitCode
 
+pytestmark = pytest.mark.process
+
 LONG = "from heron_common.terminal.output import say\nfor number in range(3000):\n    say('x' * 100)\nopen({path!r}, 'w').write('done')\n"
 
 

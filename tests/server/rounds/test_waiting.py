@@ -10,6 +10,8 @@ from heron_server.rounds.waiting import AGAIN_SECONDS, FIRST_SECONDS, WaitingNot
 from tests.server.running_server import RunningServer, tiny_config
 from tests.server.wire_client import WireClient
 
+pytestmark = pytest.mark.process
+
 
 def test_it_says_so_after_a_while_and_then_once_in_a_while() -> None:
     note = WaitingNote()
