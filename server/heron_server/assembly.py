@@ -74,6 +74,7 @@ class Assembly:
     on_refusal: Callable[[ErrorCode], None]
     ended: threading.Event
     identity: RunIdentity
+    facts: RunFacts
     ledger: Ledger
     inside: InsideRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
@@ -107,7 +108,7 @@ def assemble(config: ServerConfig, directory: RunDirectory, registry: CollectorR
         config.network.host,
         config.network.port,
         config.network.max_clients,
-        Timing(config.rounds.liveness_seconds),
+        parts.facts.timing,
         clock,
         parts.owner.has_session,
         parts.on_refusal,
@@ -159,8 +160,18 @@ def assemble_run(
     references = tuple(program.reference for program in published.programs)
     base = write_frozen_weights(published.model, directory.blobs, config.run.resume)
     held_out = config.run.held_out
-    batches = config.run.evaluation_batches if held_out > 0 else 0
-    facts = RunFacts(identity.run_id, config.run.seed, data, published.model.to_spec(), references, algorithm, base, held_out, batches)
+    facts = RunFacts(
+        run_id=identity.run_id,
+        run_seed=config.run.seed,
+        data=data,
+        model=published.model.to_spec(),
+        programs=references,
+        algorithm=algorithm,
+        timing=Timing(config.rounds.liveness_seconds),
+        base=base,
+        held_out=held_out,
+        evaluation_batches=config.run.evaluation_batches if held_out > 0 else 0,
+    )
 
     def client_rows() -> dict[str, Any]:
         return owner.look(lambda run: client_table(run.registry.records()))
@@ -205,7 +216,7 @@ def assemble_run(
     owner = RoundOwner(run, _blobs(facts, published, directory), spool, pace)
     metrics.before_scrape = owner.add_up_bytes
     receiver = Receiver(owner, spool, facts.run_seed)
-    servicer = Servicer(owner, receiver, data, Timing(config.rounds.liveness_seconds).heartbeat_seconds)
+    servicer = Servicer(owner, receiver, data, facts.timing.heartbeat_seconds)
     _log_plan(algorithm, published.cost.num_parameters, facts)
 
     def on_refusal(code: ErrorCode) -> None:
@@ -221,6 +232,7 @@ def assemble_run(
         on_refusal=on_refusal,
         ended=threading.Event(),
         identity=identity,
+        facts=facts,
         ledger=ledger,
         inside=left.inside,
         begins=not left.begun,
@@ -253,19 +265,15 @@ def _worker(
     directory: RunDirectory,
     summary_facts: dict[str, Any],
 ) -> TrainWorker:
-    algorithm, model, seed = published.algorithm, facts.model, facts.run_seed
-    aligns = algorithm.plan.head_training is HeadTraining.ALIGNMENT
-    alignment = HeadAlignment(published.model, algorithm.alignment) if aligns else None
+    aligns = facts.algorithm.plan.head_training is HeadTraining.ALIGNMENT
+    alignment = HeadAlignment(published.model, facts.algorithm.alignment) if aligns else None
     return TrainWorker(
         trainer=trainer,
-        model=model,
-        algorithm=algorithm,
+        facts=facts,
         gatekeeper=gatekeeper,
         alignment=alignment,
-        stepper=Stepper(
-            trainer=trainer, gatekeeper=gatekeeper, alignment=alignment, metrics=metrics, clock=clock, model=model, run_seed=seed
-        ),
-        held_out=HeldOutScore(trainer, model),
+        stepper=Stepper(facts, trainer=trainer, gatekeeper=gatekeeper, alignment=alignment, metrics=metrics, clock=clock),
+        held_out=HeldOutScore(trainer, facts.model),
         tallies=RunTallies(client_table, ledger),
         best=BestCheckpoint(
             trainer=trainer,
@@ -274,7 +282,7 @@ def _worker(
             metrics=metrics,
             validation_source=published.validation_source,
         ),
-        fronts=FrontAverage(trainer=trainer, model=model, algorithm=algorithm, audit=AuditTrail(directory.audit), run_seed=seed),
+        fronts=FrontAverage(facts, trainer, AuditTrail(directory.audit)),
         checkpoints=checkpoints,
         ledger=ledger,
         metrics=metrics,
