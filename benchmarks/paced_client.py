@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heron_client import cli
+from heron_client.device import device_check
 
 Seconds = tuple[float, float]
 """On the clock, and on a processor."""
@@ -29,7 +30,7 @@ def main() -> int:
 
         session.LocalRound = paced_round(Path(output), [pair.rpartition(":") for pair in programs.split(",")])  # type: ignore[misc]
 
-    cli.import_sparingly = _before(prepare, cli.import_sparingly)
+    device_check.import_sparingly = _before(prepare, device_check.import_sparingly)
     return cli.main(options)
 
 

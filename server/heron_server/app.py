@@ -14,7 +14,6 @@ from heron_common.process.addresses import join_host_port
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.metrics_server import MetricsServer
 from heron_common.process.signals import ending_within
-from heron_common.protocol.timing import Timing
 from heron_common.terminal.console import LiveConsole, is_terminal
 from heron_server.assembly import ServerAssembly, assemble
 from heron_server.configuration.config import NetworkSection, ServerConfig
@@ -82,18 +81,7 @@ def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory,
         "pid": os.getpid(),
     }
     directory.write_address(address)
-    timing = Timing(config.rounds.liveness_seconds)
-    log.info(
-        "timing",
-        extra={
-            "liveness_seconds": timing.liveness_seconds,
-            "heartbeat_seconds": timing.heartbeat_seconds,
-            "keepalive_seconds": timing.keepalive_seconds,
-            "ping_timeout_seconds": timing.ping_timeout_seconds,
-            "call_deadline_seconds": timing.call_deadline_seconds,
-            "stall_seconds": timing.stall_seconds,
-        },
-    )
+    log.info("timing", extra=parts.facts.timing.by_name())
     log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
     warn_of_clear_text(config.network)
 

@@ -66,6 +66,7 @@ class Assembly:
     on_refusal: Callable[[ErrorCode], None]
     ended: threading.Event
     identity: RunIdentity
+    facts: RunFacts
     ledger: Ledger
     inside: InsideRound | None
     """What to go on with inside a round, where a checkpoint was taken there."""
@@ -101,7 +102,7 @@ def assemble(
         config.network.host,
         config.network.port,
         config.network.max_clients,
-        Timing(config.rounds.liveness_seconds),
+        parts.facts.timing,
         clock,
         parts.owner.has_session,
         parts.on_refusal,
@@ -159,10 +160,11 @@ def assemble_run(
         spool=spool,
         queue=TrainerQueue(owner, spool, clock),
         worker=side.worker,
-        servicer=Servicer(owner, receiver, parts.facts.data, Timing(config.rounds.liveness_seconds).heartbeat_seconds),
+        servicer=Servicer(owner, receiver, parts.facts.data, parts.facts.timing.heartbeat_seconds),
         on_refusal=lambda code: metrics.rejections.labels(reason=code.value).inc(),
         ended=threading.Event(),
         identity=parts.identity,
+        facts=parts.facts,
         ledger=parts.ledger,
         inside=left.inside,
         begins=not left.begun,
@@ -205,15 +207,16 @@ def _run_state(
 def _run_facts(config: TrainingConfig, directory: RunDirectory, run_id: str, published: Published) -> RunFacts:
     run = config.run
     return RunFacts(
-        run_id,
-        run.seed,
-        published.data,
-        published.model.to_spec(),
-        tuple(program.reference for program in published.programs),
-        published.algorithm,
-        write_frozen_weights(published.model, directory.blobs, run.resume),
-        run.held_out,
-        run.evaluation_batches if run.held_out > 0 else 0,
+        run_id=run_id,
+        run_seed=run.seed,
+        data=published.data,
+        model=published.model.to_spec(),
+        programs=tuple(program.reference for program in published.programs),
+        algorithm=published.algorithm,
+        timing=Timing(config.rounds.liveness_seconds),
+        base=write_frozen_weights(published.model, directory.blobs, run.resume),
+        held_out=run.held_out,
+        evaluation_batches=run.evaluation_batches if run.held_out > 0 else 0,
     )
 
 

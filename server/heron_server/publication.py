@@ -21,9 +21,11 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.models.base import write_base
+from heron_server.models.families.local_losses import with_block_heads
 from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes, probes_for, probes_of
 from heron_server.models.split_model import SplitModel
+from heron_server.models.train_weights import with_train_weights
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.models.user.user_code import PREFIX
 from heron_server.programs.cost import ClientCost
@@ -66,6 +68,9 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: thr
     chosen = config.algorithm
     probes = _probes(config, data, eval_source or validation_source)
     model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
+    model = with_train_weights(model, config.run.train_weights)
+    blocks = tuple(name.strip() for name in config.run.blocks.split(",") if name.strip())
+    model = with_block_heads(model, chosen.local_losses, blocks, config.run.seed)
     refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.

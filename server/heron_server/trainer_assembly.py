@@ -69,7 +69,7 @@ def assemble_trainer(
 ) -> TrainerSide:
     """Build everything that the trainer's thread uses; it is not started."""
     published, trainer, metrics = parts.published, parts.trainer, parts.metrics
-    algorithm, model, seed = parts.facts.algorithm, parts.facts.model, parts.facts.run_seed
+    facts, algorithm = parts.facts, parts.facts.algorithm
     infinite = infinite_buffers(published.model)
     checkpoints = CheckpointStore(directory.checkpoints, config.storage.keep_checkpoints, keep_first=algorithm.plan.logs, infinite=infinite)
     gatekeeper = Gatekeeper(config.gates.settings(), metrics)
@@ -79,18 +79,15 @@ def assemble_trainer(
         trainer=trainer,
         gatekeeper=gatekeeper,
         metrics=metrics,
-        model=model,
-        algorithm=algorithm,
+        facts=facts,
         alignment=alignment,
-        stepper=Stepper(
-            trainer=trainer, gatekeeper=gatekeeper, metrics=metrics, alignment=alignment, clock=parts.clock, model=model, run_seed=seed
-        ),
-        held_out=HeldOutScore(trainer, model),
+        stepper=Stepper(facts, trainer=trainer, gatekeeper=gatekeeper, metrics=metrics, alignment=alignment, clock=parts.clock),
+        held_out=HeldOutScore(trainer, facts.model),
         tallies=RunTallies(client_table, parts.ledger),
         best=BestCheckpoint(
             trainer=trainer, gatekeeper=gatekeeper, metrics=metrics, checkpoints=checkpoints, validation_source=published.validation_source
         ),
-        fronts=FrontAverage(trainer=trainer, model=model, algorithm=algorithm, audit=AuditTrail(directory.audit), run_seed=seed),
+        fronts=FrontAverage(facts, trainer, AuditTrail(directory.audit)),
         checkpoints=checkpoints,
         ledger=parts.ledger,
         clock=parts.clock,

@@ -10,9 +10,12 @@ from heron_common.algorithm.presets import preset
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.protocol.messages import Assignment, UploadKey, UploadPurpose
+from heron_common.protocol.timing import Timing
+from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ModelSpec
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.attempt import Attempt
+from heron_server.rounds.facts import RunFacts
 from heron_server.storage.spool import SpoolEntry
 
 ROUND = RoundReference(3, 1)
@@ -43,9 +46,24 @@ def attempt(
         Assignment(
             ROUND, plan(preset_name, **changes), client_model=blob, auxiliary_head=None, direction_scales=(1.0, 1.0), second_moment=0.0
         ),
-        MODEL,
+        run_facts(schedule, preset_name),
         cohort,
-        schedule,
+    )
+
+
+def run_facts(
+    schedule: ServerSchedule = ServerSchedule.ARRIVAL, preset_name: str = "heron", model: ModelSpec = MODEL, *, evaluation_batches: int = 0
+) -> RunFacts:
+    """Return what does not change over a small run."""
+    return RunFacts(
+        run_id="run",
+        run_seed=7,
+        data=DataSpecification("d", (4,), num_classes=3),
+        model=model,
+        programs=(),
+        algorithm=dataclasses.replace(preset(preset_name), schedule=schedule, warmup_rounds=0),
+        timing=Timing(),
+        evaluation_batches=evaluation_batches,
     )
 
 

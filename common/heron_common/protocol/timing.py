@@ -39,6 +39,11 @@ class Timing:
         """Return the times of a server that asks for heartbeats so often."""
         return cls(heartbeat_seconds * HEARTBEATS_PER_LIVENESS)
 
+    def by_name(self) -> dict[str, float]:
+        """Return every time by its name."""
+        derived = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
+        return {name: getattr(self, name) for name in ("liveness_seconds", *derived)}
+
     @property
     def heartbeat_seconds(self) -> float:
         """From one sign of life of a training client to the next."""

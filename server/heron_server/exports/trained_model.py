@@ -19,6 +19,7 @@ from heron_server.models.behaviour import computes_otherwise
 from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes
 from heron_server.models.split_model import SplitModel, load_moving_state
+from heron_server.models.train_weights import with_train_weights
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore
 from heron_server.storage.probe_file import read_probe_file
 from heron_server.storage.run_directory import recorded_identity
@@ -71,6 +72,7 @@ def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None =
     samples = read_probe_file(run_dir, data.input_shape, data.tokens)
     probes = Probes(samples, are_made_up=False) if samples is not None else None
     built = build_model(options.model, options.model_options, data, options.seed, options.cut, probes)
+    built = with_train_weights(built, options.train_weights)
     difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, built))
     if difference:
         log.warning(difference)
@@ -86,7 +88,9 @@ def _options(configuration: dict[str, Any], run_dir: Path) -> RunSection:
         raise StorageError(
             f"{run_dir / 'run.json'} has no option {', '.join(map(repr, missing))}: restore it from a backup, or use the version that made the run"
         )
-    return RunSection.model_validate({name: configuration[name] for name in needed})
+    # Runs of version 0.1 had no choice of weights.
+    chosen = {name: configuration[name] for name in ("train_weights",) if name in configuration}
+    return RunSection.model_validate({name: configuration[name] for name in needed} | chosen)
 
 
 def _check_base(model: SplitModel, name: str, run_dir: Path) -> None:

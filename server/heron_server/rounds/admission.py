@@ -125,7 +125,7 @@ def accept_upload(run: RunState, admission: Admission[UploadHeader], sha256: str
     now = run.clock.now()
     is_new = known is None and entry is not None
     if known is None and entry is not None:
-        length = announced_length(attempt.model, admission.specs)
+        length = announced_length(attempt.facts.model, admission.specs)
         attempt.accept_upload(AcceptedUpload(key, sha256, entry, now, length=length))
         run.outbox.ledger.upload_accepted(key, sha256, entry.to_stored(), length)
         if key.purpose is not UploadPurpose.EVALUATE:

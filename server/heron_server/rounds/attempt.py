@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs
-from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import Float32Array, TensorSpec, check_specs, total_bytes
 from heron_common.protocol.messages import Assignment, UploadKey, UploadPurpose
-from heron_common.specification.model_spec import BlobReference, ModelSpec
+from heron_common.specification.model_spec import BlobReference
 from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpdate, AcceptedUpload
+from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.held_out_uploads import HeldOutUploads
 from heron_server.rounds.schedule import TrainingOrder, UploadSlot
 from heron_server.storage.spool import SpoolEntry
@@ -26,15 +27,12 @@ class Attempt:
     """What one attempt expects and has."""
 
     assignment: Assignment
-    model: ModelSpec
+    facts: RunFacts
     cohort: tuple[str, ...]
-    schedule: ServerSchedule
     start: Float32Array = field(default_factory=lambda: np.zeros(0, np.float32))
     """The trained weights, flat, that every client of the round starts from."""
     heads: dict[str, BlobReference] = field(default_factory=dict)
     """Each client's own head, where it has one."""
-    evaluation_batches: int = 0
-    """Most batches of held-out samples that a client may send."""
     uploads: dict[UploadKey, AcceptedUpload] = field(default_factory=dict)
     updates: dict[str, AcceptedUpdate] = field(default_factory=dict)
     positions: int = 0
@@ -42,11 +40,11 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self._by_client: dict[str, list[AcceptedUpload]] = {}
-        self.order = TrainingOrder(self.schedule, self.cohort, self.assignment.plan.sending_steps)
+        self.order = TrainingOrder(self.facts.algorithm.schedule, self.cohort, self.assignment.plan.sending_steps)
         # Of the longest texts, where they have several lengths.
-        self.upload_specs = upload_specs(self.assignment.plan, self.model)
-        self.held_out = HeldOutUploads(self.assignment.plan, self.model, self.cohort, self.schedule, self.evaluation_batches)
-        self.cut_gradient_specs = cut_gradient_specs(self.assignment.plan, self.model)
+        self.upload_specs = upload_specs(self.assignment.plan, self.facts.model)
+        self.held_out = HeldOutUploads(self.assignment.plan, self.facts, self.cohort)
+        self.cut_gradient_specs = cut_gradient_specs(self.assignment.plan, self.facts.model)
 
     @property
     def purpose(self) -> UploadPurpose:
@@ -79,7 +77,7 @@ class Attempt:
                 f"the plan asks for {self.purpose.value} uploads with {plan.num_probes} probes at steps {_short(plan.sending_steps)}, "
                 f"not for {key.purpose.value} with {num_probes} probes at step {key.local_step}",
             )
-        specs = upload_specs(plan, announced_model(self.model, tensors))
+        specs = upload_specs(plan, announced_model(self.facts.model, tensors))
         check_specs(specs, tensors)
         _check_size(specs, announced_bytes)
         if not self.is_in_turn(key):
@@ -198,7 +196,7 @@ class Attempt:
             raise RefusedError(
                 ErrorCode.INVALID_TENSOR, f"this plan's updates are dense, but one encoded as {encoding.value} came: send the weights"
             )
-        specs = update_specs(plan, self.model, encoding)
+        specs = update_specs(plan, self.facts.model, encoding)
         check_specs(specs, tensors)
         _check_size(specs, announced_bytes)
         return specs

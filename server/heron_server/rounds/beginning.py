@@ -53,5 +53,5 @@ def begin_attempt(
         statistics=prepared.statistics,
     )
     start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
-    attempt = Attempt(assignment, facts.model, cohort, facts.algorithm.schedule, start, heads, facts.evaluation_batches)
+    attempt = Attempt(assignment, facts, cohort, start, heads)
     return attempt, inputs_digest(assignment, {name: blob.sha256 for name, blob in heads.items()})

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from heron_common.algorithm.plan import Algorithm
+from heron_common.protocol.timing import Timing
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramReference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """What every client of the run is told."""
 
@@ -20,6 +21,7 @@ class RunFacts:
     model: ModelSpec
     programs: tuple[ProgramReference, ...]
     algorithm: Algorithm
+    timing: Timing
     base: BlobReference | None = None
     held_out: float = 0.0
     """Share of its own samples that each client keeps from training."""

@@ -10,9 +10,9 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import TensorSpec, check_specs
 from heron_common.protocol.messages import UploadKey
-from heron_common.specification.model_spec import ModelSpec
 from heron_common.specification.text_lengths import announced_model
 from heron_server.rounds.accepted import AcceptedUpload
+from heron_server.rounds.facts import RunFacts
 from heron_server.storage.spool import SpoolEntry
 
 
@@ -23,9 +23,9 @@ class HeldOutUploads:
     the cohort sent one for training, or ended: its held-out batches came before. ARRIVAL waits for nobody, and scores with the back that stands.
     """
 
-    def __init__(self, plan: Plan, model: ModelSpec, cohort: tuple[str, ...], schedule: ServerSchedule, max_batches: int) -> None:
-        self._plan, self._model, self._max_batches = plan, model, max_batches
-        self._awaited = set(cohort) if max_batches and schedule is not ServerSchedule.ARRIVAL else set()
+    def __init__(self, plan: Plan, facts: RunFacts, cohort: tuple[str, ...]) -> None:
+        self._plan, self._model, self._max_batches = plan, facts.model, facts.evaluation_batches
+        self._awaited = set(cohort) if self._max_batches and facts.algorithm.schedule is not ServerSchedule.ARRIVAL else set()
         self._over: set[str] = set()
         self._uploads: dict[UploadKey, AcceptedUpload] = {}
         self._waiting: deque[AcceptedUpload] = deque()

@@ -10,7 +10,6 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.protocol.messages import Assignment, Finished, Membership, NextStep, Wait
-from heron_common.protocol.timing import Timing
 from heron_server.rounds.clients import ClientRecord, session_over
 from heron_server.rounds.pacing import Pace, ask_again_seconds
 from heron_server.rounds.run_state import RunState
@@ -129,7 +128,6 @@ def leave(run: RunState, record: ClientRecord, reason: str, peak_memory_bytes: i
 
 def _membership(run: RunState, record: ClientRecord) -> Membership:
     facts, rules = run.facts, run.machine.rules
-    heartbeat = Timing(rules.liveness_seconds).heartbeat_seconds
     return Membership(
         facts.run_id,
         record.session,
@@ -137,7 +135,7 @@ def _membership(run: RunState, record: ClientRecord) -> Membership:
         data_specification=facts.data,
         model=facts.model,
         programs=facts.programs,
-        heartbeat_seconds=heartbeat,
+        heartbeat_seconds=facts.timing.heartbeat_seconds,
         num_rounds=rules.num_rounds,
         base=facts.base,
         held_out=facts.held_out,

@@ -106,7 +106,7 @@ class Receiver:
             return
         entry, log_bytes = incoming.commit(), None
         try:
-            check_variances(entry, attempt.model)
+            check_variances(entry, attempt.facts.model)
         except RefusedError:
             if entry is not None:
                 self._spool.release(entry)

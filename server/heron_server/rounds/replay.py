@@ -22,8 +22,8 @@ def replay_update(attempt: Attempt, run_seed: int, client_id: str, log_bytes: by
 
     """
     assignment = attempt.assignment
-    (spec,) = weight_specs(assignment.plan, attempt.model, UpdateEncoding.LOG)
-    trained = attempt.model.client_model + (attempt.model.auxiliary_head if assignment.plan.trains_head else ())
+    (spec,) = weight_specs(assignment.plan, attempt.facts.model, UpdateEncoding.LOG)
+    trained = attempt.facts.model.client_model + (attempt.facts.model.auxiliary_head if assignment.plan.trains_head else ())
     # Whatever finite coefficients a client sends, weights that they throw out of range are refused below, not warned about here.
     with np.errstate(over="ignore", invalid="ignore"):
         weights = replay(

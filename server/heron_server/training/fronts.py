@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from heron_common.algorithm.plan import Algorithm, Plan
+from heron_common.algorithm.plan import Plan
 from heron_common.errors import StorageError
 from heron_common.numerics.tensors import Float32Array, Float64Array, num_parameters
 from heron_common.numerics.update_log import weights_digest
 from heron_common.specification.model_spec import ModelSpec
+from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import CloseJob
 from heron_server.storage.audit import AuditFacts, AuditRound, AuditTrail
 from heron_server.training.aggregation import aggregate, in_proportion
@@ -23,23 +24,23 @@ log = logging.getLogger(__name__)
 class FrontAverage:
     """Takes over what a round's clients submitted."""
 
-    def __init__(self, *, trainer: Trainer, model: ModelSpec, algorithm: Algorithm, audit: AuditTrail, run_seed: int) -> None:
-        self._trainer, self._model, self._algorithm, self._audit, self._run_seed = trainer, model, algorithm, audit, run_seed
+    def __init__(self, facts: RunFacts, trainer: Trainer, audit: AuditTrail) -> None:
+        self._facts, self._trainer, self._audit = facts, trainer, audit
 
     def take_over(self, job: CloseJob, weights: Float64Array) -> None:
         """Set what clients trained, and running statistics, to the aggregates of the round's updates by the run's rule."""
-        if not job.plan.trains_front and not self._model.statistics:
+        if not job.plan.trains_front and not self._facts.model.statistics:
             return
         flats: list[Float32Array] = []
         for update in job.updates:
             if update.entry is None:
                 raise RuntimeError("an update of a round that trains the front or moves its statistics is empty")
             flats.append(np.frombuffer(update.entry.read(), "<f4"))
-        if self._model.statistics:
-            size = num_parameters(self._model.statistics)
+        if self._facts.model.statistics:
+            size = num_parameters(self._facts.model.statistics)
             # By the same rule as weights: a liar's variance would be in every mean. No rule takes one below 0 that was not there before.
             theirs = [flat[-size:] for flat in flats]
-            self._trainer.set_statistics(aggregate(self._algorithm.aggregation, theirs, weights, self._trainer.statistics()))
+            self._trainer.set_statistics(aggregate(self._facts.algorithm.aggregation, theirs, weights, self._trainer.statistics()))
             flats = [flat[:-size] for flat in flats]
         if job.plan.trains_front:
             self._average_fronts(job, flats, weights)
@@ -49,8 +50,8 @@ class FrontAverage:
         job, flats, weights = _in_proportion(job, flats, weights)
         if not flats:
             return
-        num_front = num_parameters(self._model.client_model)
-        mean = aggregate(self._algorithm.aggregation, flats, weights, job.start)
+        num_front = num_parameters(self._facts.model.client_model)
+        mean = aggregate(self._facts.algorithm.aggregation, flats, weights, job.start)
         self._trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
         if job.plan.logs:
             self._record_for_audit(job, flats, mean, weights)
@@ -59,11 +60,11 @@ class FrontAverage:
         facts = AuditFacts(
             round_index=job.round.round_index,
             attempt=job.round.attempt,
-            run_seed=self._run_seed,
+            run_seed=self._facts.run_seed,
             clients=tuple(update.client_id for update in job.updates),
-            aggregation=self._algorithm.aggregation.value,
+            aggregation=self._facts.algorithm.aggregation.value,
             trains_head=job.plan.trains_head,
-            tensors=_trained_tensors(self._model, job.plan),
+            tensors=_trained_tensors(self._facts.model, job.plan),
             start_sha256=weights_digest(job.start).hex(),
             result_sha256=weights_digest(mean).hex(),
             client_sha256=tuple(weights_digest(flat).hex() for flat in flats),

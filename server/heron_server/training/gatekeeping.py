@@ -29,10 +29,10 @@ class Gatekeeper:
         self._metrics = metrics
         self._judged: dict[str, tuple[float, float]] = {}
 
-    def admits(self, upload: AcceptedUpload, decoded: DecodedUpload, loss: Callable[[], float], queue: TrainerQueue) -> bool:
-        """Return whether an upload may be trained on; reports it as rejected if not. `loss` is the back's mean loss on it, taken where it is asked for."""
+    def judge(self, upload: AcceptedUpload, decoded: DecodedUpload, loss: Callable[[], float]) -> Verdict:
+        """Return whether an upload may be trained on, once for each upload. `loss` is the back's mean loss on it, taken where it is asked for."""
         if not self._measures:
-            return True
+            return ACCEPTED
         client, round_index = upload.key.client_id, upload.key.round.round_index
         norm, judged = decoded.level(), 0.0
         verdict = self._gate.judge_norm(client, round_index, norm)
@@ -42,9 +42,7 @@ class Gatekeeper:
             verdict = self._gate.judge_loss(client, round_index, judged) if math.isfinite(judged) else ACCEPTED
         if verdict.accepted:
             self._judged[client] = norm, judged
-            return True
-        self._reject(upload, verdict, queue)
-        return False
+        return verdict
 
     @property
     def gradient_limit(self) -> float | None:
@@ -62,7 +60,7 @@ class Gatekeeper:
         key = upload.key
         self._judged.pop(key.client_id, None)
         verdict = self._gate.refuse(key.client_id, key.round.round_index, refusal.reason, refusal.measured, refusal.limit)
-        self._reject(upload, verdict, queue, refusal.figure)
+        self.reject(upload, verdict, queue, figure=refusal.figure)
 
     def counted_rows(self, client_id: str, rows: int, batch_size: int) -> int:
         """Return how many rows of a client count where weights are averaged: those of refused uploads do not."""
@@ -101,7 +99,8 @@ class Gatekeeper:
         if state is not None:
             self._gate.restore(state)
 
-    def _reject(self, upload: AcceptedUpload, verdict: Verdict, queue: TrainerQueue, figure: str = "") -> None:
+    def reject(self, upload: AcceptedUpload, verdict: Verdict, queue: TrainerQueue, *, figure: str = "") -> None:
+        """Report an upload as rejected: to its client, in log and metrics."""
         reason = str(verdict.reason)
         log.warning(
             "an upload was rejected",

@@ -13,9 +13,9 @@ from heron_common.numerics.directions import derive_seed
 from heron_common.numerics.wire_dtypes import encode_rows
 from heron_common.process.clock import Clock
 from heron_common.protocol.messages import UploadKey
-from heron_common.specification.model_spec import ModelSpec
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.accepted import AcceptedUpload
+from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import TrainJob
 from heron_server.rounds.trainer_queue import TrainerQueue
 from heron_server.training.alignment import HeadAlignment
@@ -33,17 +33,16 @@ class Stepper:
 
     def __init__(
         self,
+        facts: RunFacts,
         *,
         trainer: Trainer,
         gatekeeper: Gatekeeper,
         alignment: HeadAlignment | None,
         metrics: ServerMetrics,
         clock: Clock,
-        model: ModelSpec,
-        run_seed: int,
     ) -> None:
-        self._trainer, self._gatekeeper, self._alignment = trainer, gatekeeper, alignment
-        self._metrics, self._clock, self._model, self._run_seed = metrics, clock, model, run_seed
+        self._facts, self._trainer, self._gatekeeper, self._alignment = facts, trainer, gatekeeper, alignment
+        self._metrics, self._clock = metrics, clock
         self.server_losses: list[float] = []
 
     def run(self, job: TrainJob, queue: TrainerQueue) -> None:
@@ -54,7 +53,7 @@ class Stepper:
         started = self._clock.now()
         (upload,) = job.uploads
         trainer, plan, client_id = self._trainer, job.plan, upload.key.client_id
-        decoded = decode_upload(upload, plan, self._model)
+        decoded = decode_upload(upload, plan, self._facts.model)
         version = trainer.server_version
         judged = None
         if plan.num_probes:
@@ -63,7 +62,9 @@ class Stepper:
         cut_gradient = None
         keeper = self._gatekeeper
         if plan.uploads_at(upload.key.local_step):
-            if not keeper.admits(upload, decoded, lambda: self._base_loss(decoded, client_id), queue):
+            verdict = keeper.judge(upload, decoded, lambda: self._base_loss(decoded, client_id))
+            if not verdict.accepted:
+                keeper.reject(upload, verdict, queue)
                 return
             outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient, keeper.gradient_limit)
             if outcome.refusal is not None:
@@ -82,16 +83,13 @@ class Stepper:
         """Mix the uploads of one step into batches with rows of all clients; each upload's loss is the mean over its own rows."""
         started = self._clock.now()
         key, keeper = job.uploads[0].key, self._gatekeeper
-        read = [(upload, decode_upload(upload, job.plan, self._model)) for upload in job.uploads]
-        # All are judged by the back that stands before any of them is trained on.
-        admitted = [(u, d) for u, d in read if keeper.admits(u, d, partial(self._base_loss, d, u.key.client_id), queue)]
-        admitted = [(u, d) for u, d in admitted if self._may_be_mixed(u, d, queue)]
+        admitted = self._without_rejected([(upload, decode_upload(upload, job.plan, self._facts.model)) for upload in job.uploads], queue)
         if not admitted:
             return
         decoded, lengths, limit = [d for _, d in admitted], list[float](), keeper.gradient_limit
         version = self._trainer.server_version
         sums = np.zeros(len(decoded), np.float64)
-        seed = derive_seed(self._run_seed, "", round_reference=key.round, purpose="mix", index=key.local_step)
+        seed = derive_seed(self._facts.run_seed, "", round_reference=key.round, purpose="mix", index=key.local_step)
         for batch in mixed_batches(decoded, seed):
             outcome = self._trainer.train(batch.rows, gradient_limit=limit)
             lengths += [outcome.gradient_norm] if outcome.gradient_norm is not None else []
@@ -114,12 +112,22 @@ class Stepper:
         base = replace(decoded, activations=decoded.activations[: len(decoded.labels)])
         return float(np.mean(self._trainer.judge(base, client_id), dtype=np.float64))
 
-    def _may_be_mixed(self, upload: AcceptedUpload, decoded: DecodedUpload, queue: TrainerQueue) -> bool:
-        """Whether an upload could be trained on by itself; in a batch with rows of others nobody could say whose the fault is."""
-        refusal = self._trainer.examine(decoded, upload.key.client_id)
-        if refusal is not None:
-            self._refuse(upload, refusal, queue)
-        return refusal is None
+    def _without_rejected(
+        self, read: list[tuple[AcceptedUpload, DecodedUpload]], queue: TrainerQueue
+    ) -> list[tuple[AcceptedUpload, DecodedUpload]]:
+        """Reject what may not be mixed into batches and return the rest; all are judged by the back that stands before any is trained on."""
+        admitted = []
+        for upload, decoded in read:
+            client_id = upload.key.client_id
+            verdict = self._gatekeeper.judge(upload, decoded, partial(self._base_loss, decoded, client_id))
+            if not verdict.accepted:
+                self._gatekeeper.reject(upload, verdict, queue)
+            # One that could not be trained on by itself: in a batch with rows of others nobody could say whose the fault is.
+            elif (refusal := self._trainer.examine(decoded, client_id)) is not None:
+                self._refuse(upload, refusal, queue)
+            else:
+                admitted.append((upload, decoded))
+        return admitted
 
     def _refuse(self, upload: AcceptedUpload, refusal: StepRefusal, queue: TrainerQueue) -> None:
         self._metrics.steps_skipped.inc()
@@ -136,5 +144,7 @@ class Stepper:
     def _encoded(self, outcome: StepOutcome, key: UploadKey, plan: Plan) -> memoryview | None:
         if outcome.cut_gradient is None:
             return None
-        seed = derive_seed(self._run_seed, key.client_id, round_reference=key.round, purpose="quantise_cut_gradient", index=key.local_step)
+        seed = derive_seed(
+            self._facts.run_seed, key.client_id, round_reference=key.round, purpose="quantise_cut_gradient", index=key.local_step
+        )
         return encode_rows(np.ascontiguousarray(outcome.cut_gradient), plan.wire_dtype, noise_seed=seed, first_row=0)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from heron_common.algorithm.plan import Algorithm
 from heron_common.data.reading import SampleReader
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
@@ -20,9 +19,9 @@ from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.protocol.messages import LocalStatistics
 from heron_common.protocol.reported_ranges import known_figure
 from heron_common.specification.data_specification import Task
-from heron_common.specification.model_spec import ModelSpec
 from heron_server.metrics import ServerMetrics
 from heron_server.programs.publish import scales_in_round, scales_of
+from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import AbandonJob, CloseJob, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.reported import combined
 from heron_server.rounds.trainer_queue import TrainerQueue
@@ -55,8 +54,7 @@ class TrainWorker(JobThread):
         self,
         *,
         trainer: Trainer,
-        model: ModelSpec,
-        algorithm: Algorithm,
+        facts: RunFacts,
         gatekeeper: Gatekeeper,
         alignment: HeadAlignment | None,
         stepper: Stepper,
@@ -76,7 +74,7 @@ class TrainWorker(JobThread):
     ) -> None:
         """`alignment` only where clients have heads of their own, `eval_source` and `event_files` where they were asked for."""
         super().__init__()
-        self._trainer, self._model, self._algorithm = trainer, model, algorithm
+        self._facts, self._trainer = facts, trainer
         self._gatekeeper, self._alignment = gatekeeper, alignment
         self._stepper, self._held_out, self._tallies, self._best, self._fronts = stepper, held_out, tallies, best, fronts
         self._checkpoints, self._ledger, self._metrics, self._clock = checkpoints, ledger, metrics, clock
@@ -88,7 +86,7 @@ class TrainWorker(JobThread):
         self.rounds: list[RoundRecord] = []
         self.second_moment = 0.0
         self.derivative_quantile = 0.0
-        self._scales = scales_of(trainer.model, algorithm)
+        self._scales = scales_of(trainer.model, facts.algorithm)
         """Of the run's first weights, which the model has until a checkpoint is restored; directions keep them over the whole run."""
         self.diverged_round: int | None = None
         self.checkpoint_failed = False
@@ -126,7 +124,7 @@ class TrainWorker(JobThread):
     def inputs(self) -> RoundInputs:
         """Return what the next round starts from."""
         front, head = self._trainer.client_weights()
-        scales = scales_in_round(self._scales, self._model, self._algorithm, len(self.rounds))
+        scales = scales_in_round(self._scales, self._facts.model, self._facts.algorithm, len(self.rounds))
         heads = self._alignment.heads if self._alignment is not None else {}
         return RoundInputs(
             front.tobytes(),
@@ -254,7 +252,7 @@ class TrainWorker(JobThread):
             self._event_files.close()
 
     def _close(self, job: CloseJob) -> bool:
-        weights = aggregation_weights(self._counted_rows(job), self._algorithm.weighting)
+        weights = aggregation_weights(self._counted_rows(job), self._facts.algorithm.weighting)
         self._fronts.take_over(job, weights)
         crash_point(CrashPoint.ROUND_AVERAGED)
         self._trainer.close_round([update.client_id for update in job.updates], weights)
@@ -306,7 +304,7 @@ class TrainWorker(JobThread):
         count = sum(s.diverged for s in statistics)
         self._metrics.diverged_clients.inc(count)
         if 2 * count > len(statistics):
-            said = f"training of the front diverged and rests from now on with its last finite weights: lower {self._algorithm.plan.step_option}"
+            said = f"training of the front diverged and rests from now on with its last finite weights: lower {self._facts.algorithm.plan.step_option}"
             self._let_fronts_rest(job.round.round_index, said)
 
     def _let_fronts_rest(self, round_index: int, said: str) -> None:

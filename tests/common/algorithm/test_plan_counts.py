@@ -42,6 +42,8 @@ SHAPES: list[tuple[str, dict[str, Any], int]] = [
     ("ho-sfl", FORWARD | {"num_directions": 2}, 3 * (1 + 1 + 2)),
     ("cse-fsl", {}, 3 * (1 + 2)),
     ("cse-fsl", {"upload_interval": 2}, 3 * 3),
+    ("blockwise", {}, 3 * (1 + 2)),
+    ("pairs", {}, 3 * (1 + 2)),
     ("fsl-sage", {}, 3 * 3),
     ("sflv1", {}, 3 * (1 + 3)),
     ("sflv2", {}, 3 * (1 + 3)),

@@ -99,4 +99,6 @@ def test_blocks_that_are_none_are_named(widths: tuple[int, ...], blocks: tuple[s
 
 def test_without_losses_within_it_a_model_is_left_alone() -> None:
     model = cnn(2, 2)
-    assert with_block_heads(model, LocalLosses.END, ("nonsense",), 0) is model
+    assert with_block_heads(model, LocalLosses.END, (), 0) is model
+    with pytest.raises(ConfigurationError, match="local_losses is end"):
+        with_block_heads(model, LocalLosses.END, ("0",), 0)

@@ -105,7 +105,7 @@ def test_the_count_is_torchs_own_to_the_digit(layers: Callable[[], nn.Module], x
 
 @pytest.mark.parametrize("family", ["cnn", "resnet"])
 def test_a_familys_cost_is_what_torchs_own_counter_says(family: str) -> None:
-    model = build_model(family, {}, DataSpecification("test", (3, 32, 32), 10), 0)
+    model = build_model(family, {}, DataSpecification("test", (3, 32, 32), num_classes=10), 0)
     x, y = (torch.from_numpy(array) for array in model.random_batch(2, np.random.Generator(np.random.Philox(key=0))))
     with torch.no_grad(), FlopCounterMode(display=False) as torchs:
         model.sample_losses(model.auxiliary_head(model.front(x)), y)

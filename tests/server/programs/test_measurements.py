@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from heron_common.algorithm.plan import Objective, Plan
+from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.base import BaseStorage
 from heron_server.models.probes import Probes
 from heron_server.models.split_model import SplitModel

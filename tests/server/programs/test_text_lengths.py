@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from heron_common.algorithm.payload_shapes import evaluation_specs, upload_specs
-from heron_common.algorithm.plan import Alignment, ServerSchedule
+from heron_common.algorithm.plan import Alignment
 from heron_common.algorithm.presets import preset
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
@@ -29,7 +29,7 @@ from heron_server.training.alignment import HeadAlignment
 from heron_server.training.trainer import Trainer
 from heron_server.training.uploads import DecodedUpload, decode_tensors, decode_upload, mixed_batches, padded_alike
 from tests.harness.transformers import build, next_token, three_classes
-from tests.server.builders import MODEL, attempt, key, upload
+from tests.server.builders import MODEL, attempt, key, run_facts, upload
 from tests.server.training.test_trainer import settings
 
 TEXTS = dataclasses.replace(
@@ -43,7 +43,7 @@ TEXTS = dataclasses.replace(
 
 def of_texts(model: ModelSpec = TEXTS) -> Attempt:
     plain = attempt()
-    return Attempt(plain.assignment, model, plain.cohort, ServerSchedule.ARRIVAL, evaluation_batches=2)
+    return Attempt(plain.assignment, run_facts(model=model, evaluation_batches=2), plain.cohort)
 
 
 @pytest.mark.parametrize("length", TEXTS.lengths)

@@ -21,12 +21,10 @@ from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import total_bytes
 from heron_common.process.clock import ManualClock
-from heron_common.specification.data_specification import DataSpecification
 from heron_server.metrics import ServerMetrics
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.clients import ClientRegistry
-from heron_server.rounds.facts import RunFacts
 from heron_server.rounds.jobs import AbandonJob, CloseJob, Job, RoundInputs, SaveJob, ScoreJob, TrainJob
 from heron_server.rounds.outbox import Outbox
 from heron_server.rounds.owner import RoundOwner
@@ -41,7 +39,7 @@ from heron_server.storage.ledger import Ledger
 from heron_server.storage.spool import Spool
 from heron_server.summary import client_table
 from heron_server.training.open_round import InsideRound
-from tests.server.builders import MODEL
+from tests.server.builders import MODEL, run_facts
 
 RUN_ID = "run"
 LOCAL_STEPS = 3
@@ -241,9 +239,7 @@ class RestartableRun:
         steps = {"local_steps": LOCAL_STEPS, "batch_size": 2, "direction_groups": 2, "micro_batch": 1}
         plan = dataclasses.replace(algorithm.plan, update_encoding=UpdateEncoding.DENSE, **steps)
         algorithm = dataclasses.replace(algorithm, plan=plan, schedule=shape.schedule, warmup_rounds=0)
-        self.facts = RunFacts(
-            RUN_ID, 7, DataSpecification("d", (4,), num_classes=3), MODEL, (), algorithm, evaluation_batches=shape.evaluation_batches
-        )
+        self.facts = dataclasses.replace(run_facts(evaluation_batches=shape.evaluation_batches), run_id=RUN_ID, algorithm=algorithm)
         self.ledger = WatchedLedger(disk, begins=not resumes)
         registry = ClientRegistry(10)
         self.trainer = FakeTrainer(FakeCheckpoints(disk), self.ledger, registry)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from heron_common.algorithm.aggregation_rule import AggregationRule
-from heron_common.algorithm.presets import preset
 from heron_common.data.sources import parse_specification
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
@@ -116,18 +115,17 @@ def make_worker(root: Path) -> tuple[TrainWorker, list[dict[str, Any]]]:
     table: dict[str, Any] = {name: {"bytes_up": {}, "bytes_down": {}} for name in "abc"}
     ledger: Any = SimpleNamespace(sync=lambda: None, balance=lambda: Balance(0, 0, 0, 0), drops=dict, abandoned=dict)
     trainer = Trainer(model, TrainerSettings("adam", 0.01, 0.0, 0.0, "cpu", "fp32"), trains_head=False)
-    algorithm, spec, clock = preset("frozen"), model.to_spec(), ManualClock(0.0)
+    facts, clock = builders.run_facts(preset_name="frozen", model=model.to_spec()), ManualClock(0.0)
     checkpoints, gatekeeper = CheckpointStore(root / "checkpoints", 3), Gatekeeper(None, metrics)
     # Weights are not what this is about.
     no_fronts: Any = SimpleNamespace(take_over=lambda *_: None)
     worker = TrainWorker(
         trainer=trainer,
-        model=spec,
-        algorithm=algorithm,
+        facts=facts,
         gatekeeper=gatekeeper,
         alignment=None,
-        stepper=Stepper(trainer=trainer, gatekeeper=gatekeeper, alignment=None, metrics=metrics, clock=clock, model=spec, run_seed=1),
-        held_out=HeldOutScore(trainer, spec),
+        stepper=Stepper(facts, trainer=trainer, gatekeeper=gatekeeper, alignment=None, metrics=metrics, clock=clock),
+        held_out=HeldOutScore(trainer, facts.model),
         tallies=RunTallies(lambda: table, ledger),
         best=BestCheckpoint(trainer=trainer, checkpoints=checkpoints, gatekeeper=gatekeeper, metrics=metrics, validation_source=None),
         fronts=no_fronts,
@@ -271,10 +269,9 @@ def test_running_statistics_are_averaged_by_the_runs_rule(tmp_path: Path, rule: 
     start, taken = np.array([0.0, 1.0, 1.0, 1.0], np.float32), []
     entries = [entry_of(tmp_path / f"{i}", 0.1, 1.0, 1.1, 0.9) for i in range(4)] + [entry_of(tmp_path / "liar", 3e38, 3e38, 3e38, 3e38)]
     trainer: Any = SimpleNamespace(statistics=lambda: start, set_statistics=taken.append)
-    model: Any = SimpleNamespace(statistics=STATISTICS)
-    algorithm: Any = SimpleNamespace(aggregation=rule)
+    facts: Any = SimpleNamespace(model=SimpleNamespace(statistics=STATISTICS), algorithm=SimpleNamespace(aggregation=rule))
     no_audit: Any = None
-    fronts = FrontAverage(trainer=trainer, model=model, algorithm=algorithm, audit=no_audit, run_seed=1)
+    fronts = FrontAverage(facts, trainer, no_audit)
     updates = tuple(AcceptedUpdate(str(i), "", entry, LocalStatistics()) for i, entry in enumerate(entries))
     job: Any = SimpleNamespace(plan=SimpleNamespace(trains_front=False), updates=updates)
     fronts.take_over(job, np.full(5, 0.2))

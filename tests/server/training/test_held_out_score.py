@@ -25,7 +25,7 @@ from heron_server.rounds.attempt import Attempt
 from heron_server.storage.spool import SpoolEntry
 from heron_server.training.evaluation import Score
 from tests.harness.polling import eventually
-from tests.server.builders import MODEL, ROUND, attempt, key, upload
+from tests.server.builders import MODEL, ROUND, attempt, key, run_facts, upload
 from tests.server.running_server import RunningServer
 from tests.server.wire_client import WireClient, refused, upload_messages
 
@@ -39,7 +39,7 @@ HELD_OUT = {"held_out": 0.25, "evaluation_batches": 2}
 
 def of_attempt(schedule: ServerSchedule = ServerSchedule.LOCKSTEP, evaluation_batches: int = 2) -> Attempt:
     plain = attempt(schedule=schedule)
-    return Attempt(plain.assignment, MODEL, plain.cohort, schedule, evaluation_batches=evaluation_batches)
+    return Attempt(plain.assignment, run_facts(schedule, evaluation_batches=evaluation_batches), plain.cohort)
 
 
 def held_out_key(client: str = "a", index: int = 0) -> UploadKey:

@@ -34,7 +34,7 @@ from heron_server.training.stepping import Stepper
 from heron_server.training.trainer import Trainer, TrainerSettings
 from heron_server.training.uploads import DecodedUpload
 from tests.harness.polling import eventually
-from tests.server.builders import plan
+from tests.server.builders import plan, run_facts
 from tests.server.running_server import TINY_DATA, TINY_OPTIONS, RunningServer
 from tests.server.wire_client import WireClient, joined, upload_messages
 
@@ -79,15 +79,13 @@ class Line:
         self.trained: list[str] = []
         metrics = ServerMetrics(CollectorRegistry(), lambda: 0.0, Path("/"))
         self.keeper = Gatekeeper(GATES if gates else None, metrics)
-        no_model: Any = None
         self._stepper = Stepper(
+            run_facts(preset_name="frozen"),
             trainer=trainer,
             gatekeeper=self.keeper,
             alignment=None,
             metrics=metrics,
             clock=ManualClock(0.0),
-            model=no_model,
-            run_seed=1,
         )
         self._plan, self._steps = plan("frozen", batch_size=8), 0
 

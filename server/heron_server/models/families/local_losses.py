@@ -25,6 +25,10 @@ def with_block_heads(model: SplitModel, losses: LocalLosses, blocks: tuple[str, 
 
     """
     if losses is LocalLosses.END:
+        if blocks:
+            raise ConfigurationError(
+                f"blocks {','.join(blocks)} are for local losses within the front, but local_losses is end: set it to blocks, or leave blocks out"
+            )
         return model
     if model.task is Task.NEXT_TOKEN:
         raise ConfigurationError(
