@@ -39,7 +39,7 @@ _ZEROTH_ORDER = Plan(
     learning_rate=5e-3,
     clip_factor=2.0,
     update_encoding=UpdateEncoding.AUTO,
-    relative_step=0.05,
+    relative_step=0.1,
 )
 """Zeros in direction_groups and micro_batch mean: the server fixes them from weight and FLOP counts."""
 
