@@ -57,7 +57,7 @@ class Bench:
     def __init__(self, directory: Path, steps: int) -> None:
         import numpy as np
 
-        from heron_server.models.families.registry import build_model
+        from heron_server.models.registry import build_model
         from heron_server.programs.export import ProgramCache
 
         self._directory, self._steps = directory, steps

@@ -20,7 +20,7 @@ from heron_common.data.sources import open_source
 from heron_common.data.specification import parse_specification
 from heron_common.process.quiet_libraries import quiet_libraries
 from heron_server.configuration.gates_section import GatesSection
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.training.gates import Gate, GateSettings
 

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 
 from heron_common.algorithm.presets import preset  # noqa: E402
 from heron_common.data.sources import SPECIFICATIONS  # noqa: E402
-from heron_server.models.families.registry import build_model, parse_model_options  # noqa: E402
+from heron_server.models.registry import build_model, parse_model_options  # noqa: E402
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, difference_error  # noqa: E402
 from heron_server.programs.export import ProgramCache  # noqa: E402
 from heron_server.programs.publish import complete_algorithm, fit_smoothing_radius, scales_of  # noqa: E402

@@ -12,7 +12,7 @@ from heron_common.exit_codes import ExitCode
 from heron_common.terminal.output import say
 
 if TYPE_CHECKING:
-    from heron_server.models.families.survey import Survey
+    from heron_server.models.survey import Survey
     from heron_server.programs.client_memory import ClientMemory
 
 NAME_WIDTH = 32
@@ -85,9 +85,9 @@ def run_cuts(options: argparse.Namespace) -> int:
     """
     # torch takes seconds to import; the other verbs should not wait for it.
     from heron_common.data.sources import open_source, parse_specification
-    from heron_server.models.families.registry import parse_model_options
-    from heron_server.models.families.survey import survey
     from heron_server.models.probes import probes_for
+    from heron_server.models.registry import parse_model_options
+    from heron_server.models.survey import survey
     from heron_server.models.user.user_code import PREFIX
 
     data = parse_specification(options.data_spec)

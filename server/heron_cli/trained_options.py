@@ -48,7 +48,7 @@ def vouched_by(options: argparse.Namespace) -> Vouched:
     """
     # torch takes seconds to import; the other verbs should not wait for it.
     from heron_server.exports.vouching import Vouched
-    from heron_server.models.families.registry import parse_model_options
+    from heron_server.models.registry import parse_model_options
 
     repeated = None if options.model_options is None else parse_model_options(options.model_options)
     return Vouched(options.model, repeated, options.trust_run_code)

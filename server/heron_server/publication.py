@@ -22,8 +22,8 @@ from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.models.base import write_base
 from heron_server.models.families.local_losses import with_block_heads
-from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes, probes_for, probes_of
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.models.train_weights import with_train_weights
 from heron_server.models.user.moving_state import refuse_moving_state

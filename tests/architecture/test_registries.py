@@ -31,8 +31,8 @@ from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.protocol.wire import plan_from_proto, plan_to_proto
 from heron_server.configuration.config import ServerConfig
 from heron_server.configuration.options import read_options
-from heron_server.models.families import registry
-from heron_server.models.families.registry import FAMILIES, build_model
+from heron_server.models import registry
+from heron_server.models.registry import FAMILIES, build_model
 from heron_server.models.split_model import flat_parameters, predict
 from heron_server.programs.publish import complete_algorithm, scales_of
 from heron_server.training.aggregation import aggregate

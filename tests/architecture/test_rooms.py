@@ -49,12 +49,14 @@ ROOMS = {
         "models": "",
         "models.transformer": "models",
         "models.user": "models models.transformer",
-        "models.families": "models models.transformer models.user",
+        "models.families": "models models.transformer",
+        "models.registry": "models models.families models.transformer models.user",
+        "models.survey": "models models.registry models.transformer models.user",
         "programs": "models",
         "training": "metrics models programs rounds storage summary",
-        "configuration": "models.families rounds storage training",
-        "exports": "configuration models models.families models.transformer models.user storage",
-        "publication": "configuration models models.families models.user programs storage training",
+        "configuration": "models models.registry rounds storage training",
+        "exports": "configuration models models.registry models.transformer models.user storage",
+        "publication": "configuration models models.families models.registry models.user programs storage training",
         "resumption": "rounds storage summary training",
         "service": "certificates rounds storage",
         "trainer_assembly": "configuration metrics models publication rounds storage summary training",
@@ -87,6 +89,10 @@ ROOMS = {
 """Of each package its rooms, lowest first, each with the rooms above itself that it may import. A module beside the folders is a room of its own."""
 
 
+OF_THEIR_OWN = {"models.registry", "models.survey"}
+"""Modules within a folder that stand above it."""
+
+
 def modules(package: str) -> dict[str, Path]:
     """Return the modules of a package by dotted name without the package's own."""
     root = folder_of(package)
@@ -98,6 +104,8 @@ def room_of(name: str, folders: frozenset[str]) -> str:
     """Return the room of a module, or of a name within one: its folder, or itself where it lies beside the folders."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
+        if (room := ".".join(parts[:length])) in OF_THEIR_OWN:
+            return room
         if (folder := ".".join(parts[:length])) in folders:
             return folder
     return parts[0]

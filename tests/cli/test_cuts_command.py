@@ -17,8 +17,8 @@ from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.base import write_base
-from heron_server.models.families.registry import build_model
-from heron_server.models.families.survey import survey
+from heron_server.models.registry import build_model
+from heron_server.models.survey import survey
 from heron_server.programs.cost import client_cost
 from tests.harness.transformers import write_configuration
 from tests.server.models.token_models import SOURCE as TOKENS_SOURCE

@@ -17,7 +17,7 @@ from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import Float32Array
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, RobertaConfig
 
 from heron_common.specification.data_specification import DataSpecification, Task
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 
 VOCABULARY = 60

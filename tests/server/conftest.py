@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heron_common.data.sources import parse_specification
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache
 from tests.server.rounds.killed_run import Run

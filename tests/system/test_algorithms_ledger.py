@@ -15,7 +15,7 @@ from heron_common.algorithm.plan import Algorithm, HeadTraining, Objective, Plan
 from heron_common.algorithm.plan_counts import forward_equivalents, round_bytes
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
-from heron_server.models.families.registry import build_model, parse_model_options
+from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.publish import complete_algorithm
 from tests.harness.cluster import Cluster, wait_for_exit

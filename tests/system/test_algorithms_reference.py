@@ -18,7 +18,7 @@ from heron_common.data.partition import Partition, SampleOrder, Shard
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.ids import RoundReference
-from heron_server.models.families.registry import build_model, parse_model_options
+from heron_server.models.registry import build_model, parse_model_options
 from tests.harness.cluster import Cluster, wait_for_exit
 from tests.harness.simulated import TINY_FRONT, boundaries_of, differing, run_simulation
 

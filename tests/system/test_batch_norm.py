@@ -19,7 +19,7 @@ from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
 from heron_common.errors import ConfigurationError
-from heron_server.models.families.registry import build_model, parse_model_options
+from heron_server.models.registry import build_model, parse_model_options
 from heron_server.programs.publish import complete_algorithm
 from tests.harness.simulated import differing, run_simulation
 from tests.system.test_algorithms_ledger import ledger

@@ -23,7 +23,7 @@ from heron_common.data.shard_split import split_shard
 from heron_common.data.sources import DataSource, open_source
 from heron_common.numerics.tensors import total_bytes
 from heron_server.exports.trained_model import load_trained
-from heron_server.models.families.registry import build_model, parse_model_options
+from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel, load_moving_state, predict
 from heron_server.training.evaluation import Score, evaluate
 from tests.harness.simulated import TINY_FRONT, SimulatedRun, differing, run_simulation

@@ -21,7 +21,7 @@ from heron_cli.simulation.run import simulate
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.reading import SampleReader
 from heron_common.data.sources import open_source
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from tests.harness.cluster import NARROWEST, Cluster, log_of, wait_for_exit
 
 MARGINS = {"heron": 0.08, "heron-server-loss": 0.08, "heron-paper": 0.04}

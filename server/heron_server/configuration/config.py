@@ -17,7 +17,7 @@ from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.configuration.section import Section, checked, section_of
-from heron_server.models.families.registry import FAMILIES, OUTSIDE, check_family, parse_family_options, parse_model_options
+from heron_server.models.registry import FAMILIES, OUTSIDE, check_family, parse_family_options, parse_model_options
 from heron_server.models.train_weights import FORMS, check_train_weights
 from heron_server.rounds.state import RoundRules, cohort_size
 from heron_server.storage.run_directory import has_begun

@@ -16,8 +16,8 @@ from heron_server.configuration.config import RunSection
 from heron_server.exports.vouching import Vouched
 from heron_server.models.base import base_digest
 from heron_server.models.behaviour import computes_otherwise
-from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_moving_state
 from heron_server.models.train_weights import with_train_weights
 from heron_server.storage.checkpoint import Checkpoint, CheckpointStore

@@ -21,7 +21,7 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.base import LARGE_BUFFER, named_frozen
 from heron_server.models.batch_norm import flat_statistics, load_flat_statistics, running_statistics
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, cross_entropy, moving_state
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import ProgramCache, export

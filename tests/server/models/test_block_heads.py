@@ -15,7 +15,7 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.block_heads import BlockHeads
 from heron_server.models.families.local_losses import with_block_heads
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, trained_parameters
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export

@@ -15,7 +15,7 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 
 DATA = DataSpecification("test", (8,), num_classes=2)

@@ -15,7 +15,7 @@ from heron_common.errors import StorageError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.behaviour import behaves_otherwise, behaviour, computes_otherwise
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.export import ProgramCache
 from heron_server.storage.run_directory import RunDirectory, RunIdentity, recorded_identity

@@ -24,7 +24,7 @@ from heron_common.specification.data_specification import DataSpecification, Tas
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.exports.trained_model import load_trained
 from heron_server.exports.vouching import Vouched
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, load_flat_parameters
 from heron_server.models.user.user_module import UserModel, whole_state
 from heron_server.programs.compile import compile_function

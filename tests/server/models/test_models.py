@@ -12,8 +12,8 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.families.registry import build_model, parse_model_options
 from heron_server.models.families.resnet_blocks import BasicBlock
+from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 
 DATA = DataSpecification("test", (1, 8, 8), num_classes=10)

@@ -18,8 +18,8 @@ from heron_common.errors import ConfigurationError, StorageError
 from heron_common.specification.data_specification import DataSpecification
 from heron_server.exports.trained_model import load_trained
 from heron_server.exports.vouching import Vouched
-from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.storage.probe_file import read_probe_file, write_probe_file

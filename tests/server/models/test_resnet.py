@@ -12,7 +12,7 @@ from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.batch_norm import FrozenBatchNorm2d
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.parity import check_outputs
 

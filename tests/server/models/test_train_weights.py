@@ -10,7 +10,7 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.models.train_weights import check_train_weights, is_norm, with_train_weights
 

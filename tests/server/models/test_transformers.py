@@ -191,7 +191,7 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
     folder = write_configuration("gpt2", tmp_path)
     text = (folder / "config.json").read_text().replace('"model_type": "gpt2"', '"model_type": "bloom"')
     (folder / "config.json").write_text(text.replace("GPT2LMHeadModel", "BloomForCausalLM"))
-    from heron_server.models.families.registry import build_model
+    from heron_server.models.registry import build_model
 
     with pytest.raises(ConfigurationError, match="architecture 'bloom' is not one that is cut by blocks"):
         build_model(f"hf:{folder}", {"weights": "random"}, next_token(6), 0, "1")
@@ -200,7 +200,7 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
 def test_a_model_of_the_hub_that_cannot_be_fetched_names_the_folder_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 
-    from heron_server.models.families.registry import build_model
+    from heron_server.models.registry import build_model
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigurationError, match=r"no folder here, not in the hub's cache.*--model hf:FOLDER"):
@@ -227,7 +227,7 @@ def edited(folder: Path, name: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize(("pad_token", "most"), [(3, 30), (0, 33), (-1, 32)])
 def test_places_are_counted_from_behind_the_padding_token_on(pad_token: int | None, most: int, tmp_path: Path) -> None:
-    from heron_server.models.families.registry import build_model
+    from heron_server.models.registry import build_model
 
     model = edited(tmp_path, "roberta", pad_token_id=pad_token)
     assert build_model(model, {"weights": "random"}, three_classes(most), 0, "1").to_spec().cut.shape == (most, 16)
@@ -237,7 +237,7 @@ def test_places_are_counted_from_behind_the_padding_token_on(pad_token: int | No
 
 @pytest.mark.parametrize(("name", "pad_token"), [("llama", -1), ("gpt2", None), ("bert", -1)])
 def test_a_padding_token_that_is_none_is_chosen(name: str, pad_token: int | None, tmp_path: Path) -> None:
-    from heron_server.models.families.registry import build_model
+    from heron_server.models.registry import build_model
 
     build_model(edited(tmp_path, name, pad_token_id=pad_token), {"weights": "random"}, three_classes(6), 0, "1")
 
@@ -257,7 +257,7 @@ def test_a_padding_token_that_is_none_is_chosen(name: str, pad_token: int | None
     ],
 )
 def test_configurations_that_cannot_be_used_are_one_sentence(name: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    from heron_server.models.families.registry import build_model
+    from heron_server.models.registry import build_model
 
     with pytest.raises(ConfigurationError) as caught:
         build_model(edited(tmp_path, name, **changes), {"weights": "random"}, three_classes(6), 0, "1")
@@ -266,7 +266,7 @@ def test_configurations_that_cannot_be_used_are_one_sentence(name: str, changes:
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"model": {"type": "nothing"}}'])
 def test_a_tokenizer_that_cannot_be_read_is_one_sentence(content: bytes, tmp_path: Path) -> None:
-    from heron_server.models.families.registry import build_model
+    from heron_server.models.registry import build_model
 
     folder = write_configuration("bert", tmp_path)
     (folder / "tokenizer.json").write_bytes(content)

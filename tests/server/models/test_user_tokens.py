@@ -20,8 +20,8 @@ from heron_common.specification.data_specification import IGNORED, PADDING, Task
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.exports.trained_model import load_trained
 from heron_server.exports.vouching import Vouched
-from heron_server.models.families.registry import build_model
 from heron_server.models.probes import Probes
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, predict
 from heron_server.models.vocabulary_loss import most_likely, next_token_losses
 from heron_server.programs.compile import compile_function

@@ -21,7 +21,7 @@ from heron_common.algorithm.plan_checks import plan_mistakes
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ConfigurationError, HeronError
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cost import (
     MICRO_BATCH_BYTES,
@@ -116,7 +116,7 @@ def test_a_small_server_starts_without_torchs_compiler() -> None:
     words = """
 import sys
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.programs.cost import client_cost
 from heron_server.training.trainer import Trainer, TrainerSettings
 model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), 10), 0)

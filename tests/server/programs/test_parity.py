@@ -19,7 +19,7 @@ from heron_common.algorithm.presets import preset
 from heron_common.errors import HeronError, ParityError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function
 from heron_server.programs.difference_gate import DIFFERENCE_TOLERANCE, check_difference, difference_error

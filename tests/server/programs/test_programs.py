@@ -19,7 +19,7 @@ import heron_server.programs.export as export_module
 from heron_common.errors import HeronError, Interrupted, ProgramError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import MAX_PROGRAM_BYTES, ProgramCache

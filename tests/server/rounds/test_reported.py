@@ -28,7 +28,7 @@ from heron_common.protocol.messages import LocalStatistics
 from heron_common.protocol.reported_ranges import RANGES, out_of_range, within_range, within_ranges
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_server.metrics import ServerMetrics
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.rounds.accepted import AcceptedUpdate
 from heron_server.rounds.jobs import CloseJob
 from heron_server.rounds.reported import MOST_CHANGE, check_reported, check_variances, combined

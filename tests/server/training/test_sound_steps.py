@@ -23,7 +23,7 @@ from heron_common.ids import RoundReference
 from heron_common.process.clock import ManualClock
 from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.metrics import ServerMetrics
-from heron_server.models.families.registry import build_model
+from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, cross_entropy, flat_parameters
 from heron_server.training import stepping
 from heron_server.training.alignment import HeadAlignment

@@ -11,8 +11,8 @@ from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
-from heron_server.models.families.registry import build_model, parse_family_options
 from heron_server.models.probes import Probes
+from heron_server.models.registry import build_model, parse_family_options
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.transformer.transformer_survey import block_places
