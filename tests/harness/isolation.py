@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 UNIT_FOLDERS = ("architecture", "client", "common", "server/certificates", "server/configuration", "server/rounds", "server/storage")
-"""Below tests/: whatever lies here is a unit test, unless it is marked `process` or has one of the fixtures below."""
+"""Below tests/: whatever lies here is a unit test, unless it is marked `process`, `seconds` or `slow`, or has one of the fixtures below."""
 
 PROCESS_FIXTURES = {"cluster", "serve", "start"}
 """Whoever asks for one of these gets a process or a listening server."""
@@ -43,7 +43,7 @@ class Isolation:
 
     def is_unit(self, item: pytest.Item) -> bool:
         """Whether a test is to do without processes and sockets."""
-        if item.get_closest_marker("process") or item.get_closest_marker("slow"):
+        if any(item.get_closest_marker(name) for name in ("process", "seconds", "slow")):
             return False
         fixtures = set(getattr(item, "fixturenames", ()))
         return any(item.path.is_relative_to(folder) for folder in self._folders) and not fixtures & PROCESS_FIXTURES

@@ -103,6 +103,7 @@ def test_a_first_order_client_takes_the_program_that_it_has(tiny: TinyModel) -> 
     assert np.allclose(*values, atol=1e-6)
 
 
+@pytest.mark.seconds
 def test_running_statistics_stay_where_samples_are_normalised_by_their_batch() -> None:
     network, plan = Network(), plan_of("heron")
     parameters = sent(normalising(), plan, network, 5)

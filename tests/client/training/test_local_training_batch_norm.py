@@ -34,6 +34,8 @@ from heron_server.programs.export import export
 from tests.client.models import SHAPE, TinyModel
 from tests.client.rounds import BLOB, ROUND, RUN_SEED, SCALE, Network, batch, run_round, small_plan
 
+pytestmark = pytest.mark.seconds
+
 BATCH, RATE, RADIUS = 12, 0.05, 1e-2
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 

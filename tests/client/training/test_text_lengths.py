@@ -39,6 +39,8 @@ from heron_server.programs.publish import needed_programs
 from tests.client.rounds import BLOB, ROUND, RUN_SEED, Network, pipeline_to, small_plan
 from tests.harness.transformers import build, next_token, three_classes
 
+pytestmark = pytest.mark.seconds
+
 LENGTHS = (4, 8)
 MICRO_BATCH = 2
 NUM_TEXTS = 40

@@ -222,6 +222,7 @@ def live(many: settings) -> None:
     assert seen["lives"] >= many.max_examples and min(seen["crashes"], seen["rounds"], seen["uploads"]) >= seen["lives"]
 
 
+@pytest.mark.seconds
 def test_nothing_acknowledged_is_lost_and_nothing_trained_twice() -> None:
     live(QUICK)
 
