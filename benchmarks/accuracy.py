@@ -61,9 +61,9 @@ def measure_memory(front: Front, preset: str, directory: Path) -> int:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with ProcessGroup(directory / "logs") as group:
-        server, address = start_server(group, "server", directory, words)
+        server, address = start_server(group, "server", run_dir=directory, arguments=words)
         client_words = ["--server", address, "--data", f"{DATA}:train", "--name", "client", "--state-dir", str(directory / "state")]
-        client = group.start("client", "heron_client", client_words)
+        client = group.start("client", "heron_client", arguments=client_words)
         if client.wait(180) != 0 or server.wait(60) != 0:
             raise RuntimeError(f"the memory run of {preset} on {front.name} failed: {client.last_line()} / {server.last_line()}")
     return int(read_summary(directory)["clients"]["client"]["peak_memory_bytes"])

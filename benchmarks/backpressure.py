@@ -37,7 +37,7 @@ def _start(group: ProcessGroup, run_dir: Path, clients: int) -> tuple[LoggedProc
         "model-options": "front_widths=4,1 front_strides=1,2",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return start_server(group, "server", run_dir, words)
+    return start_server(group, "server", run_dir=run_dir, arguments=words)
 
 
 def _start_greedy(address: str, first: int, clients: int, seconds: int) -> subprocess.Popen[str]:
@@ -52,7 +52,7 @@ def measure(clients: int, seconds: int) -> None:
         run_dir = Path(scratch) / "run"
         server, address = _start(group, run_dir, clients)
         words = ["--server", address, "--data", "digits:train", "--name", "good", "--state-dir", str(Path(scratch) / "state")]
-        group.start("good", "heron_client", words)
+        group.start("good", "heron_client", arguments=words)
         before = _resident_megabytes(server, "VmRSS")
         print(f"resident before: {before:.0f} MB", flush=True)
         greedy = [

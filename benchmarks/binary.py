@@ -87,7 +87,7 @@ def _measure(subject: Subject, directory: Path, data: Path) -> None:
     """Run a client through a whole run; what counts is the time until the server has it joined, and the largest VmHWM of its processes."""
     words = [word for key, value in {**RUN, "model-options": FRONT}.items() for word in (f"--{key}", str(value))]
     with ProcessGroup(directory / "logs") as group:
-        server, address = start_server(group, "server", directory / "run", words)
+        server, address = start_server(group, "server", run_dir=directory / "run", arguments=words)
         log = directory / "client.log"
         command = [
             *subject.command,

@@ -65,7 +65,10 @@ class Bench:
         images = generator.integers(0, 256, (2 * BATCH_SIZE, 3, 32, 32), dtype=np.uint8)
         np.savez(directory / "images.npz", x=images, y=generator.integers(0, 10, 2 * BATCH_SIZE))
         self._model = build_model(
-            "resnet", {"back": "linear"}, DataSpecification("images", (3, 32, 32), num_classes=10, mean=127.5, standard_deviation=73.6), 0
+            "resnet",
+            {"back": "linear"},
+            data=DataSpecification("images", (3, 32, 32), num_classes=10, mean=127.5, standard_deviation=73.6),
+            seed=0,
         )
         self._cache = ProgramCache(directory / "programs")
         self._runs = 0
@@ -124,7 +127,7 @@ class Bench:
         """Run a plain heron-client; return the run's summary and the largest VmHWM seen from outside."""
         peak = 0
         with self._server(options) as (group, server, client_words, run_dir):
-            client = group.start("client", "heron_client", client_words)
+            client = group.start("client", "heron_client", arguments=client_words)
             while client.exit_code is None:
                 peak = max(peak, resident_memory(client.process.pid).peak_bytes)
                 time.sleep(0.05)
@@ -153,7 +156,7 @@ class Bench:
 
     def _loss_program(self, micro_batch: int) -> Path:
         path = self._directory / f"loss-{micro_batch}.onnx"
-        path.write_bytes(self._cache.program(self._model, ProgramKind.LOSS, micro_batch))
+        path.write_bytes(self._cache.program(self._model, ProgramKind.LOSS, micro_batch=micro_batch))
         return path
 
     def _server(self, options: dict[str, Any]) -> _ServerRun:
@@ -179,7 +182,7 @@ class _ServerRun:
 
     def __enter__(self) -> tuple[ProcessGroup, LoggedProcess, list[str], Path]:
         words = [word for name, value in self._options.items() for word in (f"--{name}", str(value))]
-        server, address = start_server(self._group, "server", self._run_dir, words)
+        server, address = start_server(self._group, "server", run_dir=self._run_dir, arguments=words)
         client = ["--server", address, "--data", f"npz:{self._images}", "--name", "client", "--state-dir", str(self._run_dir / "state")]
         return self._group, server, client, self._run_dir
 

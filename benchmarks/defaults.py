@@ -57,11 +57,13 @@ def run(variant: Variant, model: str, seed: int, rounds: int, directory: Path) -
     if variant.options["preset"] != "heron-paper":
         options["server-schedule"] = "lockstep"
     with ProcessGroup(directory / "logs") as group:
-        server, address = start_server(group, "server", directory, [w for k, v in options.items() for w in (f"--{k}", v)])
+        server, address = start_server(group, "server", run_dir=directory, arguments=[w for k, v in options.items() for w in (f"--{k}", v)])
         for index in range(CLIENTS):
             words = ["--server", address, "--data", "digits:train", "--shard", f"{index}/{CLIENTS}"]
             group.start(
-                f"client-{index}", "heron_client", [*words, "--name", f"c{index}", "--state-dir", str(directory / f"state-{index}")]
+                f"client-{index}",
+                "heron_client",
+                arguments=[*words, "--name", f"c{index}", "--state-dir", str(directory / f"state-{index}")],
             )
         if server.wait(900) != 0:
             raise ProcessError(f"{variant.name}: {server.last_line()}")

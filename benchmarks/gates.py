@@ -59,7 +59,7 @@ def run(num_clients: int, partition: str, poison: Poison | None, seed: int, sett
     samples = [tuple(map(torch.from_numpy, reader.batch(np.arange(reader.num_examples)))) for reader in readers]
     test = check_source(open_source("digits:test"), specification)
     x_test, y_test = map(torch.from_numpy, test.batch(np.arange(test.num_examples)))
-    model = build_model("cnn", OPTIONS, specification, seed)
+    model = build_model("cnn", OPTIONS, data=specification, seed=seed)
     optimiser = torch.optim.Adam(model.back.parameters(), 2e-3)
     gate = Gate(settings) if settings else None
     random, counts, refused = np.random.default_rng(seed), np.zeros(num_clients), np.zeros(num_clients)
@@ -111,7 +111,7 @@ def _train(
     length = float(torch.nn.utils.clip_grad_norm_(model.back.parameters(), limit))
     optimiser.step()
     if gate is not None:
-        gate.accept(client, norm, float(loss.detach()), length)
+        gate.accept(client, norm, server_loss=float(loss.detach()), gradient_norm=length)
     return True
 
 

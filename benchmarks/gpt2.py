@@ -80,9 +80,9 @@ def heron_row(shape: Shape, preset: str, base: str, folder: Path) -> dict[str, A
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     directory = folder / f"{shape.name}-{preset}-{base}"
     with ProcessGroup(directory / "logs") as group:
-        server, address = start_server(group, "server", directory, words, deadline_seconds=1800)
+        server, address = start_server(group, "server", run_dir=directory, arguments=words, deadline_seconds=1800)
         client_words = ["--server", address, "--data", f"npz:{data}", "--name", "client", "--state-dir", str(directory / "state")]
-        client = group.start("client", "heron_client", client_words)
+        client = group.start("client", "heron_client", arguments=client_words)
         if client.wait(1800) != 0 or server.wait(120) != 0:
             raise RuntimeError(f"{shape.name} {preset} {base}: {client.last_line()} / {server.last_line()}")
     summary = read_summary(directory)

@@ -111,7 +111,7 @@ def bare_small(clients: int) -> Row:
 
 def _heron(group: ProcessGroup, scratch: Path, options: dict[str, object]) -> tuple[LoggedProcess, str, str]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    server, address = start_server(group, "server", scratch / "run", words)
+    server, address = start_server(group, "server", run_dir=scratch / "run", arguments=words)
     metrics: str = json.loads((scratch / "run" / "server.json").read_text())["metrics"]
     return server, address, metrics
 

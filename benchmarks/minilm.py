@@ -72,10 +72,10 @@ def measure_memory(preset: str) -> int:
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     with tempfile.TemporaryDirectory() as folder, ProcessGroup(Path(folder) / "logs") as group:
         directory = Path(folder)
-        server, address = start_server(group, "server", directory, words)
+        server, address = start_server(group, "server", run_dir=directory, arguments=words)
         data = f"csv:{DATA / 'train.csv'}:text:sentiment"
         client = group.start(
-            "client", "heron_client", ["--server", address, "--data", data, "--name", "client", "--state-dir", f"{folder}/state"]
+            "client", "heron_client", arguments=["--server", address, "--data", data, "--name", "client", "--state-dir", f"{folder}/state"]
         )
         if client.wait(300) != 0 or server.wait(60) != 0:
             raise RuntimeError(f"the memory run of {preset} failed: {client.last_line()} / {server.last_line()}")

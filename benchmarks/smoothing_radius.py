@@ -39,16 +39,19 @@ MODELS = (
 def rows_of(name: str, family: str, options: str, data: str) -> list[str]:
     """Return a model's rows of the table."""
     specification = SPECIFICATIONS[data]
-    model = build_model(family, parse_model_options(options), specification, 0)
+    model = build_model(family, parse_model_options(options), data=specification, seed=0)
     cache = ProgramCache(default_program_cache())
     rows = []
     for preset_name in PRESETS:
         algorithm, _ = complete_algorithm(preset(preset_name), model)
         plan = algorithm.plan
-        program = cache.program(model, plan.judged_program, plan.micro_batch, plan.directions_per_run)
+        program = cache.program(model, plan.judged_program, micro_batch=plan.micro_batch, directions=plan.directions_per_run)
         scales = scales_of(model, algorithm)
-        errors = [difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program, scales, 0) for radius in RADII]
-        chosen = fit_smoothing_radius(algorithm, model, cache, 0).plan.smoothing_radius
+        errors = [
+            difference_error(model, dataclasses.replace(plan, smoothing_radius=radius), program=program, scales=scales, seed=0)
+            for radius in RADII
+        ]
+        chosen = fit_smoothing_radius(algorithm, model, cache=cache, seed=0).plan.smoothing_radius
         cells = " | ".join(f"**{100 * e:.1f}**" if e > DIFFERENCE_TOLERANCE else f"{100 * e:.1f}" for e in errors)
         rows.append(f"| {name} | {preset_name} | {plan.difference.value} | {cells} | {chosen:g} |")
         print(rows[-1], flush=True)

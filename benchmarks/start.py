@@ -71,7 +71,9 @@ def start(case: Case, checkout: Path, folder: Path) -> Start:
     with tempfile.TemporaryDirectory(dir=folder) as name, ProcessGroup(Path(name) / "logs") as group:
         begin = time.monotonic()
         words = [*case.words, "--program-cache", str(cache), "--grace-seconds", "0"]
-        server, _ = start_server(group, "server", Path(name) / "run", words, environment, COLD_DEADLINE_SECONDS)
+        server, _ = start_server(
+            group, "server", run_dir=Path(name) / "run", arguments=words, environment=environment, deadline_seconds=COLD_DEADLINE_SECONDS
+        )
         return Start(time.monotonic() - begin, processor_seconds(server.process.pid))
 
 

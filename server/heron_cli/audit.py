@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class ProvedRound:
 
     round_index: int
     replayed: int
+    _: KW_ONLY
     taken: int
     returned_to: int | None = None
 
@@ -136,10 +137,10 @@ def _prove_round(entry: AuditRound, theta: Float32Array, layout: FlatLayout) -> 
             )
         _compare(digest, weights_digest(flat).hex(), f"client {client!r} in {where}")
         flats.append(flat)
-    result = aggregate(AggregationRule(facts.aggregation), flats, entry.weights, theta)
+    result = aggregate(AggregationRule(facts.aggregation), flats, weights=entry.weights, reference=theta)
     _compare(facts.result_sha256, weights_digest(result).hex(), f"the average of {where}")
     logs = sum(submission.dtype == np.float64 for submission in entry.submissions)
-    return result, ProvedRound(facts.round_index, logs, len(flats) - logs)
+    return result, ProvedRound(facts.round_index, logs, taken=len(flats) - logs)
 
 
 def _compare(claimed: str, found: str, what: str) -> None:

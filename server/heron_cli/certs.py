@@ -21,24 +21,24 @@ def add_parser(verbs: Any) -> None:
     """Declare the verb and what it does."""
     parser = verbs.add_parser("certs", help="make, hand out and revoke the certificates of mutual TLS")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    init = _action(actions, "init", run_init, "make a private CA and the server's certificate")
+    init = _action(actions, "init", run=run_init, explanation="make a private CA and the server's certificate")
     init.add_argument(
         "--host", nargs="+", required=True, metavar="NAME_OR_IP", help="what devices call the server; loopback is always added"
     )
-    server = _action(actions, "server", run_server, "give the server a new certificate: it expires, or has other hosts")
+    server = _action(actions, "server", run=run_server, explanation="give the server a new certificate: it expires, or has other hosts")
     server.add_argument("--host", nargs="+", default=[], metavar="NAME_OR_IP", help="what devices call the server (default: as before)")
-    issue = _action(actions, "issue", run_issue, "make the folder for a device: its key, and a certificate with its name")
+    issue = _action(actions, "issue", run=run_issue, explanation="make the folder for a device: its key, and a certificate with its name")
     issue.add_argument("name", metavar="NAME", help="the device's name in every run")
     for made in (init, server, issue):
         made.add_argument(
             "--days", type=float, default=DEFAULT_DAYS, metavar="X", help=f"days until it expires (default: {DEFAULT_DAYS:g})"
         )
-    revoke = _action(actions, "revoke", run_revoke, "refuse every certificate of a device from now on")
+    revoke = _action(actions, "revoke", run=run_revoke, explanation="refuse every certificate of a device from now on")
     revoke.add_argument("name", metavar="NAME", help="the device's name")
-    _action(actions, "list", run_list, "show every certificate with its serial, expiry and state")
+    _action(actions, "list", run=run_list, explanation="show every certificate with its serial, expiry and state")
 
 
-def _action(actions: Any, name: str, run: Any, explanation: str) -> argparse.ArgumentParser:
+def _action(actions: Any, name: str, *, run: Any, explanation: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=explanation, description=explanation)
     parser.add_argument(
         "--dir", type=Path, default=Path("authority"), metavar="PATH", help="the authority's directory (default: authority)"

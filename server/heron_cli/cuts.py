@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from heron_common.exit_codes import ExitCode
@@ -36,6 +36,7 @@ class CutCost:
 
     place: str
     activations: tuple[int, ...]
+    _: KW_ONLY
     front_weights: int
     head_weights: int
     frozen_bytes: int
@@ -95,8 +96,8 @@ def run_cuts(options: argparse.Namespace) -> int:
     samples: str | None = getattr(options, "eval_data", None)
     model_options, probes = parse_model_options(options.model_options), None
     if samples is not None and options.model.startswith(PREFIX):
-        probes = probes_for(open_source(samples), data, options.model, model_options)
-    found = survey(options.model, model_options, data, probes)
+        probes = probes_for(open_source(samples), data, family=options.model, options=model_options)
+    found = survey(options.model, model_options, data=data, probes=probes)
     say(*report(options.model, options.data_spec, found))
     return ExitCode.OK
 
@@ -117,7 +118,18 @@ def costs(found: Survey) -> list[CutCost]:
             front = client_cost(model, with_head=False)
             head_weights, frozen = num_parameters(spec.auxiliary_head), frozen_front_bytes(model)
             memory, by_batch = client_memory(model), bool(spec.statistics)
-            rows.append(CutCost(place, spec.cut.shape, front.num_parameters, head_weights, frozen, front.forward_flops, memory, by_batch))
+            rows.append(
+                CutCost(
+                    place,
+                    spec.cut.shape,
+                    front_weights=front.num_parameters,
+                    head_weights=head_weights,
+                    frozen_bytes=frozen,
+                    forward_flops=front.forward_flops,
+                    memory=memory,
+                    by_batch=by_batch,
+                )
+            )
     return rows
 
 

@@ -72,26 +72,28 @@ def run_demo(options: argparse.Namespace) -> int:
     console = make_console()
     progress = _progress(console)
     with progress if progress is not None else nullcontext():
-        runs = [_run_preset(name, directory / name, options, progress) for name in PRESETS]
+        runs = [_run_preset(name, directory / name, options=options, progress=progress) for name in PRESETS]
     console.print(_table(runs))
     say(*_notes(runs))
     return ExitCode.OK
 
 
-def _run_preset(preset: str, directory: Path, options: argparse.Namespace, progress: Progress | None) -> DemoRun:
+def _run_preset(preset: str, directory: Path, *, options: argparse.Namespace, progress: Progress | None) -> DemoRun:
     task = progress.add_task(preset, total=options.rounds, accuracy="starting") if progress is not None else None
     with ProcessGroup(directory / "logs") as group:
-        server, address = start_server(group, "server", directory, _server_arguments(preset, options))
+        server, address = start_server(group, "server", run_dir=directory, arguments=_server_arguments(preset, options))
         clients = [
-            group.start(f"client-{index}", "heron_client", _client_arguments(address, directory, index, options.clients))
+            group.start(
+                f"client-{index}", "heron_client", arguments=_client_arguments(address, directory, index=index, count=options.clients)
+            )
             for index in range(options.clients)
         ]
         _watch(
             preset,
             directory,
-            server,
-            clients,
-            lambda done, accuracy: _show(preset, progress, task, done, options.rounds, accuracy),
+            server=server,
+            clients=clients,
+            show=lambda done, accuracy: _show(preset, progress, task=task, done=done, total=options.rounds, accuracy=accuracy),
         )
         for client in clients:
             client.wait(CLIENT_END_SECONDS)
@@ -115,7 +117,7 @@ def _server_arguments(preset: str, options: argparse.Namespace) -> list[str]:
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def _client_arguments(address: str, directory: Path, index: int, count: int) -> list[str]:
+def _client_arguments(address: str, directory: Path, *, index: int, count: int) -> list[str]:
     given = {
         "server": address,
         "data": "digits:train",
@@ -126,7 +128,7 @@ def _client_arguments(address: str, directory: Path, index: int, count: int) -> 
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def _watch(preset: str, directory: Path, server: LoggedProcess, clients: list[LoggedProcess], show: Any) -> None:
+def _watch(preset: str, directory: Path, *, server: LoggedProcess, clients: list[LoggedProcess], show: Any) -> None:
     done, changed = -1, time.monotonic()
     while server.exit_code is None:
         rounds = read_summary(directory).get("rounds", [])
@@ -161,7 +163,7 @@ def _progress(console: Any) -> Progress | None:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _show(preset: str, progress: Progress | None, task: Any, done: int, total: int, accuracy: float) -> None:
+def _show(preset: str, progress: Progress | None, *, task: Any, done: int, total: int, accuracy: float) -> None:
     text = "starting" if math.isnan(accuracy) else f"test accuracy {accuracy:.1%}"
     if progress is not None:
         progress.update(task, completed=done, accuracy=text)

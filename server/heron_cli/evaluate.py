@@ -104,7 +104,7 @@ def evaluate_checkpoint(
     reader = check_source(data, trained.data, trained.model.tokenizer)
     tally = ClassTally(trained.data.num_classes)
     is_classification = trained.data.task is Task.CLASSIFICATION
-    score = evaluate(trained.model, reader, batch_size, tally.add if is_classification else None)
+    score = evaluate(trained.model, reader, batch_size=batch_size, on_batch=tally.add if is_classification else None)
     report = {
         "run_id": trained.run_id,
         "completed_rounds": trained.completed_rounds,

@@ -61,7 +61,7 @@ def run_export(options: argparse.Namespace) -> int:
     # Here too, at once: to build a large model takes minutes.
     check_place(chosen, options.output, options.force)
     trained = load_trained(options.run_dir, checkpoint_of(options), vouched_by(options))
-    delivered = deliver(trained, chosen, options.output, options.keep_adapters, options.force)
+    delivered = deliver(trained, chosen, output=options.output, keeps_adapters=options.keep_adapters, replaces=options.force)
     say(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")
     for path in delivered.paths:
         say(f"  {path}  {_size(path):,} bytes")

@@ -67,7 +67,7 @@ class ProcessGroup:
         except OSError as exc:
             raise ProcessError(f"cannot write {log_directory} ({exc.strerror or exc}): choose another --run-dir") from exc
 
-    def start(self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> LoggedProcess:
+    def start(self, name: str, module: str, *, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> LoggedProcess:
         """Start `python -m module arguments` with its output in NAME.log; `environment` is added to this process's own."""
         return self.start_command(name, [sys.executable, "-m", module, *arguments], environment)
 
@@ -104,6 +104,7 @@ class ProcessGroup:
 def start_server(
     group: ProcessGroup,
     name: str,
+    *,
     run_dir: Path,
     arguments: Sequence[str],
     environment: Mapping[str, str] | None = None,
@@ -118,7 +119,7 @@ def start_server(
     address_file = run_dir / "server.json"
     address_file.unlink(missing_ok=True)
     fixed = ["--run-dir", str(run_dir), "--listen", "127.0.0.1:0", "--metrics-port", "0"]
-    server = group.start(name, "heron_server", [*fixed, *arguments], environment)
+    server = group.start(name, "heron_server", arguments=[*fixed, *arguments], environment=environment)
     wait_for(lambda: address_file.exists() or server.exit_code is not None, deadline_seconds)
     if not address_file.exists():
         raise ProcessError(f"heron-server did not start: {server.last_line()} (whole log: {server.log})", server)

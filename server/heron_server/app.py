@@ -44,14 +44,14 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         directory = RunDirectory(config.run.run_dir)
         stack.callback(directory.close)
         registry = CollectorRegistry()
-        parts = assemble(config, directory, registry, MonotonicClock(), stop)
+        parts = assemble(config, directory, registry=registry, clock=MonotonicClock(), stop=stop)
         # Whatever happens from here on: nobody waits for an answer that will not come. Both are safe to repeat.
         stack.callback(parts.owner.close)
         stack.callback(parts.network.stop, 0)
         stack.callback(parts.owner.drain)
         endpoint = MetricsServer(registry, config.network.metrics_host, config.network.metrics_port)
         stack.callback(endpoint.stop)
-        _start(config, parts, directory, endpoint.port)
+        _start(config, parts, directory=directory, metrics_port=endpoint.port)
         starting.close()
         if is_terminal():
             stack.enter_context(LiveConsole(f"heron-server {config.run.preset}", lambda: console_rows(parts)))
@@ -65,7 +65,7 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
         raise CheckpointError("the last checkpoint could not be written: free some space, then --resume from the one before")
 
 
-def _start(config: ServerConfig, parts: ServerAssembly, directory: RunDirectory, metrics_port: int) -> None:
+def _start(config: ServerConfig, parts: ServerAssembly, *, directory: RunDirectory, metrics_port: int) -> None:
     directory.record(parts.identity)
     if parts.begins:
         parts.worker.save()

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Assembly:
 
     owner: RoundOwner
     receiver: Receiver
+    _: KW_ONLY
     spool: Spool
     queue: TrainerQueue
     worker: TrainWorker
@@ -86,7 +87,7 @@ class ServerAssembly(Assembly):
 
 
 def assemble(
-    config: ServerConfig, directory: RunDirectory, registry: CollectorRegistry, clock: Clock, stop: threading.Event | None = None
+    config: ServerConfig, directory: RunDirectory, *, registry: CollectorRegistry, clock: Clock, stop: threading.Event | None = None
 ) -> ServerAssembly:
     """Build everything; nothing is started, the port is bound.
 
@@ -96,18 +97,18 @@ def assemble(
     """
     # First: what stands in the way of TLS is known before minutes of compiling.
     tls = _tls(config.network.tls_dir)
-    parts = assemble_run(config, directory, registry, clock, config.network.max_clients, stop=stop)
+    parts = assemble_run(config, directory, registry=registry, clock=clock, max_clients=config.network.max_clients, stop=stop)
     network = NetworkServer(
         parts.servicer,
         config.network.host,
-        config.network.port,
-        config.network.max_clients,
-        parts.facts.timing,
-        clock,
-        parts.owner.has_session,
-        parts.on_refusal,
-        parts.owner.flush,
-        tls,
+        port=config.network.port,
+        max_clients=config.network.max_clients,
+        timing=parts.facts.timing,
+        clock=clock,
+        is_member=parts.owner.has_session,
+        on_refusal=parts.on_refusal,
+        before_answer=parts.owner.flush,
+        tls=tls,
     )
     return ServerAssembly(**vars(parts), network=network)
 
@@ -124,6 +125,7 @@ def _tls(directory: Path | None) -> ServerTls | None:
 def assemble_run(
     config: TrainingConfig,
     directory: RunDirectory,
+    *,
     registry: CollectorRegistry,
     clock: Clock,
     max_clients: int,
@@ -140,17 +142,22 @@ def assemble_run(
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
-    parts = _begin(config, directory, metrics, clock, durable, stop)
+    parts = _begin(config, directory, metrics=metrics, clock=clock, durable=durable, stop=stop)
     clients = ClientRegistry(max_clients)
 
     def client_rows() -> dict[str, Any]:
         return owner.look(lambda run: client_table(run.registry.records()))
 
-    side = assemble_trainer(config, directory, parts, client_rows)
-    left = _resumed(config, side, parts.ledger, clients)
-    spool = _spool(config, directory, left, durable)
+    side = assemble_trainer(config, directory, parts=parts, client_table=client_rows)
+    left = _resumed(config, side, ledger=parts.ledger, clients=clients)
+    spool = _spool(config, directory, left=left, durable=durable)
     machine = RoundMachine(_round_rules(config), len(side.worker.rounds), parts.ledger.begun_attempts())
-    owner = RoundOwner(_run_state(parts, directory, machine, clients, spool, left), _blobs(parts, directory), spool, pace)
+    owner = RoundOwner(
+        _run_state(parts, directory, machine=machine, clients=clients, spool=spool, left=left),
+        _blobs(parts, directory),
+        spool=spool,
+        pace=pace,
+    )
     metrics.before_scrape = owner.add_up_bytes
     receiver = Receiver(owner, spool, parts.facts.run_seed)
     _log_plan(parts)
@@ -160,7 +167,7 @@ def assemble_run(
         spool=spool,
         queue=TrainerQueue(owner, spool, clock),
         worker=side.worker,
-        servicer=Servicer(owner, receiver, parts.facts.data, parts.facts.timing.heartbeat_seconds),
+        servicer=Servicer(owner, receiver, data=parts.facts.data, heartbeat_seconds=parts.facts.timing.heartbeat_seconds),
         on_refusal=lambda code: metrics.rejections.labels(reason=code.value).inc(),
         ended=threading.Event(),
         identity=parts.identity,
@@ -172,7 +179,7 @@ def assemble_run(
 
 
 def _begin(
-    config: TrainingConfig, directory: RunDirectory, metrics: ServerMetrics, clock: Clock, durable: bool, stop: threading.Event | None
+    config: TrainingConfig, directory: RunDirectory, *, metrics: ServerMetrics, clock: Clock, durable: bool, stop: threading.Event | None
 ) -> RunParts:
     """Publish the run and open its ledger; nothing is written before everything fits."""
     resumes = config.run.resume
@@ -184,12 +191,12 @@ def _begin(
     ledger = Ledger(directory.ledger, identity.run_id, begins=not resumes, durable=durable)
     published = dataclasses.replace(published, data=_with_learnt(published.data, ledger.columns()))
     identity = dataclasses.replace(identity, columns=published.data.columns)
-    facts = _run_facts(config, directory, identity.run_id, published)
-    return RunParts(identity, published, trainer, ledger, facts, metrics, clock, event_files)
+    facts = _run_facts(config, directory, run_id=identity.run_id, published=published)
+    return RunParts(identity, published, trainer=trainer, ledger=ledger, facts=facts, metrics=metrics, clock=clock, event_files=event_files)
 
 
 def _run_state(
-    parts: RunParts, directory: RunDirectory, machine: RoundMachine, clients: ClientRegistry, spool: Spool, left: Resumption
+    parts: RunParts, directory: RunDirectory, *, machine: RoundMachine, clients: ClientRegistry, spool: Spool, left: Resumption
 ) -> RunState:
     return RunState(
         facts=parts.facts,
@@ -204,7 +211,7 @@ def _run_state(
     )
 
 
-def _run_facts(config: TrainingConfig, directory: RunDirectory, run_id: str, published: Published) -> RunFacts:
+def _run_facts(config: TrainingConfig, directory: RunDirectory, *, run_id: str, published: Published) -> RunFacts:
     run = config.run
     return RunFacts(
         run_id=run_id,
@@ -220,20 +227,28 @@ def _run_facts(config: TrainingConfig, directory: RunDirectory, run_id: str, pub
     )
 
 
-def _resumed(config: TrainingConfig, side: TrainerSide, ledger: Ledger, clients: ClientRegistry) -> Resumption:
+def _resumed(config: TrainingConfig, side: TrainerSide, *, ledger: Ledger, clients: ClientRegistry) -> Resumption:
     """Go back to where a run that is resumed had come, and hear those again whom the operator releases."""
     # Dropout is drawn from torch's generator, which publishing may have moved more or less, depending on what was cached.
     torch.manual_seed(config.run.seed)
     left = Resumption(begun=False)
     if config.run.resume:
-        left = resume(side.worker, side.checkpoints, ledger, clients, config.rounds.without_quorum is WithoutQuorum.SKIP)
+        skips = config.rounds.without_quorum is WithoutQuorum.SKIP
+        left = resume(side.worker, side.checkpoints, ledger=ledger, clients=clients, skips=skips)
     side.gatekeeper.release(config.gates.released)
     return left
 
 
-def _spool(config: TrainingConfig, directory: RunDirectory, left: Resumption, durable: bool) -> Spool:
+def _spool(config: TrainingConfig, directory: RunDirectory, *, left: Resumption, durable: bool) -> Spool:
     needed = {name for attempt in left.recorded for name in attempt.files()}
-    return Spool(directory.spool, config.storage.spool_bytes, needed, durable, config.client_spool_bytes, config.storage.inbox_bytes)
+    return Spool(
+        directory.spool,
+        config.storage.spool_bytes,
+        needed=needed,
+        durable=durable,
+        owner_bytes=config.client_spool_bytes,
+        inbox_bytes=config.storage.inbox_bytes,
+    )
 
 
 def _with_learnt(data: DataSpecification, columns: tuple[str, ...]) -> DataSpecification:

@@ -64,9 +64,14 @@ def _run(words: Sequence[str]) -> None:
     with _importing():
         from heron_server.configuration.config import ServerConfig
         from heron_server.configuration.options import OptionSource, read_options
-    source = OptionSource("heron-server", "Trains a split model with clients that run forward passes only.", "HERON_SERVER_", VERSION)
+    source = OptionSource(
+        "heron-server",
+        "Trains a split model with clients that run forward passes only.",
+        environment_prefix="HERON_SERVER_",
+        version=VERSION,
+    )
     stop = threading.Event()
-    config = read_options(ServerConfig, source, words, os.environ).settled()
+    config = read_options(ServerConfig, source, arguments=words, environment=os.environ).settled()
     set_up_logging(config.network.log_level)
     with stop_on_signals(stop):
         with _importing():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from heron_common.algorithm.plan import Algorithm
@@ -43,6 +43,7 @@ class Published:
 
     eval_source: SampleReader | None
     validation_source: SampleReader | None
+    _: KW_ONLY
     data: DataSpecification
     model: SplitModel
     algorithm: Algorithm
@@ -67,10 +68,10 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: thr
     validation_source = check_samples(validating, data) if validating is not None and not data.tokens else None
     chosen = config.algorithm
     probes = _probes(config, data, eval_source or validation_source)
-    model = build_model(config.run.model, config.run.model_options, data, config.run.seed, config.run.cut, probes)
+    model = build_model(config.run.model, config.run.model_options, data=data, seed=config.run.seed, cut=config.run.cut, probes=probes)
     model = with_train_weights(model, config.run.train_weights)
     blocks = tuple(name.strip() for name in config.run.blocks.split(",") if name.strip())
-    model = with_block_heads(model, chosen.local_losses, blocks, config.run.seed)
+    model = with_block_heads(model, chosen.local_losses, blocks=blocks, seed=config.run.seed)
     refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.
@@ -80,9 +81,11 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: thr
     cache, measurements = ProgramCache(cache_directory, stop), Measurements(cache_directory)
     algorithm, cost = complete_algorithm(chosen, model, measurements.client_cost)
     if config.plan.smoothing_radius is None:
-        algorithm = fit_smoothing_radius(algorithm, model, cache, config.run.seed, measurements.difference_error)
-    programs, parity = publish(algorithm, model, cache, config.run.seed, measurements.difference_error)
-    return Published(eval_source, validation_source, data, model, algorithm, cost, programs, parity)
+        algorithm = fit_smoothing_radius(algorithm, model, cache=cache, seed=config.run.seed, measure=measurements.difference_error)
+    programs, parity = publish(algorithm, model, cache=cache, seed=config.run.seed, measure=measurements.difference_error)
+    return Published(
+        eval_source, validation_source, data=data, model=model, algorithm=algorithm, cost=cost, programs=programs, parity=parity
+    )
 
 
 def specification_of(run: RunSection, held_out: Iterable[DataSource | None] = (), columns: tuple[str, ...] = ()) -> DataSpecification:
@@ -155,4 +158,4 @@ def _probes(config: TrainingConfig, data: DataSpecification, known: SampleReader
     if known is not None:
         return probes_of(known)
     source = run.eval_data or run.validation_data or config.local_source
-    return probes_for(open_source(source), data, run.model, run.model_options) if source is not None else None
+    return probes_for(open_source(source), data, family=run.model, options=run.model_options) if source is not None else None

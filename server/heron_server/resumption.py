@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from heron_common.errors import CheckpointError
 from heron_common.files.plain_files import reading
@@ -27,13 +27,16 @@ class Resumption:
 
     recorded: tuple[RecordedAttempt, ...] = ()
     inside: InsideRound | None = None
+    _: KW_ONLY
     present: Mapping[str, str] = field(default_factory=dict)
     """Clients by name, with the digests of their identity keys."""
     begun: bool = True
     """Whether the run has a checkpoint already."""
 
 
-def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry, skips: bool = False) -> Resumption:
+def resume(
+    worker: TrainWorker, checkpoints: CheckpointStore, *, ledger: Ledger, clients: ClientRegistry, skips: bool = False
+) -> Resumption:
     """Do what `_resume` says.
 
     Raises:
@@ -42,10 +45,10 @@ def resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, cl
 
     """
     with reading("the newest checkpoint, or the ledger beside it,", CheckpointError):
-        return _resume(worker, checkpoints, ledger, clients, skips)
+        return _resume(worker, checkpoints, ledger=ledger, clients=clients, skips=skips)
 
 
-def _resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, clients: ClientRegistry, skips: bool) -> Resumption:
+def _resume(worker: TrainWorker, checkpoints: CheckpointStore, *, ledger: Ledger, clients: ClientRegistry, skips: bool) -> Resumption:
     """Load the newest checkpoint that is undamaged, settle what it covers, and return what is left to go on with.
 
     `skips` says that a round without a quorum counts as done.
@@ -73,7 +76,7 @@ def _resume(worker: TrainWorker, checkpoints: CheckpointStore, ledger: Ledger, c
     if skips and without_quorum and not recorded:
         worker.skip_round(without_quorum[-1].round, len(without_quorum[-1].cohort))
     log.info("resuming", extra={"rounds_completed": len(worker.rounds), "open_rounds": len(recorded)})
-    return Resumption(recorded, opened, present)
+    return Resumption(recorded, opened, present=present)
 
 
 def open_rounds(owner: RoundOwner, worker: TrainWorker, inside: InsideRound | None) -> None:

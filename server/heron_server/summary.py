@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +35,7 @@ class RoundRecord:
 
     round_index: int
     attempt: int
+    _: KW_ONLY
     cohort: int
     updates: int
     test_accuracy: float | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from heron_common.algorithm.plan import HeadTraining
@@ -40,6 +40,7 @@ class RunParts:
 
     identity: RunIdentity
     published: Published
+    _: KW_ONLY
     trainer: Trainer
     ledger: Ledger
     facts: RunFacts
@@ -61,11 +62,13 @@ def make_trainer(config: TrainingConfig, published: Published) -> Trainer:
     """Return what steps the server's part of the model. Raises ConfigurationError where its device is not there."""
     algorithm = published.algorithm
     trains_head = algorithm.plan.head_training is HeadTraining.SERVER
-    return Trainer(published.model, value_of(config.trainer, TrainerSettings), trains_head, algorithm.replicates_back)
+    return Trainer(
+        published.model, value_of(config.trainer, TrainerSettings), trains_head=trains_head, replicates_back=algorithm.replicates_back
+    )
 
 
 def assemble_trainer(
-    config: TrainingConfig, directory: RunDirectory, parts: RunParts, client_table: Callable[[], dict[str, Any]]
+    config: TrainingConfig, directory: RunDirectory, *, parts: RunParts, client_table: Callable[[], dict[str, Any]]
 ) -> TrainerSide:
     """Build everything that the trainer's thread uses; it is not started."""
     published, trainer, metrics = parts.published, parts.trainer, parts.metrics

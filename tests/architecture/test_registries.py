@@ -51,7 +51,7 @@ def test_a_preset_is_complete_for_a_model_crosses_the_wire_and_is_told_to_users(
     for round_index in (0, 1, 9):
         plan = algorithm.plan_for_round(round_index, 10)
         assert plan_from_proto(plan_to_proto(plan)) == plan
-    assert read_options(ServerConfig, SOURCE, ["--preset", name], {}).algorithm == PRESETS[name]
+    assert read_options(ServerConfig, SOURCE, arguments=["--preset", name], environment={}).algorithm == PRESETS[name]
     assert f"`{name}`" in (ROOT / "docs/choose-an-algorithm.md").read_text(encoding="utf-8")
 
 
@@ -93,18 +93,18 @@ def test_an_aggregation_rule_keeps_what_all_agree_on_and_heeds_no_order(rule: Ag
     generator = np.random.default_rng(0)
     reference = generator.standard_normal(50).astype(np.float32)
     alike, weights = reference + np.float32(0.25), np.full(7, 1 / 7)
-    np.testing.assert_allclose(aggregate(rule, [alike] * 7, weights, reference), alike, rtol=1e-6)
+    np.testing.assert_allclose(aggregate(rule, [alike] * 7, weights=weights, reference=reference), alike, rtol=1e-6)
     differing = [reference + generator.standard_normal(50).astype(np.float32) for _ in range(7)]
-    result = aggregate(rule, differing, weights, reference)
+    result = aggregate(rule, differing, weights=weights, reference=reference)
     assert (result.shape, result.dtype) == (reference.shape, np.float32)
-    np.testing.assert_allclose(aggregate(rule, differing[::-1], weights, reference), result, atol=1e-6)
+    np.testing.assert_allclose(aggregate(rule, differing[::-1], weights=weights, reference=reference), result, atol=1e-6)
     assert bool((result >= np.min(differing, axis=0) - 1e-6).all() and (result <= np.max(differing, axis=0) + 1e-6).all())
-    assert aggregate(rule, [alike], np.ones(1), reference).shape == reference.shape, "a cohort may shrink to one"
+    assert aggregate(rule, [alike], weights=np.ones(1), reference=reference).shape == reference.shape, "a cohort may shrink to one"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_family_is_cut_in_two_that_together_are_one_and_the_same_from_a_seed(family: str) -> None:
-    one, again, other = (build_model(family, {}, DIGITS_SPECIFICATION, seed) for seed in (1, 1, 2))
+    one, again, other = (build_model(family, {}, data=DIGITS_SPECIFICATION, seed=seed) for seed in (1, 1, 2))
     weights = flat_parameters(one.front)
     assert (
         weights.size and np.array_equal(weights, flat_parameters(again.front)) and not np.array_equal(weights, flat_parameters(other.front))
@@ -117,7 +117,7 @@ def test_a_model_family_is_cut_in_two_that_together_are_one_and_the_same_from_a_
         assert one.auxiliary_head.eval()(z).shape == one.back.eval()(z).shape == (4, DIGITS_SPECIFICATION.num_classes)
         torch.testing.assert_close(predict(one.back, z, None), predict(again.back.eval(), again.front.eval()(x), None))
     with pytest.raises(ConfigurationError, match=r"colour.*options are "):
-        build_model(family, {"colour": "red"}, DIGITS_SPECIFICATION, 1)
+        build_model(family, {"colour": "red"}, data=DIGITS_SPECIFICATION, seed=1)
 
 
 def npz(folder: Path) -> str:

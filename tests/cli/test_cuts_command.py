@@ -81,15 +81,15 @@ def test_costs_are_those_of_the_model_that_would_be_cut_there(zoo: str) -> None:
     data = DataSpecification("test", (1, 8, 8), num_classes=10)
     for family, options in ((f"{zoo}:resnet", {}), ("resnet", {"width": "8", "depth": "50", "blocks": ["1", "1"], "front_blocks": "2"})):
         named = {key: value for key, value in options.items() if key != "front_blocks"}
-        for cost in costs(survey(family, options, data))[::3]:
-            model = build_model(family, named, data, 0, cost.place)
+        for cost in costs(survey(family, options, data=data))[::3]:
+            model = build_model(family, named, data=data, seed=0, cut=cost.place)
             real, both = client_cost(model, with_head=False), client_cost(model, with_head=True)
             assert (cost.activations, cost.forward_flops) == (model.to_spec().cut.shape, real.forward_flops)
             assert (cost.front_weights, cost.head_weights) == (real.num_parameters, both.num_parameters - real.num_parameters)
 
 
 def test_more_weights_and_larger_activations_need_more_memory() -> None:
-    found = {cost.place: cost for cost in costs(survey("resnet", {}, DataSpecification("cifar", (3, 32, 32), num_classes=10)))}
+    found = {cost.place: cost for cost in costs(survey("resnet", {}, data=DataSpecification("cifar", (3, 32, 32), num_classes=10)))}
     # Peaks of whole client processes (VmHWM), in MB.
     measured = {"stem": 79.8, "layer1": 80.7, "layer2": 83.4, "layer3": 98.4, "layer4": 164.3}
     for place, peak in measured.items():
@@ -101,11 +101,11 @@ def test_every_number_of_blocks_of_a_transformer_is_counted_as_the_run_would_hav
 ) -> None:
     folder = write_configuration("gpt2", tmp_path)
     data, options = parse_specification("text:8:next-token"), {"head_blocks": "1", "rank": "2", "base": "int8"}
-    found = survey(f"hf:{folder}", options, data)
+    found = survey(f"hf:{folder}", options, data=data)
     counted = costs(found)
     assert [cost.place for cost in counted] == ["0", "1", "2"]
     for cost in counted:
-        model = build_model(f"hf:{folder}", {**options, "weights": "random"}, data, 0, cost.place)
+        model = build_model(f"hf:{folder}", {**options, "weights": "random"}, data=data, seed=0, cut=cost.place)
         spec, front = model.to_spec(), client_cost(model, with_head=False)
         assert (cost.activations, cost.forward_flops, cost.front_weights) == (spec.cut.shape, front.forward_flops, front.num_parameters)
         assert cost.head_weights == sum(tensor.num_elements for tensor in spec.auxiliary_head)
@@ -121,7 +121,7 @@ def test_the_estimate_is_what_whole_clients_of_gpt2_took(tmp_path: Path) -> None
     measured = json.loads((Path(__file__).parents[2] / "docs/results/gpt2.json").read_text())["GPT-2-small"]["rows"]
     for base in ("float32", "bfloat16", "int8"):
         (row,) = [row for row in measured if row["runtime"] == f"heron-client, {base} base" and row["step"] == "heron"]
-        found = survey(f"hf:{tmp_path}", {"head_blocks": "1", "base": base}, parse_specification("text:128:next-token"))
+        found = survey(f"hf:{tmp_path}", {"head_blocks": "1", "base": base}, data=parse_specification("text:128:next-token"))
         cost = costs(dataclasses.replace(found, places=("3",)))[0]
         assert cost.peak_bytes == pytest.approx(row["peak_memory_bytes"], rel=0.05), base
         assert (cost.memory.base_bytes, cost.front_weights) == (row["base_bytes"], row["trained_weights"])
@@ -131,7 +131,7 @@ def test_frozen_weights_and_tokens_of_a_users_model_count(zoo: str, tmp_path: Pa
     (tmp_path / "zoo_of_token_cuts.py").write_text(TOKENS_SOURCE)
     data, options = parse_specification("text:6:next-token"), {"vocabulary_size": "30000"}
     trained, frozen = (
-        {cost.place: cost for cost in costs(survey(f"python:zoo_of_token_cuts:{name}", options, data))}["blocks.0"]
+        {cost.place: cost for cost in costs(survey(f"python:zoo_of_token_cuts:{name}", options, data=data))}["blocks.0"]
         for name in ("language", "frozen_and_tied")
     )
     table = 30_000 * 8

@@ -113,9 +113,9 @@ def tiny_model(micro_batch: int) -> TinyModel:
     """Build the model; kept, for nothing changes it."""
     # Tiny operations gain nothing from more threads, and where cores are busy they lose tenfold.
     torch.set_num_threads(1)
-    return TinyModel(build_model("cnn", {"front_widths": (2,), "front_strides": (2,), "hidden": 8}, SHAPE, seed=0), micro_batch)
+    return TinyModel(build_model("cnn", {"front_widths": (2,), "front_strides": (2,), "hidden": 8}, data=SHAPE, seed=0), micro_batch)
 
 
 @functools.cache
 def _exported(kind: ProgramKind, micro_batch: int, directions: int) -> bytes:
-    return export(compile_function(tiny_model(micro_batch).model, kind, micro_batch, directions))
+    return export(compile_function(tiny_model(micro_batch).model, kind, micro_batch=micro_batch, directions=directions))

@@ -99,7 +99,9 @@ def test_probes_ask_for_grpc_health_where_there_is_a_certificate_and_look_at_the
 def test_the_servers_options_are_a_configuration() -> None:
     options = documents("defaults")["ConfigMap", "run-server"]["data"]["server.toml"]
     given = {f"HERON_SERVER_{name.upper()}": str(value) for table in tomllib.loads(options).values() for name, value in table.items()}
-    config = read_options(ServerConfig, OptionSource("heron-server", "", "HERON_SERVER_", "0"), [], given)
+    config = read_options(
+        ServerConfig, OptionSource("heron-server", "", environment_prefix="HERON_SERVER_", version="0"), arguments=[], environment=given
+    )
     assert (config.run.clients, config.run.eval_data) == (2, "digits:test")
 
 

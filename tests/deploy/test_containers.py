@@ -21,7 +21,7 @@ from tests.deploy.programs import DEPLOY, ROOT, program, run
 from tests.harness.sources import only_in_checkout
 
 DOCKERFILES = ("server", "client")
-SERVER_SOURCE = OptionSource("heron-server", "", "HERON_SERVER_", "0")
+SERVER_SOURCE = OptionSource("heron-server", "", environment_prefix="HERON_SERVER_", version="0")
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
@@ -103,11 +103,11 @@ def test_the_health_check_asks_the_endpoint_that_the_environment_opens(name: str
 
 def test_the_environment_of_the_images_is_a_configuration() -> None:
     tls = {"HERON_SERVER_TLS_DIR": "/etc/heron/tls"}
-    server = read_options(ServerConfig, SERVER_SOURCE, [], environment_of("server") | tls)
+    server = read_options(ServerConfig, SERVER_SOURCE, arguments=[], environment=environment_of("server") | tls)
     assert server.network.resume_if_begun and server.network.metrics_port == 9464 and str(server.run.run_dir) == "/var/lib/heron/run"
     # Without certificates the image does not serve the world in clear.
     with pytest.raises(ConfigurationError, match="--tls-dir"):
-        read_options(ServerConfig, SERVER_SOURCE, [], environment_of("server"))
+        read_options(ServerConfig, SERVER_SOURCE, arguments=[], environment=environment_of("server"))
     client = parse_config(["--server", "127.0.0.1:1", "--data", "digits:train"], environment_of("client"))
     assert client.metrics_port == 9465
 
@@ -133,7 +133,10 @@ def test_what_compose_mounts_and_builds_exists(compose: dict[str, Any]) -> None:
 def test_compose_starts_programs_with_options_that_they_take(compose: dict[str, Any], tmp_path: Path) -> None:
     services = compose["services"]
     server = read_options(
-        ServerConfig, SERVER_SOURCE, services["server"]["command"], environment_of("server") | services["server"]["environment"]
+        ServerConfig,
+        SERVER_SOURCE,
+        arguments=services["server"]["command"],
+        environment=environment_of("server") | services["server"]["environment"],
     )
     assert server.run.clients == 2
     shards = set()

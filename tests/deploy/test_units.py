@@ -88,5 +88,7 @@ def test_variables_and_flags_of_the_units_are_options_of_the_programs() -> None:
     assert {name for name in server if name.startswith("HERON_")} <= known | {"HERON_SERVER_CONFIG"}
     words = dict(settings("heron-server.service"))["ExecStart"].split()[1:]
     del server["HERON_SERVER_CONFIG"]
-    read = read_options(ServerConfig, OptionSource("heron-server", "", "HERON_SERVER_", "0"), words, server)
+    read = read_options(
+        ServerConfig, OptionSource("heron-server", "", environment_prefix="HERON_SERVER_", version="0"), arguments=words, environment=server
+    )
     assert read.network.resume_if_begun and str(read.run.run_dir) == "/var/lib/heron-server/run"

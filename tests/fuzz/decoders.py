@@ -85,7 +85,7 @@ def model(data: bytes) -> None:
 def upload_header(data: bytes) -> None:
     header = pb.UploadHeader.FromString(data)
     key = UploadKey(round_from_proto(header.round), "a", purpose=purpose_from_proto(header.purpose), local_step=header.local_step)
-    attempt().check_upload(key, header.num_probes, tensor_specs_from_proto(header.tensors), header.total_bytes)
+    attempt().check_upload(key, header.num_probes, tensors=tensor_specs_from_proto(header.tensors), announced_bytes=header.total_bytes)
 
 
 def update_header(data: bytes) -> None:
@@ -93,7 +93,9 @@ def update_header(data: bytes) -> None:
     check_reported(statistics_from_proto(header.statistics))
     specs = tensor_specs_from_proto(header.tensors)
     round_from_proto(header.round)
-    attempt().check_update("a", header.steps_completed, encoding_from_proto(header.encoding), specs, header.total_bytes)
+    attempt().check_update(
+        "a", header.steps_completed, encoding=encoding_from_proto(header.encoding), tensors=specs, announced_bytes=header.total_bytes
+    )
 
 
 @dataclass
@@ -110,7 +112,7 @@ def upload_stream(data: bytes) -> None:
     """What a client streams: messages with their length before each."""
     messages = iter([pb.TrainBatchRequest.FromString(part) for part in _parts(data)])
     receive_header(messages)
-    receive_payload(messages, cast("Incoming[Any]", Taken(attempt().upload_specs)), DATA)
+    receive_payload(messages, cast("Incoming[Any]", Taken(attempt().upload_specs)), expected=DATA)
 
 
 def answer_stream(data: bytes) -> None:
@@ -134,7 +136,7 @@ def update_log(data: bytes) -> None:
     of.start = np.ones(9, np.float32)
     padded = data[: spec.size_bytes].ljust(spec.size_bytes, b"\0")
     log = padded if np.isfinite(np.frombuffer(padded, "<f8")).all() else data
-    replay_update(of, 1, "a", log, data[-32:])
+    replay_update(of, 1, client_id="a", log_bytes=log, weights_sha256=data[-32:])
 
 
 def wire_rows(data: bytes) -> None:
@@ -160,12 +162,14 @@ def client_options(data: bytes) -> None:
 def server_environment(data: bytes) -> None:
     words = data.decode("utf-8", "replace").replace("\0", "").split("\n")
     variables = [f"HERON_SERVER_{name.upper()}" for section in sections_of(ServerConfig).values() for name in section.model_fields]
-    read_options(ServerConfig, _SOURCE, [], {name: word for name, word in zip(variables, words, strict=False) if word})
+    read_options(
+        ServerConfig, _SOURCE, arguments=[], environment={name: word for name, word in zip(variables, words, strict=False) if word}
+    )
 
 
 def server_file(data: bytes) -> None:
     with _file("server.toml", data) as path:
-        read_options(ServerConfig, _SOURCE, [f"--config={path}"], {})
+        read_options(ServerConfig, _SOURCE, arguments=[f"--config={path}"], environment={})
 
 
 def source(form: str, name: str) -> Decoder:
@@ -270,7 +274,7 @@ def _parts(data: bytes) -> Iterator[bytes]:
         data = data[2 + size :]
 
 
-_SOURCE = OptionSource("heron-server", "", "HERON_SERVER_", "0")
+_SOURCE = OptionSource("heron-server", "", environment_prefix="HERON_SERVER_", version="0")
 _CLIENT_VARIABLES = [
     f"HERON_CLIENT_{name}" for name in ("SHARD", "PARTITION", "NAME", "THREADS", "WINDOW_BYTES", "METRICS_PORT", "LOG_LEVEL", "CHECK_DATA")
 ]

@@ -42,7 +42,9 @@ class Cluster:
         """Start a server with options by name (`server_schedule="lockstep"`); `resume=True` becomes a flag."""
         words = words_of({"eval_data": "digits:test", "clients": 2, "rounds": 2, "model_options": NARROW, **options})
         self._servers += 1
-        server, self.address = start_server(self._group, f"server-{self._servers}", self.run_dir, words, environment)
+        server, self.address = start_server(
+            self._group, f"server-{self._servers}", run_dir=self.run_dir, arguments=words, environment=environment
+        )
         return server
 
     def client(
@@ -57,7 +59,7 @@ class Cluster:
             "state_dir": self.directory / "state" / str(index),
             **options,
         }
-        return self._group.start(f"client-{given['name'] or index}", "heron_client", words_of(given), environment)
+        return self._group.start(f"client-{given['name'] or index}", "heron_client", arguments=words_of(given), environment=environment)
 
     def clients(self, count: int, address: str | None = None, **options: Any) -> list[LoggedProcess]:
         """Start `count` clients with a shard each."""

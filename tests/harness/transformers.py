@@ -47,4 +47,4 @@ def three_classes(length: int) -> DataSpecification:
 
 def build(folder: Path, name: str, data: DataSpecification, cut: str | None = "1", **options: Any) -> SplitModel:
     """Build a tiny split transformer."""
-    return build_model(f"hf:{write_configuration(name, folder)}", {"weights": "random", "rank": 2, **options}, data, 0, cut)
+    return build_model(f"hf:{write_configuration(name, folder)}", {"weights": "random", "rank": 2, **options}, data=data, seed=0, cut=cut)

@@ -47,7 +47,7 @@ def attempt(
             ROUND, plan(preset_name, **changes), client_model=blob, auxiliary_head=None, direction_scales=(1.0, 1.0), second_moment=0.0
         ),
         run_facts(schedule, preset_name),
-        cohort,
+        cohort=cohort,
     )
 
 
@@ -72,4 +72,4 @@ def key(client: str = "a", step: int = 0, purpose: UploadPurpose = UploadPurpose
 
 
 def upload(of: UploadKey, entry: SpoolEntry, sha256: str = "d") -> AcceptedUpload:
-    return AcceptedUpload(of, sha256, entry, accepted_at=0.0)
+    return AcceptedUpload(of, sha256, entry=entry, accepted_at=0.0)

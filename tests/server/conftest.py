@@ -37,7 +37,7 @@ def program_cache(program_cache_dir: Path) -> ProgramCache:
 @pytest.fixture
 def tiny_model() -> SplitModel:
     """The model that running servers use: 24 weights in front, 8 floats a sample at the cut."""
-    return build_model("cnn", TINY_OPTIONS, parse_specification(TINY_DATA), seed=0)
+    return build_model("cnn", TINY_OPTIONS, data=parse_specification(TINY_DATA), seed=0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.harness.polling import eventually
 
 TINY_DATA = "1x4x4:3"
 TINY_OPTIONS = {"front_widths": [2], "front_strides": [2], "hidden": 4}
-SOURCE = OptionSource("heron-server", "test", "HERON_SERVER_", "0")
+SOURCE = OptionSource("heron-server", "test", environment_prefix="HERON_SERVER_", version="0")
 
 
 def tiny_config(**options: Any) -> ServerConfig:
@@ -41,7 +41,9 @@ def tiny_config(**options: Any) -> ServerConfig:
         **options,
     }
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value)) if value is not True]
-    return read_options(ServerConfig, SOURCE, [*flags, *(f"--{n.replace('_', '-')}" for n, v in given.items() if v is True)], {})
+    return read_options(
+        ServerConfig, SOURCE, arguments=[*flags, *(f"--{n.replace('_', '-')}" for n, v in given.items() if v is True)], environment={}
+    )
 
 
 class RunningServer:
@@ -54,7 +56,7 @@ class RunningServer:
         self.registry = CollectorRegistry()
         self.clock = ManualClock(1000.0)
         try:
-            self.parts = assemble(config, self.directory, self.registry, self.clock)
+            self.parts = assemble(config, self.directory, registry=self.registry, clock=self.clock)
         except BaseException:
             self.directory.close()
             raise

@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def tiny_model() -> SplitModel:
-    return build_model("cnn", parse_model_options(TINY_FRONT), DIGITS_SPECIFICATION, 0)
+    return build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=0)
 
 
 def algorithm_of(summary: dict[str, Any], **options: Any) -> Algorithm:

@@ -88,7 +88,7 @@ class Samples:
 
 def reference(case: Case) -> Iterator[dict[str, torch.Tensor]]:
     """Train with plain torch and yield the weights at every round boundary, named as in checkpoints."""
-    model = build_model("cnn", parse_model_options(TINY_FRONT), DIGITS_SPECIFICATION, SEED)
+    model = build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=SEED)
     front, head, back = model.front, model.auxiliary_head, model.back
     make = torch.optim.Adam if case.optimiser == "adam" else torch.optim.SGD
     client_rate, server_rate = RATES[case.optimiser]
@@ -214,7 +214,7 @@ def test_one_client_with_one_step_a_round_is_descent_of_the_unsplit_model(tmp_pa
         server_learning_rate=rate,
         final_rate_fraction=1.0,
     )
-    model = build_model("cnn", parse_model_options(TINY_FRONT), DIGITS_SPECIFICATION, SEED)
+    model = build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=SEED)
     unsplit = nn.Sequential(model.front, model.back)
     steps = torch.optim.SGD(unsplit.parameters(), rate)
     share = open_source("digits:train").shard(Partition(), Shard(0, 1))

@@ -45,7 +45,7 @@ STATISTICS = 4 * 2 * 3
 
 def reference() -> Iterator[tuple[dict[str, torch.Tensor], float]]:
     """Train with plain torch; yield weights and statistics at every round boundary, named as in checkpoints, and the loss on the test data."""
-    model = build_model("resnet", parse_model_options(OPTIONS), DIGITS_SPECIFICATION, SEED)
+    model = build_model("resnet", parse_model_options(OPTIONS), data=DIGITS_SPECIFICATION, seed=SEED)
     front, head, back = model.front.train(), model.auxiliary_head.train(), model.back.train()
     server = torch.optim.SGD(back.parameters(), RATE)
     samples, tests = Samples(), SampleReader(open_source("digits:test"), DIGITS_SPECIFICATION)
@@ -104,7 +104,7 @@ def test_statistics_are_in_the_ledger_and_move_in_every_preset(variant: dict[str
     options = {**COMMON, "rounds": ROUNDS, **variant}
     run = exact if variant is EXACT else run_simulation(tmp_path / "run", **options)
     config = simulation_config(clients=len(CLIENTS), **options)
-    model = build_model("resnet", parse_model_options(OPTIONS), DIGITS_SPECIFICATION, SEED)
+    model = build_model("resnet", parse_model_options(OPTIONS), data=DIGITS_SPECIFICATION, seed=SEED)
     algorithm, _ = complete_algorithm(config.algorithm, model)
     spec = model.to_spec()
     assert algorithm.plan.direction_groups == 1 and algorithm.plan.micro_batch == BATCH

@@ -85,7 +85,9 @@ def test_a_users_model_of_tokens_is_read_without_heron_as_well_as_the_run_said(r
     note = json.loads((runs.folder / "out/language.json").read_text())
     assert note["inputs"] == {"input_ids": ["batch", 8], "attention_mask": ["batch", 8]} and note["num_outputs"] == 22
     with pytest.raises(ConfigurationError, match="--format hf is for transformers"):
-        deliver(load_trained(runs["language"].directory, vouched=Vouched(trusts_code=True)), ExportFormat.HF, runs.folder / "out/never")
+        deliver(
+            load_trained(runs["language"].directory, vouched=Vouched(trusts_code=True)), ExportFormat.HF, output=runs.folder / "out/never"
+        )
 
 
 def test_adapters_of_both_sides_moved_and_are_in_what_is_exported(runs: TrainedRuns) -> None:
@@ -132,7 +134,7 @@ def test_weights_too_large_for_one_file_stand_beside_it(runs: TrainedRuns, monke
 
     monkeypatch.setattr(formats, "LARGEST_PROTOBUF_BYTES", 0)
     output = runs.folder / "large" / "cnn.onnx"
-    delivered = deliver(load_trained(runs["cnn"].directory), ExportFormat.ONNX, output)
+    delivered = deliver(load_trained(runs["cnn"].directory), ExportFormat.ONNX, output=output)
     assert [path.name for path in delivered.paths] == ["cnn.onnx", "cnn.onnx.data"]
     elsewhere = shutil.copytree(output.parent, runs.folder / "moved")
     (logits,) = onnxruntime.InferenceSession(str(elsewhere / "cnn.onnx")).run(None, {"x": np.zeros((3, 1, 8, 8), np.float32)})
@@ -242,27 +244,29 @@ def test_a_model_whose_code_or_folder_is_gone_is_refused(runs: TrainedRuns, tmp_
 
 def test_an_export_is_replaced_only_by_force_and_only_by_one_that_is_proved(runs: TrainedRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     output = runs.folder / "once.safetensors"
-    old = deliver(load_trained(runs["cnn"].directory, 1), ExportFormat.SAFETENSORS, output).paths[1].read_bytes()
+    old = deliver(load_trained(runs["cnn"].directory, 1), ExportFormat.SAFETENSORS, output=output).paths[1].read_bytes()
     with pytest.raises(ConfigurationError, match="give --force"):
-        deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output)
+        deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output=output)
     with monkeypatch.context() as patch:
         patch.setattr(formats, "open_safetensors", lambda whole, path: lambda inputs: whole.module(*inputs) * 1.001)
         with pytest.raises(ParityError, match=r"differs from the run's model by 1.0e-03"):
-            deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output, replaces=True)
+            deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output=output, replaces=True)
         patch.setattr(formats, "open_safetensors", lambda whole, path: whole.module)
         with pytest.raises(ProgramError, match="cannot be run again"):
-            deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output, replaces=True)
+            deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output=output, replaces=True)
     assert output.read_bytes() == old
-    deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output, replaces=True)
+    deliver(load_trained(runs["cnn"].directory), ExportFormat.SAFETENSORS, output=output, replaces=True)
     assert output.read_bytes() != old
     assert not list(runs.folder.glob(".heron-export-*"))
 
 
 def test_an_operation_that_a_format_lacks_is_named(runs: TrainedRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = load_trained(runs["cnn"].directory)
-    monkeypatch.setattr(delivery, "whole_of", lambda model, merges: formats.Whole(Branching(model), Branching(model), ("x",), ((1, 8, 8),)))
+    monkeypatch.setattr(
+        delivery, "whole_of", lambda model, merges: formats.Whole(Branching(model), Branching(model), inputs=("x",), shapes=((1, 8, 8),))
+    )
     with pytest.raises(ProgramError, match=r"cannot be written as --format torch \(.*use --format safetensors") as caught:
-        deliver(trained, ExportFormat.TORCH, runs.folder / "branching.pt2")
+        deliver(trained, ExportFormat.TORCH, output=runs.folder / "branching.pt2")
     assert "\n" not in str(caught.value) and not (runs.folder / "branching.pt2").exists()
 
 

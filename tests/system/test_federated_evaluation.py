@@ -55,7 +55,7 @@ def held_out_source() -> DataSource:
 
 def model_of(tensors: dict[str, Any]) -> SplitModel:
     """Return the model that a checkpoint holds."""
-    model = build_model("cnn", parse_model_options(TINY_FRONT), DIGITS_SPECIFICATION, 0)
+    model = build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=0)
     for part, module in (("front", model.front), ("back", model.back)):
         load_moving_state(module, {name[len(part) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
     return model

@@ -237,7 +237,7 @@ def test_what_a_ledger_names_in_the_spool_is_a_payload_in_it(tmp_path: Path) -> 
     precious.write_bytes(b"1234")
     for name in ("../000000001.upload", str(precious), "1.upload", "000000001.upload/../../x", "\u0661" * 9 + ".upload"):
         with pytest.raises(StorageError, match="no name of one"):
-            Spool(tmp_path / "spool", 1 << 20, (name,))
+            Spool(tmp_path / "spool", 1 << 20, needed=(name,))
         spool = Spool(tmp_path / "spool", 1 << 20)
         with pytest.raises(StorageError, match="no name of one"):
             spool.recover(name, 4)
@@ -245,7 +245,7 @@ def test_what_a_ledger_names_in_the_spool_is_a_payload_in_it(tmp_path: Path) -> 
             spool.discard([name])
     (tmp_path / "spool" / "000000002.upload").symlink_to(precious)
     with pytest.raises(StorageError, match="no plain file"):
-        Spool(tmp_path / "spool", 1 << 20, ("000000002.upload",)).recover("000000002.upload", 4)
+        Spool(tmp_path / "spool", 1 << 20, needed=("000000002.upload",)).recover("000000002.upload", 4)
     assert precious.read_bytes() == b"1234"
 
 

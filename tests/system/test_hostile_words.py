@@ -144,7 +144,7 @@ def test_audit_names_clients_that_a_trail_named(
 
 
 def test_the_reports_page_holds_no_character_that_acts() -> None:
-    markup = table("c", ["a", "b"], [[HOSTILE, HOSTILE]]) + paragraph(HOSTILE + "<script>")
+    markup = table("c", ["a", "b"], rows=[[HOSTILE, HOSTILE]]) + paragraph(HOSTILE + "<script>")
     assert markup.isprintable() and "<script>" not in markup
 
 

@@ -68,7 +68,7 @@ def _schedule(preset: str) -> str | None:
 def _train_in_plain_torch(seed: int, train_front: bool) -> float:
     """Train front and back together by backpropagation (or the back alone) on as many batches as the server sees."""
     torch.manual_seed(seed)
-    model = build_model("cnn", {"front_widths": (4, 1), "front_strides": (1, 2)}, DIGITS_SPECIFICATION, seed)
+    model = build_model("cnn", {"front_widths": (4, 1), "front_strides": (1, 2)}, data=DIGITS_SPECIFICATION, seed=seed)
     network = nn.Sequential(model.front, model.back)
     parameters = list(network.parameters()) if train_front else list(model.back.parameters())
     optimiser = torch.optim.Adam(parameters, 2e-3)

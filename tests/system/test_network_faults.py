@@ -49,7 +49,7 @@ def _run(directory: Path, *faults: Fault, liveness_seconds: int = LIVENESS) -> t
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     tensors, balance = _run(tmp_path_factory.mktemp("undisturbed"))
-    assert balance == Balance(STEPS * ROUNDS * CLIENTS, STEPS * ROUNDS * CLIENTS, 0, 0)
+    assert balance == Balance(STEPS * ROUNDS * CLIENTS, STEPS * ROUNDS * CLIENTS, scored=0, rejected=0)
     return tensors
 
 

@@ -141,7 +141,7 @@ def test_what_is_no_summary_is_refused_with_a_sentence(tmp_path: Path, content: 
 
 
 def test_a_curve_is_drawn_where_its_values_are_and_broken_where_there_are_none() -> None:
-    markup = Chart("t", [1, 2, 3, 4, 5], [Curve("c", [0.0, 5.0, None, 10.0, None])], count).markup()
+    markup = Chart("t", [1, 2, 3, 4, 5], curves=[Curve("c", [0.0, 5.0, None, 10.0, None])], show=count).markup()
     paths = re.findall(r'<path class="curve curve-0" d="([^"]*)"', markup)
     assert paths[-1] == "M0.00 100.00L25.00 50.00M75.00 0.00h0.01"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from heron_cli.report_page import markup
 from heron_cli.report_page.figures import Number, round_ticks, ticks
@@ -26,6 +26,7 @@ class Chart:
 
     title: str
     rounds: Sequence[int]
+    _: KW_ONLY
     curves: Sequence[Curve]
     show: Callable[[Number], str]
     show_tick: Callable[[Number], str] | None = None
@@ -70,7 +71,7 @@ class Chart:
         chosen = _spread(len(self.rounds))
         rows = [[str(self.rounds[i]), *(self.show(curve.values[i]) for curve in curves)] for i in chosen]
         note = "" if len(chosen) == len(self.rounds) else f", {len(chosen)} of {len(self.rounds)} rounds"
-        return markup.table(f"{self.title}{note}", ["round", *(curve.name for curve in curves)], rows)
+        return markup.table(f"{self.title}{note}", ["round", *(curve.name for curve in curves)], rows=rows)
 
 
 def _legend(curves: Sequence[Curve]) -> str:

@@ -21,7 +21,7 @@ def text(value: str) -> str:
     return escape(printable(value))
 
 
-def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], numbers_from: int = 1) -> str:
+def table(caption: str, columns: Sequence[str], *, rows: Iterable[Sequence[Cell]], numbers_from: int = 1) -> str:
     """Return a table of texts that scrolls by itself where it is too wide; columns from `numbers_from` on are set as numbers, the first names its row."""
     head = "".join(element("th", text(name), scope="col", class_=_kind(i, numbers_from)) for i, name in enumerate(columns))
     body = "".join(element("tr", "".join(_cell(i, cell, numbers_from) for i, cell in enumerate(row))) for row in rows)

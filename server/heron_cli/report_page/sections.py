@@ -23,9 +23,9 @@ def _rounds(summary: Summary) -> list[int]:
     return [row["round_index"] + 1 for row in summary["rounds"]]
 
 
-def _chart(summary: Summary, title: str, curves: dict[str, str], show: Any, show_tick: Any = None, from_zero: bool = False) -> str:
+def _chart(summary: Summary, title: str, *, curves: dict[str, str], show: Any, show_tick: Any = None, from_zero: bool = False) -> str:
     drawn = [Curve(name, _column(summary, field)) for name, field in curves.items()]
-    return Chart(title, _rounds(summary), drawn, show, show_tick, from_zero).markup()
+    return Chart(title, _rounds(summary), curves=drawn, show=show, show_tick=show_tick, from_zero=from_zero).markup()
 
 
 def _whole_percent(value: Number) -> str:
@@ -38,21 +38,21 @@ def learning(summary: Summary) -> str:
         _chart(
             summary,
             "Accuracy after each round; held out by clients: of the model that the round began with",
-            {"test data": "test_accuracy", "held out by clients": "federated_accuracy"},
-            percent,
-            _whole_percent,
+            curves={"test data": "test_accuracy", "held out by clients": "federated_accuracy"},
+            show=percent,
+            show_tick=_whole_percent,
         ),
-        _chart(summary, "Perplexity", {"test data": "test_perplexity", "held out by clients": "federated_perplexity"}, decimal),
+        _chart(summary, "Perplexity", curves={"test data": "test_perplexity", "held out by clients": "federated_perplexity"}, show=decimal),
         _chart(
             summary,
             "Loss",
-            {
+            curves={
                 "test data": "test_loss",
                 "server, while training": "server_loss",
                 "clients' heads, while training": "local_loss",
                 "held out by clients": "federated_loss",
             },
-            decimal,
+            show=decimal,
         ),
     )
     shown = "".join(charts)
@@ -76,8 +76,8 @@ def traffic(summary: Summary) -> str:
         for kind, amount in kinds[way].most_common()
     ]
     curves = {"from clients to the server": "bytes_up_so_far", "from the server to clients": "bytes_down_so_far"}
-    parts = _chart(summary, "Payload of all clients since the run began", curves, size, size, from_zero=True)
-    by_kind = markup.table("Payload of all clients by kind", ["kind", "way", "bytes", "share of its way"], rows, 2)
+    parts = _chart(summary, "Payload of all clients since the run began", curves=curves, show=size, show_tick=size, from_zero=True)
+    by_kind = markup.table("Payload of all clients by kind", ["kind", "way", "bytes", "share of its way"], rows=rows, numbers_from=2)
     return markup.section("bytes", "Bytes", markup.element("div", parts + by_kind, class_="pair"))
 
 
@@ -113,7 +113,10 @@ def time_spent(summary: Summary) -> str:
         "answered. Everything else: weights on the wire, other clients, the server's training, averaging, scoring and checkpoint."
     )
     return markup.section(
-        "time", "Time", words, Chart("Seconds of each round", _rounds(summary), curves, duration, duration, True).markup()
+        "time",
+        "Time",
+        words,
+        Chart("Seconds of each round", _rounds(summary), curves=curves, show=duration, show_tick=duration, from_zero=True).markup(),
     )
 
 
@@ -131,7 +134,7 @@ def losses(summary: Summary) -> str:
     ):
         if table:
             columns = [name, "times", "clients"][: len(table[0])]
-            parts.append(markup.table(title, columns, table))
+            parts.append(markup.table(title, columns, rows=table))
     if summary.get("drops") is None:
         parts.append(
             markup.paragraph(
@@ -141,7 +144,9 @@ def losses(summary: Summary) -> str:
     elif not parts:
         parts.append(markup.paragraph("Nobody was dropped, no attempt was abandoned, no upload was rejected."))
     curves = {"took part": "cohort", "update taken": "updates"}
-    return markup.section("drops", "Drops", *parts, _chart(summary, "Clients of each round", curves, count, count, from_zero=True))
+    return markup.section(
+        "drops", "Drops", *parts, _chart(summary, "Clients of each round", curves=curves, show=count, show_tick=count, from_zero=True)
+    )
 
 
 def _dropped(summary: Summary) -> list[list[str]]:
@@ -180,7 +185,7 @@ def clients(summary: Summary) -> str:
     ]
     # A row may be of many that left long ago.
     number = sum(row.get("clients", 1) for row in summary["clients"].values())
-    return markup.section("clients", "Clients", markup.table(f"All {number} clients", columns, rows))
+    return markup.section("clients", "Clients", markup.table(f"All {number} clients", columns, rows=rows))
 
 
 def plan(summary: Summary) -> str:
@@ -200,4 +205,4 @@ def plan(summary: Summary) -> str:
 
 def _pairs(title: str, values: dict[str, Any]) -> str:
     rows = [[key, plain(value)] for key, value in values.items() if value is not None]
-    return markup.table(title, ["name", "value"], rows, 2) if rows else ""
+    return markup.table(title, ["name", "value"], rows=rows, numbers_from=2) if rows else ""

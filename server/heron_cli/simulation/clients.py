@@ -76,7 +76,7 @@ class MemoryState:
 class Crowd:
     """All clients of a simulation, each with its own share of the data."""
 
-    def __init__(self, sources: list[DataSource], stub: Any, clock: Clock, blobs: Path, on_failure: OnFailure) -> None:
+    def __init__(self, sources: list[DataSource], stub: Any, *, clock: Clock, blobs: Path, on_failure: OnFailure) -> None:
         self._on_failure = on_failure
         self._stop = threading.Event()
         programs: dict[str, bytes] = {}
@@ -84,7 +84,7 @@ class Crowd:
         self._runs: list[ProgramRuns] = []
         self._threads: list[threading.Thread] = []
         for index, source in enumerate(sources):
-            self._add(client_name(index), source, stub, clock, MemoryState(client_name(index), programs, blobs))
+            self._add(client_name(index), source, stub=stub, clock=clock, state=MemoryState(client_name(index), programs, blobs))
 
     def start(self) -> None:
         """Let every client join."""
@@ -109,7 +109,7 @@ class Crowd:
                 thread.join(timeout_seconds)
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _add(self, name: str, source: DataSource, stub: Any, clock: Clock, state: MemoryState) -> None:
+    def _add(self, name: str, source: DataSource, *, stub: Any, clock: Clock, state: MemoryState) -> None:
         metrics = ClientMetrics(CollectorRegistry())
         transport = Transport(
             "the simulated server", count_bytes=metrics.count_bytes, count_refusal=_ignore, connect=lambda: (stub, _nothing)

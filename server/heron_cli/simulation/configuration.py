@@ -25,8 +25,8 @@ SOURCE = OptionSource(
     "Options of a run mean what they mean to heron-server, but a schedule that takes uploads as they arrive becomes lockstep, "
     "which makes a run repeatable, "
     "and nobody is late unless a deadline is given.",
-    "HERON_SIMULATE_",
-    VERSION,
+    environment_prefix="HERON_SIMULATE_",
+    version=VERSION,
 )
 
 _NEVER_SECONDS = 365 * 86400.0
@@ -122,7 +122,9 @@ def read_simulation(arguments: Sequence[str], environment: Mapping[str, str] | N
         ConfigurationError: names every unknown or wrong option, or says what --resume needs.
 
     """
-    return _settled(read_options(SimulationConfig, SOURCE, arguments, os.environ if environment is None else environment))
+    return _settled(
+        read_options(SimulationConfig, SOURCE, arguments=arguments, environment=os.environ if environment is None else environment)
+    )
 
 
 def simulation_config(**options: Any) -> SimulationConfig:

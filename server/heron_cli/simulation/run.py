@@ -119,17 +119,26 @@ class _Simulation:
         with ExitStack() as stack:
             directory = SimulationDirectory(self._run_directory(stack), config)
             stack.callback(directory.close)
-            parts = assemble_run(config, directory, CollectorRegistry(), clock, config.run.clients, _PACE, durable=False, stop=self._stop)
+            parts = assemble_run(
+                config,
+                directory,
+                registry=CollectorRegistry(),
+                clock=clock,
+                max_clients=config.run.clients,
+                pace=_PACE,
+                durable=False,
+                stop=self._stop,
+            )
             stack.callback(parts.owner.close)
             stub = LoopbackStub(parts.servicer, self._refused(parts), parts.owner.flush)
-            crowd = Crowd(sources, stub, clock, directory.blobs, self._failed)
+            crowd = Crowd(sources, stub, clock=clock, blobs=directory.blobs, on_failure=self._failed)
             directory.record(parts.identity)
             self._rounds_told = len(parts.worker.rounds)
             if parts.begins:
                 parts.worker.save()
             else:
                 parts.worker.write_summary()
-            stack.callback(self._end, parts, stub, crowd, directory)
+            stack.callback(self._end, parts, stub, crowd=crowd, directory=directory)
             parts.open()
             self._dismiss_others(parts)
             parts.worker.start(parts.queue, on_end=parts.ended.set)
@@ -160,7 +169,7 @@ class _Simulation:
             self._rounds_told += 1
             self._on_round(record)
 
-    def _end(self, parts: Assembly, stub: LoopbackStub, crowd: Crowd, directory: SimulationDirectory) -> None:
+    def _end(self, parts: Assembly, stub: LoopbackStub, *, crowd: Crowd, directory: SimulationDirectory) -> None:
         """Stop in order: clients that are not done, the trainer's job, the summary."""
         done = parts.ended.is_set() and parts.worker.failure is None and self._failure is None
         if not done:

@@ -37,17 +37,20 @@ class Admission:
         """
         if presented is None or not presented.name:
             self._refuse(
-                presented, call, ErrorCode.IDENTITY_MISMATCH, "this certificate names no device: get one from `heron certs issue NAME`"
+                presented,
+                call,
+                code=ErrorCode.IDENTITY_MISMATCH,
+                sentence="this certificate names no device: get one from `heron certs issue NAME`",
             )
         elif self._is_revoked(presented.serial):
             sentence = "this device's certificate was revoked: if that was a mistake, ask for a new one (`heron certs issue`)"
-            self._refuse(presented, call, ErrorCode.CERTIFICATE_REVOKED, sentence)
+            self._refuse(presented, call, code=ErrorCode.CERTIFICATE_REVOKED, sentence=sentence)
         elif self._now() > presented.not_after:
             # The handshake refuses it too, but a connection may be older than that.
             sentence = f"this device's certificate expired on {date_of(presented.not_after)}: ask for a new one (`heron certs issue`)"
-            self._refuse(presented, call, ErrorCode.CERTIFICATE_EXPIRED, sentence)
+            self._refuse(presented, call, code=ErrorCode.CERTIFICATE_EXPIRED, sentence=sentence)
 
-    def _refuse(self, presented: PresentedCertificate | None, call: str, code: ErrorCode, sentence: str) -> None:
+    def _refuse(self, presented: PresentedCertificate | None, call: str, *, code: ErrorCode, sentence: str) -> None:
         name, serial = (presented.name, presented.serial) if presented is not None else ("", 0)
         if self._is_news(serial):
             log.warning("refused a certificate", extra={"client": name, "serial": serial_text(serial), "code": code.value, "call": call})

@@ -107,7 +107,7 @@ class Authority:
             StorageError: the disk refuses.
 
         """
-        return self._issue(TlsRole.DEVICE, checked_client_name(name), (), days, self.device_directory(name))
+        return self._issue(TlsRole.DEVICE, checked_client_name(name), hosts=(), days=days, folder=self.device_directory(name))
 
     def issue_server(self, hosts: Sequence[str], days: float = DEFAULT_DAYS) -> IssuedCertificate:
         """Write the server's folder anew; without `hosts` for those of its last certificate. Raises as `issue` does."""
@@ -132,17 +132,17 @@ class Authority:
             return record.of(TlsRole.DEVICE, name)
 
     def _issue_server(self, hosts: Sequence[str], days: float) -> IssuedCertificate:
-        issued = self._issue(TlsRole.SERVER, hosts[0], hosts, days, self.server_directory)
+        issued = self._issue(TlsRole.SERVER, hosts[0], hosts=hosts, days=days, folder=self.server_directory)
         with _writing(self.directory), _locked(self.directory):
             self._write_list(self.record)
         return issued
 
-    def _issue(self, role: TlsRole, name: str, hosts: Sequence[str], days: float, folder: Path) -> IssuedCertificate:
+    def _issue(self, role: TlsRole, name: str, *, hosts: Sequence[str], days: float, folder: Path) -> IssuedCertificate:
         _check_days(days)
         key, now = new_key(), self._now()
-        certificate = make_certificate(self._issuer, role, key.public_key(), name, hosts, _utc(now), days)
+        certificate = make_certificate(self._issuer, role, key=key.public_key(), name=name, hosts=hosts, now=_utc(now), days=days)
         begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-        issued = IssuedCertificate(name, role, certificate.serial_number, begin, end, tuple(hosts))
+        issued = IssuedCertificate(name, role, serial=certificate.serial_number, not_before=begin, not_after=end, hosts=tuple(hosts))
         with _writing(self.directory), _locked(self.directory):
             # The record first: what may have left this machine can be revoked.
             write_record(self.directory / RECORD_FILE, self.record.with_issued(issued))
@@ -156,7 +156,7 @@ class Authority:
         record = AuthorityRecord(record.certificates, record.lists_made + 1)
         write_record(self.directory / RECORD_FILE, record)
         revoked = [(issued.serial, issued.revoked_at) for issued in record.certificates if issued.revoked_at]
-        data = make_revocation_list(self._issuer, record.lists_made, revoked, _utc(self._now()))
+        data = make_revocation_list(self._issuer, record.lists_made, revoked=revoked, now=_utc(self._now()))
         for folder in (self.directory, self.server_directory):
             write_atomically(folder / REVOCATION_FILE, data)
 

@@ -55,19 +55,21 @@ def make_authority(now: datetime.datetime) -> Issuer:
     # The serial in the name tells two authorities apart where only names are shown.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"HERON authority {serial:040x}"[:28])])
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
-    builder = _builder(name, name, key.public_key(), serial, now, now + datetime.timedelta(days=365.25 * AUTHORITY_YEARS))
+    builder = _builder(
+        name, name, key=key.public_key(), serial=serial, now=now, not_after=now + datetime.timedelta(days=365.25 * AUTHORITY_YEARS)
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).add_extension(usage, critical=True)
     builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     return Issuer(builder.sign(key, hashes.SHA256()), key)
 
 
 def make_certificate(
-    issuer: Issuer, role: TlsRole, key: ec.EllipticCurvePublicKey, name: str, hosts: Sequence[str], now: datetime.datetime, days: float
+    issuer: Issuer, role: TlsRole, *, key: ec.EllipticCurvePublicKey, name: str, hosts: Sequence[str], now: datetime.datetime, days: float
 ) -> x509.Certificate:
     """Return a certificate for a device called `name`, or for a server that is reached at `hosts`; it does not outlive its CA."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:_COMMON_NAME_LIMIT])])
     not_after = min(now + datetime.timedelta(days=days), issuer.certificate.not_valid_after_utc)
-    builder = _builder(subject, issuer.certificate.subject, key, x509.random_serial_number(), now, not_after)
+    builder = _builder(subject, issuer.certificate.subject, key=key, serial=x509.random_serial_number(), now=now, not_after=not_after)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(digital_signature=True), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([_PURPOSE[role]]), critical=False)
@@ -77,7 +79,7 @@ def make_certificate(
     return builder.sign(issuer.key, hashes.SHA256())
 
 
-def make_revocation_list(issuer: Issuer, number: int, revoked: Iterable[tuple[int, float]], now: datetime.datetime) -> bytes:
+def make_revocation_list(issuer: Issuer, number: int, *, revoked: Iterable[tuple[int, float]], now: datetime.datetime) -> bytes:
     """Return the signed list of revoked (serial, seconds since the epoch) in PEM; a later list has a larger number."""
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.certificate.subject).last_update(now)
     # It holds until the next one comes, however long that takes: a server must not stop because nobody was revoked.
@@ -101,6 +103,7 @@ def general_name(host: str) -> x509.GeneralName:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
+    *,
     key: ec.EllipticCurvePublicKey,
     serial: int,
     now: datetime.datetime,

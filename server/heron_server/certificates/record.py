@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from heron_common.errors import StorageError
@@ -21,6 +21,7 @@ class IssuedCertificate:
 
     name: str
     role: TlsRole
+    _: KW_ONLY
     serial: int
     not_before: float
     not_after: float

@@ -6,7 +6,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ class OptionSource:
 
     program: str
     description: str
+    _: KW_ONLY
     environment_prefix: str
     version: str
 
@@ -45,7 +46,7 @@ def sections_of(config_type: type[BaseModel]) -> dict[str, type[BaseModel]]:
     return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
 
-def read_options(config_type: type[Config], source: OptionSource, arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+def read_options(config_type: type[Config], source: OptionSource, *, arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     """Read a configuration whose fields are sections of options.
 
     Raises:
@@ -61,7 +62,7 @@ def read_options(config_type: type[Config], source: OptionSource, arguments: Seq
     path = given.pop("config", None) or variables.get(_variable(source, "config"))
     tables = _read_file(path, mistakes)
     presets = read_presets(tables.pop("presets", {}), str(path), mistakes)
-    file = _sections_in(tables, str(path), sections, mistakes)
+    file = _sections_in(tables, str(path), sections=sections, mistakes=mistakes)
     # A flag without its value is a mistake already.
     flags = {field: value for field, value in given.items() if value is not None and value != []}
     values: dict[str, dict[str, Any]] = {}
@@ -75,7 +76,7 @@ def read_options(config_type: type[Config], source: OptionSource, arguments: Seq
                 values[section][field], places[field] = flags[field], flag_of(field)
             elif variable in variables:
                 values[section][field], places[field] = variables[variable], variable
-    return _validated(config_type, values, presets, places, mistakes)
+    return _validated(config_type, values, presets=presets, places=places, mistakes=mistakes)
 
 
 def configuration_of(config_type: type[Config], given: Mapping[str, Any]) -> Config:
@@ -95,11 +96,11 @@ def configuration_of(config_type: type[Config], given: Mapping[str, Any]) -> Con
         section: {name: options[name] for name in model.model_fields if options.get(name) is not None}
         for section, model in sections.items()
     }
-    return _validated(config_type, values, presets, {}, mistakes)
+    return _validated(config_type, values, presets=presets, places={}, mistakes=mistakes)
 
 
 def _validated(
-    config_type: type[Config], values: dict[str, dict[str, Any]], presets: OwnPresets, places: dict[str, str], mistakes: list[str]
+    config_type: type[Config], values: dict[str, dict[str, Any]], *, presets: OwnPresets, places: dict[str, str], mistakes: list[str]
 ) -> Config:
     parsed: dict[str, BaseModel] = {}
     for section, model in sections_of(config_type).items():
@@ -167,7 +168,9 @@ def _read_file(path: str | None, mistakes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _sections_in(tables: dict[str, Any], path: str, sections: dict[str, type[BaseModel]], mistakes: list[str]) -> dict[str, dict[str, Any]]:
+def _sections_in(
+    tables: dict[str, Any], path: str, *, sections: dict[str, type[BaseModel]], mistakes: list[str]
+) -> dict[str, dict[str, Any]]:
     homes = {key: name for name, model in sections.items() for key in model.model_fields}
     known = [*sections, "presets"]
     found: dict[str, dict[str, Any]] = {}

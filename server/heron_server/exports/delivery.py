@@ -48,7 +48,9 @@ class Delivered:
     difference: float
 
 
-def deliver(trained: TrainedModel, chosen: ExportFormat, output: Path, keeps_adapters: bool = False, replaces: bool = False) -> Delivered:
+def deliver(
+    trained: TrainedModel, chosen: ExportFormat, *, output: Path, keeps_adapters: bool = False, replaces: bool = False
+) -> Delivered:
     """Write a trained model as a whole; a file or folder that is not equal to the run's model is not kept. `trained` is used up.
 
     Args:
@@ -72,8 +74,8 @@ def deliver(trained: TrainedModel, chosen: ExportFormat, output: Path, keeps_ada
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".heron-export-", ignore_cleanup_errors=True) as made:
             staged = Path(made) / output.name
-            _write(trained, whole, samples, chosen, staged)
-            difference = _proved(trained, whole, samples, chosen, staged, output)
+            _write(trained, whole, samples=samples, chosen=chosen, path=staged)
+            difference = _proved(trained, whole, samples=samples, chosen=chosen, path=staged, output=output)
             return Delivered(_put_in_place(Path(made), output), difference)
     except OSError as exc:
         raise StorageError(
@@ -111,10 +113,10 @@ def check_place(chosen: ExportFormat, output: Path, replaces: bool) -> None:
             raise ConfigurationError(f"{path} is a folder, and --format {chosen} writes a file: choose another --output")
 
 
-def _write(trained: TrainedModel, whole: Whole, samples: Samples, chosen: ExportFormat, path: Path) -> None:
+def _write(trained: TrainedModel, whole: Whole, *, samples: Samples, chosen: ExportFormat, path: Path) -> None:
     note = _note(trained, whole, chosen)
     if chosen is ExportFormat.HF:
-        hub.write_folder(whole, trained.model, trained.configuration["model"], note, path)
+        hub.write_folder(whole, trained.model, reference=trained.configuration["model"], note=note, folder=path)
     else:
         _FILES[chosen](whole, note, samples, path)
 
@@ -141,10 +143,10 @@ def _note(trained: TrainedModel, whole: Whole, chosen: ExportFormat) -> dict[str
     }
 
 
-def _proved(trained: TrainedModel, whole: Whole, samples: Samples, chosen: ExportFormat, path: Path, output: Path) -> float:
+def _proved(trained: TrainedModel, whole: Whole, *, samples: Samples, chosen: ExportFormat, path: Path, output: Path) -> float:
     """Open what was written in its own library and compare; batches of two sizes, so that the size is free indeed."""
     try:
-        run = _open(trained, whole, chosen, path)
+        run = _open(trained, whole, chosen=chosen, path=path)
         with torch.no_grad():
             found = torch.cat([run(tuple(t[rows] for t in samples.inputs)) for rows in (slice(0, -1), slice(-1, None))])
     except Exception as exc:
@@ -155,7 +157,7 @@ def _proved(trained: TrainedModel, whole: Whole, samples: Samples, chosen: Expor
     return check_difference(samples, found, f"what was written for {output}")
 
 
-def _open(trained: TrainedModel, whole: Whole, chosen: ExportFormat, path: Path) -> Run:
+def _open(trained: TrainedModel, whole: Whole, *, chosen: ExportFormat, path: Path) -> Run:
     if chosen is ExportFormat.HF:
         return hub.open_folder(trained.model, path)
     if chosen is ExportFormat.SAFETENSORS:

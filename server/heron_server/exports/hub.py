@@ -17,7 +17,7 @@ BASE = "base"
 """Folder of the model without its adapters, below the one of the adapters: its last layers were trained too, so the original would not do."""
 
 
-def write_folder(whole: Whole, split: SplitModel, reference: str, note: dict[str, Any], folder: Path) -> None:
+def write_folder(whole: Whole, split: SplitModel, *, reference: str, note: dict[str, Any], folder: Path) -> None:
     """Write weights, configuration, tokenizer and note; a model that has adapters still is written apart from them, into `base`.
 
     Args:
@@ -46,7 +46,7 @@ def write_folder(whole: Whole, split: SplitModel, reference: str, note: dict[str
         model.config.use_cache = split.task is Task.NEXT_TOKEN
         model.save_pretrained(base)
     if split.tokenizer is not None:
-        _write_tokenizer(split.tokenizer, model.config, reference.removeprefix(PREFIX), whole.longest, base)
+        _write_tokenizer(split.tokenizer, model.config, reference=reference.removeprefix(PREFIX), longest=whole.longest, folder=base)
     (folder / NOTE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -67,7 +67,7 @@ def open_folder(split: SplitModel, folder: Path) -> Run:
     return lambda inputs: model(input_ids=inputs[0], attention_mask=inputs[1]).logits
 
 
-def _write_tokenizer(document: bytes, config: Any, reference: str, longest: int | None, folder: Path) -> None:
+def _write_tokenizer(document: bytes, config: Any, *, reference: str, longest: int | None, folder: Path) -> None:
     """Write the run's tokenizer so that AutoTokenizer gives the same tokens, with what the original knows beside: special tokens, chat template."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class TrainedModel:
 
     model: SplitModel
     data: DataSpecification
+    _: KW_ONLY
     completed_rounds: int
     run_id: str
     configuration: dict[str, Any]
@@ -71,14 +72,20 @@ def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None =
     data = dataclasses.replace(data, refuses_overlong=options.overlong == "refuse", columns=data.columns or identity.columns)
     samples = read_probe_file(run_dir, data.input_shape, data.tokens)
     probes = Probes(samples, are_made_up=False) if samples is not None else None
-    built = build_model(options.model, options.model_options, data, options.seed, options.cut, probes)
+    built = build_model(options.model, options.model_options, data=data, seed=options.seed, cut=options.cut, probes=probes)
     built = with_train_weights(built, options.train_weights)
     difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, built))
     if difference:
         log.warning(difference)
     _check_base(built, options.model, run_dir)
-    _load(built, checkpoint, options.model, run_dir)
-    return TrainedModel(built, built.completed(data), checkpoint.completed_rounds, identity.run_id, identity.configuration)
+    _load(built, checkpoint, name=options.model, run_dir=run_dir)
+    return TrainedModel(
+        built,
+        built.completed(data),
+        completed_rounds=checkpoint.completed_rounds,
+        run_id=identity.run_id,
+        configuration=identity.configuration,
+    )
 
 
 def _options(configuration: dict[str, Any], run_dir: Path) -> RunSection:
@@ -103,7 +110,7 @@ def _check_base(model: SplitModel, name: str, run_dir: Path) -> None:
         )
 
 
-def _load(model: SplitModel, checkpoint: Checkpoint, name: str, run_dir: Path) -> None:
+def _load(model: SplitModel, checkpoint: Checkpoint, *, name: str, run_dir: Path) -> None:
     for part, module in (("front", model.front), ("back", model.back)):
         prefix = f"{part}."
         tensors = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items() if key.startswith(prefix)}

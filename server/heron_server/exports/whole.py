@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ class Whole:
 
     module: nn.Module
     traceable: nn.Module
+    _: KW_ONLY
     inputs: tuple[str, ...]
     shapes: tuple[tuple[int | None, ...], ...]
     longest: int | None = None
@@ -102,21 +103,27 @@ def whole_of(split: SplitModel, merges_adapters: bool) -> Whole:
         assert split.whole is not None
         split.whole.load_state_dict(whole_state(split), strict=False)
         own = UsersOwn(split.whole.eval(), split.token_input).eval()
-        return Whole(split.whole, own, ("input_ids", "attention_mask"), (split.input_shape, split.input_shape))
+        return Whole(split.whole, own, inputs=("input_ids", "attention_mask"), shapes=(split.input_shape, split.input_shape))
     if split.tokens:
         module: Any = split.whole
         if merges_adapters and has_adapters(split):
             module = _merged(module)
         traceable = TokensInTurn(split.front, split.back)
         config = split.whole.config  # type: ignore[union-attr]
-        return Whole(module.eval(), traceable.eval(), ("input_ids", "attention_mask"), ((None,), (None,)), longest_sequence(config))
+        return Whole(
+            module.eval(),
+            traceable.eval(),
+            inputs=("input_ids", "attention_mask"),
+            shapes=((None,), (None,)),
+            longest=longest_sequence(config),
+        )
     if split.whole is None:
         module = InTurn(split.front, split.back)
     else:
         # The back of a user's module trains on copies of its tensors.
         module = split.whole
         module.load_state_dict(whole_state(split), strict=False)
-    return Whole(module.eval(), module, ("x",), (split.input_shape,))
+    return Whole(module.eval(), module, inputs=("x",), shapes=(split.input_shape,))
 
 
 def has_named_outputs(whole: Whole) -> bool:

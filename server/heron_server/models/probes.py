@@ -73,7 +73,7 @@ def probes_of(reader: SampleReader) -> Probes:
     return Probes(x, are_made_up=False)
 
 
-def probes_for(source: DataSource, data: DataSpecification, family: str, options: Mapping[str, Any]) -> Probes:
+def probes_for(source: DataSource, data: DataSpecification, *, family: str, options: Mapping[str, Any]) -> Probes:
     """Return samples from all over a source for a user's model of these options; text becomes tokens by the tokenizer that they name.
 
     Raises:

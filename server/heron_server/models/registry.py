@@ -47,7 +47,7 @@ def check_family(name: str) -> None:
 
 
 def build_model(
-    family: str, options: Mapping[str, Any], data: DataSpecification, seed: int, cut: str | None = None, probes: Probes | None = None
+    family: str, options: Mapping[str, Any], *, data: DataSpecification, seed: int, cut: str | None = None, probes: Probes | None = None
 ) -> SplitModel:
     """Build a split model; the same arguments give the same weights. `cut` names the place to cut, in families whose places have names.
 
@@ -66,8 +66,8 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if family.startswith(HUB_PREFIX):
-                return build_transformer(family, options, data, seed, cut)
-            return UserModel(family, options, data, probes).split(cut)
+                return build_transformer(family, options, data=data, seed=seed, cut=cut)
+            return UserModel(family, options, data=data, probes=probes).split(cut)
     parsed = parse_family_options(family, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

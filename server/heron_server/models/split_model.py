@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +60,7 @@ class SplitModel:
 
     name: str
     front: nn.Module
+    _: KW_ONLY
     auxiliary_head: nn.Module
     back: nn.Module
     sample_losses: SampleLosses

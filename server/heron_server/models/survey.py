@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import nn
@@ -44,11 +44,12 @@ class Survey:
 
     places: tuple[str, ...]
     refused: tuple[Refused, ...]
+    _: KW_ONLY
     kept_whole: Mapping[str, str]
     client_side: Callable[[str], SplitModel]
 
 
-def survey(family: str, options: Mapping[str, Any], data: DataSpecification, probes: Probes | None = None) -> Survey:
+def survey(family: str, options: Mapping[str, Any], *, data: DataSpecification, probes: Probes | None = None) -> Survey:
     """Find the places of a model of these options; a user's own model is tried on `probes`.
 
     Raises:
@@ -56,18 +57,23 @@ def survey(family: str, options: Mapping[str, Any], data: DataSpecification, pro
 
     """
     if family.startswith(PREFIX):
-        model = UserModel(family, options, data, probes)
+        model = UserModel(family, options, data=data, probes=probes)
         refusals = model.cutter.refusals
         counts = Counter(refusal.obstacle for refusal in refusals.values())
         examples = {refusal.obstacle: name for name, refusal in reversed(refusals.items())}
         refused = tuple(Refused(obstacle.value, count, examples[obstacle]) for obstacle, count in counts.most_common())
-        return Survey(model.cutter.places, refused, model.cutter.kept_whole, lambda place: model.client_side(place, nn.Identity()))
+        return Survey(
+            model.cutter.places,
+            refused,
+            kept_whole=model.cutter.kept_whole,
+            client_side=lambda place: model.client_side(place, nn.Identity()),
+        )
     if family.startswith(HUB_PREFIX):
         places, too_deep, client_side = block_places(family, options, data)
         why = (Refused("fewer blocks behind than head_blocks asks for", len(too_deep), too_deep[0]),) if too_deep else ()
-        return Survey(places, why, {}, client_side)
+        return Survey(places, why, kept_whole={}, client_side=client_side)
     parsed = parse_family_options(family, options)
     if not parsed.places:
         raise ConfigurationError(f"model {family!r} has no named places to cut: its options say where, see `heron-server --help`")
     chosen = {key: value for key, value in options.items() if key != "front_blocks"}
-    return Survey(parsed.places, (), {}, lambda place: build_model(family, chosen, data, 0, place))
+    return Survey(parsed.places, (), kept_whole={}, client_side=lambda place: build_model(family, chosen, data=data, seed=0, cut=place))

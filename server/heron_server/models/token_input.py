@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class TokenInput:
 
     length: int
     vocabulary_size: int
+    _: KW_ONLY
     pad_token: int
     mask_argument: str | None
 

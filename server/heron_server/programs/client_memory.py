@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class ClientMemory:
 
     trained: int
     base_bytes: int
+    _: KW_ONLY
     widened_bytes: int
     activation_bytes: int
     beyond_bytes: int
@@ -87,7 +88,14 @@ def client_memory(model: SplitModel) -> ClientMemory:
     activations = client_cost(model, with_head=True).activation_bytes
     beyond = max(0, largest_output(model) - activations // 2) if model.tokens else 0
     trained = num_parameters(spec.client_model) + num_parameters(spec.auxiliary_head)
-    return ClientMemory(trained, layout.total_bytes, max(widened, default=0), activations, beyond, model.tokens)
+    return ClientMemory(
+        trained,
+        layout.total_bytes,
+        widened_bytes=max(widened, default=0),
+        activation_bytes=activations,
+        beyond_bytes=beyond,
+        tokens=model.tokens,
+    )
 
 
 def frozen_front_bytes(model: SplitModel) -> int:

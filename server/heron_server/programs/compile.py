@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ class LossProgram(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         (part,) = self._part
         widened_base, moving = part.widen(base), part.copied(statistics)
-        z = part.front(x, client_model, widened_base, moving)
-        losses = part.model.sample_losses(part.head(x, z, auxiliary_head, widened_base, moving), y)
+        z = part.front(x, client_model, base=widened_base, moving=moving)
+        losses = part.model.sample_losses(part.head(x, z, trained=auxiliary_head, base=widened_base, moving=moving), y)
         return z, losses, *moving.values()
 
 
@@ -49,7 +49,7 @@ class FrontProgram(nn.Module):
     def forward(self, x: torch.Tensor, client_model: Tensors, statistics: Tensors, base: Tensors) -> tuple[torch.Tensor, ...]:
         (part,) = self._part
         moving = part.copied(statistics)
-        return part.front(x, client_model, part.widen(base), moving), *moving.values()
+        return part.front(x, client_model, base=part.widen(base), moving=moving), *moving.values()
 
 
 class GradientProgram(nn.Module):
@@ -70,7 +70,7 @@ class GradientProgram(nn.Module):
             (part,) = self._part
             with blocks_apart(part.model.front, part.inner_places) as outputs:
                 z, losses, *moved = self._losses(x, y, front, head, statistics, base)
-            inner = part.inner_losses(x, y, outputs, head)
+            inner = part.inner_losses(x, y, outputs=outputs, trained=head)
             return z.detach(), losses.detach(), *_gradients(sum(inner, losses.sum()), [*front, *head]), *moved
 
 
@@ -85,7 +85,7 @@ class SurrogateProgram(nn.Module):
         self, x: torch.Tensor, cut_gradient: torch.Tensor, client_model: Tensors, base: Tensors
     ) -> tuple[torch.Tensor, torch.Tensor]:
         (part,) = self._part
-        z = part.front(x, client_model, part.widen(base))
+        z = part.front(x, client_model, base=part.widen(base))
         return z, (z * cut_gradient).flatten(1).sum(1)
 
 
@@ -100,7 +100,7 @@ class PullbackProgram(nn.Module):
         (part,) = self._part
         with torch.enable_grad():
             front = _leaves(client_model)
-            return _gradients(part.front(x, front, part.widen(base)), front, cut_gradient)
+            return _gradients(part.front(x, front, base=part.widen(base)), front, cut_gradient)
 
 
 class ByDirection(nn.Module):
@@ -109,7 +109,7 @@ class ByDirection(nn.Module):
     A row of the weights is front and head as one flat buffer; what the program does not read of it is passed over.
     """
 
-    def __init__(self, kind: ProgramKind, program: nn.Module, shapes: list[torch.Size], num_front: int) -> None:
+    def __init__(self, kind: ProgramKind, program: nn.Module, *, shapes: list[torch.Size], num_front: int) -> None:
         super().__init__()
         self._kind, self._program, self._shapes, self._num_front = kind, (program,), shapes, num_front
 
@@ -162,23 +162,31 @@ class ClientPart:
         return {name: value.clone() for name, value in zip(self.statistics, statistics, strict=True)}
 
     def front(
-        self, x: torch.Tensor, trained: Tensors, base: dict[int, torch.Tensor], moving: dict[str, torch.Tensor] | None = None
+        self, x: torch.Tensor, trained: Tensors, *, base: dict[int, torch.Tensor], moving: dict[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
         """Return z; without `moving` nobody wants to know where the statistics go."""
-        z: torch.Tensor = self._call(self.model.front, FRONT_STATISTICS, trained, base, moving, (x,))
+        z: torch.Tensor = self._call(self.model.front, FRONT_STATISTICS, trained=trained, base=base, moving=moving, arguments=(x,))
         return z
 
     def head(
         self,
         x: torch.Tensor,
         z: torch.Tensor,
+        *,
         trained: Tensors,
         base: dict[int, torch.Tensor],
         moving: dict[str, torch.Tensor] | None = None,
     ) -> Any:
         """Return the head's outputs."""
         mask = self.model.mask(x)
-        return self._call(self.model.auxiliary_head, HEAD_STATISTICS, trained, base, moving, (z,) if mask is None else (z, mask))
+        return self._call(
+            self.model.auxiliary_head,
+            HEAD_STATISTICS,
+            trained=trained,
+            base=base,
+            moving=moving,
+            arguments=(z,) if mask is None else (z, mask),
+        )
 
     @property
     def inner_places(self) -> tuple[str, ...]:
@@ -186,7 +194,7 @@ class ClientPart:
         head = self.model.auxiliary_head
         return head.places if isinstance(head, BlockHeads) else ()
 
-    def inner_losses(self, x: torch.Tensor, y: torch.Tensor, outputs: Tensors, trained: Tensors) -> Tensors:
+    def inner_losses(self, x: torch.Tensor, y: torch.Tensor, *, outputs: Tensors, trained: Tensors) -> Tensors:
         """Return the sum over samples of each inner local loss, of the outputs behind its block."""
         heads = self.model.auxiliary_head
         if not isinstance(heads, BlockHeads):
@@ -201,11 +209,13 @@ class ClientPart:
 
     def present_front(self, x: torch.Tensor) -> torch.Tensor:
         """Return z by the model's own weights, which gradients reach."""
-        return self.front(x, [parameter for _, parameter in trained_parameters(self.model.front)], self._present_base())
+        return self.front(x, [parameter for _, parameter in trained_parameters(self.model.front)], base=self._present_base())
 
     def present_head(self, x: torch.Tensor, z: torch.Tensor) -> Any:
         """Return the head's outputs by the model's own weights, which gradients reach."""
-        return self.head(x, z, [parameter for _, parameter in trained_parameters(self.model.auxiliary_head)], self._present_base())
+        return self.head(
+            x, z, trained=[parameter for _, parameter in trained_parameters(self.model.auxiliary_head)], base=self._present_base()
+        )
 
     def _present_base(self) -> dict[int, torch.Tensor]:
         return {id(frozen.value): frozen.value for _, frozen in self._frozen}
@@ -214,6 +224,7 @@ class ClientPart:
         self,
         module: nn.Module,
         prefix: str,
+        *,
         trained: Tensors,
         base: dict[int, torch.Tensor],
         moving: dict[str, torch.Tensor] | None,
@@ -244,6 +255,7 @@ class CompiledFunction:
 
     kind: ProgramKind
     module: nn.Module
+    _: KW_ONLY
     arguments: tuple[object, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
@@ -263,7 +275,7 @@ class CompiledFunction:
         return self.differentiates or narrow or self.by_batch
 
 
-def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> CompiledFunction:
+def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, directions: int = 1) -> CompiledFunction:
     """Return the function of one program for runs of `micro_batch` samples, in `directions` groups with weights of their own.
 
     Inputs are named `x`, `y` or `cut_gradient`, `client_model.<i>`, `auxiliary_head.<i>` in flat-buffer order, `base.<i>` in the base's order;
@@ -308,9 +320,17 @@ def compile_function(model: SplitModel, kind: ProgramKind, micro_batch: int, dir
         weights = torch.cat([p.reshape(-1) for p in (*front, *head)]).expand(directions, -1).contiguous()
         samples = {"x": x, "y": y, "cut_gradient": cut_gradient}
         names = [name for name in inputs if name in samples]
-        module = ByDirection(kind, module, [p.shape for p in (*front, *head)], len(front))
+        module = ByDirection(kind, module, shapes=[p.shape for p in (*front, *head)], num_front=len(front))
         arguments, inputs = (*(samples[name] for name in names), weights, base), (*names, WEIGHTS_BY_DIRECTION)
-    return CompiledFunction(kind, module, arguments, (*inputs, *bases), outputs, model.batch_statistics, directions)
+    return CompiledFunction(
+        kind,
+        module,
+        arguments=arguments,
+        input_names=(*inputs, *bases),
+        output_names=outputs,
+        by_batch=model.batch_statistics,
+        directions=directions,
+    )
 
 
 def _refuse_dependent_samples(model: SplitModel) -> None:

@@ -72,7 +72,7 @@ def difference_error(
         if k < num_groups:
             rows = slice(k * group_size, (k + 1) * group_size)
             base = run(theta, x[rows], y[rows]) if plan.difference is FiniteDifference.FORWARD else None
-            gradient = _gradient(model, plan, x[rows], y[rows])
+            gradient = _gradient(model, plan, x=x[rows], y=y[rows])
         plus, minus, direction = np.empty_like(theta), np.empty_like(theta), np.zeros_like(theta)
         directions.add(k, plan.smoothing_radius * scales, base=theta, target=plus)
         directions.add(k, -plan.smoothing_radius * scales, base=theta, target=minus)
@@ -85,7 +85,7 @@ def difference_error(
 
 
 def check_difference(
-    model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int, measure: MeasureDifference = difference_error
+    model: SplitModel, plan: Plan, *, program: bytes, scales: Float64Array, seed: int, measure: MeasureDifference = difference_error
 ) -> float:
     """Compare the plan's finite difference with autograd's directional derivative; return the median relative error of 32 directions.
 
@@ -96,7 +96,7 @@ def check_difference(
     error = measure(model, plan, program, scales, seed)
     if error <= DIFFERENCE_TOLERANCE:
         return error
-    radius = fitting_radius(model, plan, program, scales, seed, measure)
+    radius = fitting_radius(model, plan, program=program, scales=scales, seed=seed, measure=measure)
     raise ParityError(
         f"with smoothing_radius {plan.smoothing_radius:g} the finite difference misses the derivative by {error:.1%} "
         f"(median; limit {DIFFERENCE_TOLERANCE:.0%}): use smoothing_radius {radius:g}"
@@ -104,7 +104,7 @@ def check_difference(
 
 
 def fitting_radius(
-    model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int, measure: MeasureDifference = difference_error
+    model: SplitModel, plan: Plan, *, program: bytes, scales: Float64Array, seed: int, measure: MeasureDifference = difference_error
 ) -> float:
     """Return the radius nearest to the plan's, by powers of two, whose finite difference is within DIFFERENCE_TOLERANCE of the derivative.
 
@@ -197,7 +197,7 @@ def cut_gradients(model: SplitModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -
     return found
 
 
-def _gradient(model: SplitModel, plan: Plan, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float64Array:
+def _gradient(model: SplitModel, plan: Plan, *, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float64Array:
     """Return the gradient of the group's mean loss by autograd, flat."""
     parts = (model.front, model.auxiliary_head) if plan.trains_head else (model.front,)
     parameters = [parameter for part in parts for _, parameter in trained_parameters(part)]

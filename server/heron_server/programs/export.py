@@ -38,7 +38,7 @@ class ProgramCache:
         self._kept = CacheDirectory(directory)
         self._stop = stop
 
-    def program(self, model: SplitModel, kind: ProgramKind, micro_batch: int, directions: int = 1) -> bytes:
+    def program(self, model: SplitModel, kind: ProgramKind, *, micro_batch: int, directions: int = 1) -> bytes:
         """Return the program's bytes, from the cache if they are there.
 
         Raises:
@@ -48,7 +48,7 @@ class ProgramCache:
         """
         if self._stop is not None and self._stop.is_set():
             raise Interrupted("asked to stop")
-        function = compile_function(model, kind, micro_batch, directions) if model.code_digest else None
+        function = compile_function(model, kind, micro_batch=micro_batch, directions=directions) if model.code_digest else None
         computes = signature(function) if function is not None else ""
         if function is not None and computes is None:
             return export(function)
@@ -59,7 +59,7 @@ class ProgramCache:
         program = self._kept.read(name)
         if program is None:
             log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch, "directions": directions})
-            program = export(function or compile_function(model, kind, micro_batch, directions))
+            program = export(function or compile_function(model, kind, micro_batch=micro_batch, directions=directions))
             self._kept.keep(name, program)
         return program
 

@@ -63,13 +63,13 @@ class Measurements:
         if model.code_digest:
             return client_cost(model, with_head)
         depends = {"of": "client_cost", "with_head": with_head, **self._model(model, with_back=False)}
-        return self._measured(depends, lambda: client_cost(model, with_head), dataclasses.asdict, _cost_of)
+        return self._measured(depends, lambda: client_cost(model, with_head), written=dataclasses.asdict, believed=_cost_of)
 
     def difference_error(self, model: SplitModel, plan: Plan, program: bytes, scales: Float64Array, seed: int) -> float:
         """Return what `difference_error` compares."""
 
         def measure() -> float:
-            return difference_error(model, plan, program, scales, seed, self.client_cost)
+            return difference_error(model, plan, program=program, scales=scales, seed=seed, count=self.client_cost)
 
         with_back = plan.objective is not Objective.AUXILIARY
         if model.code_digest and with_back:
@@ -82,10 +82,10 @@ class Measurements:
             "seed": seed,
             **self._model(model, with_back),
         }
-        return self._measured(depends, measure, float, _error_of)
+        return self._measured(depends, measure, written=float, believed=_error_of)
 
     def _measured(
-        self, depends: dict[str, Any], measure: Callable[[], T], written: Callable[[T], Any], believed: Callable[[Any], T | None]
+        self, depends: dict[str, Any], measure: Callable[[], T], *, written: Callable[[T], Any], believed: Callable[[Any], T | None]
     ) -> T:
         key = hashlib.sha256(json.dumps(depends | _circumstances(), sort_keys=True, default=str).encode()).hexdigest()
         value = self._read(key, believed)

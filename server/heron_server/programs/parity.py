@@ -73,7 +73,7 @@ def _ort_value(array: npt.NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_batch: int, seed: int, directions: int = 1) -> float:
+def check_outputs(model: SplitModel, kind: ProgramKind, *, program: bytes, micro_batch: int, seed: int, directions: int = 1) -> float:
     """Compare every output with torch, gradients with autograd, on the model's weights; return the largest max|a-b| / max(|b|max, 1e-3).
 
     A program that takes several directions is compared group by group, each at perturbed weights of its own, with the model run on that group alone.
@@ -82,10 +82,10 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
         ParityError: an output exceeds its tolerance, a gradient in every draw of samples.
 
     """
-    function, run = compile_function(model, kind, micro_batch, directions), load_runner(program)
+    function, run = compile_function(model, kind, micro_batch=micro_batch, directions=directions), load_runner(program)
     last = BY_BATCH_GRADIENT_TOLERANCE if model.batch_statistics else CONVOLUTION_GRADIENT_TOLERANCE
     for draw in range(NUM_DRAWS):
-        errors = _output_errors(function, model, run, micro_batch, seed + draw)
+        errors = _output_errors(function, model, run=run, micro_batch=micro_batch, seed=seed + draw)
         convolutional = CONVOLUTION_GRADIENT_TOLERANCE if draw < NUM_DRAWS - 1 else last
         limits = {n: convolutional if n.startswith("gradients.") and _is_convolutional(model) else TOLERANCE for n in errors}
         exceeding = [name for name, error in errors.items() if not error <= limits[name]]
@@ -99,14 +99,16 @@ def check_outputs(model: SplitModel, kind: ProgramKind, program: bytes, micro_ba
     )
 
 
-def _output_errors(function: CompiledFunction, model: SplitModel, run: NamedRunner, micro_batch: int, seed: int) -> dict[str, float]:
+def _output_errors(function: CompiledFunction, model: SplitModel, *, run: NamedRunner, micro_batch: int, seed: int) -> dict[str, float]:
     """Return max|a-b| / max(|b|max, 1e-3) of every output on one draw of samples."""
     samples = _random_samples(model, micro_batch, seed)
     data = [torch.from_numpy(samples[name]) for name in function.input_names if name in samples]
     with torch.no_grad():
         if isinstance(function.module, ByDirection):
             samples[WEIGHTS_BY_DIRECTION] = _perturbed_weights(function, seed)
-            expected = _group_by_group(function.module, data, torch.from_numpy(samples[WEIGHTS_BY_DIRECTION]), function.arguments[-1])
+            expected = _group_by_group(
+                function.module, data, weights=torch.from_numpy(samples[WEIGHTS_BY_DIRECTION]), base=function.arguments[-1]
+            )
         else:
             expected = function.module(*data, *function.arguments[len(data) :])
     want = {
@@ -127,7 +129,7 @@ def _perturbed_weights(function: CompiledFunction, seed: int) -> npt.NDArray[Any
     return moved
 
 
-def _group_by_group(module: ByDirection, data: list[torch.Tensor], weights: torch.Tensor, base: Any) -> tuple[torch.Tensor, ...]:
+def _group_by_group(module: ByDirection, data: list[torch.Tensor], *, weights: torch.Tensor, base: Any) -> tuple[torch.Tensor, ...]:
     groups = [torch.tensor_split(samples, len(weights)) for samples in data]
     found = [module.of_group(row, [group[i] for group in groups], base) for i, row in enumerate(weights)]
     return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))

@@ -82,7 +82,7 @@ def takes_directions(model: SplitModel) -> bool:
         return False
     if not model.code_digest:
         return True
-    function = compile_function(model, ProgramKind.LOSS, 2, 2)
+    function = compile_function(model, ProgramKind.LOSS, micro_batch=2, directions=2)
     try:
         with torch.no_grad():
             function.module(*function.arguments)
@@ -107,7 +107,7 @@ def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
 
 
 def fit_smoothing_radius(
-    algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int, measure: MeasureDifference = difference_error
+    algorithm: Algorithm, model: SplitModel, *, cache: ProgramCache, seed: int, measure: MeasureDifference = difference_error
 ) -> Algorithm:
     """Return the completed algorithm with a smoothing radius that passes the gate on this model: the preset's, or the power of two of it that is nearest.
 
@@ -119,15 +119,15 @@ def fit_smoothing_radius(
     plan = algorithm.plan
     if plan.judged_program is None:
         return algorithm
-    program = cache.program(model, plan.judged_program, plan.micro_batch, plan.directions_per_run)
-    radius = fitting_radius(model, plan, program, scales_of(model, algorithm), seed, measure)
+    program = cache.program(model, plan.judged_program, micro_batch=plan.micro_batch, directions=plan.directions_per_run)
+    radius = fitting_radius(model, plan, program=program, scales=scales_of(model, algorithm), seed=seed, measure=measure)
     if radius != plan.smoothing_radius:
         log.info("smoothing radius fitted to the model", extra={"preset_radius": plan.smoothing_radius, "smoothing_radius": radius})
     return dataclasses.replace(algorithm, plan=dataclasses.replace(plan, smoothing_radius=radius))
 
 
 def publish(
-    algorithm: Algorithm, model: SplitModel, cache: ProgramCache, seed: int, measure: MeasureDifference = difference_error
+    algorithm: Algorithm, model: SplitModel, *, cache: ProgramCache, seed: int, measure: MeasureDifference = difference_error
 ) -> tuple[list[PublishedProgram], ParityReport]:
     """Compile and prove every program of a completed algorithm, at each of the model's lengths, on the model's present weights.
 
@@ -145,10 +145,10 @@ def publish(
     for length, kind in itertools.product(lengths, needed_programs(algorithm)):
         shortened = model.of_length(length)
         directions = plan.directions_per_run if kind is plan.judged_program else 1
-        data = cache.program(shortened, kind, plan.micro_batch, directions)
-        worst = max(worst, check_outputs(shortened, kind, data, plan.micro_batch, seed, directions))
+        data = cache.program(shortened, kind, micro_batch=plan.micro_batch, directions=directions)
+        worst = max(worst, check_outputs(shortened, kind, program=data, micro_batch=plan.micro_batch, seed=seed, directions=directions))
         if kind is plan.judged_program and length == lengths[-1]:
-            difference = check_difference(model, plan, data, scales_of(model, algorithm), seed, measure)
+            difference = check_difference(model, plan, program=data, scales=scales_of(model, algorithm), seed=seed, measure=measure)
         blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
         published.append(
             PublishedProgram(ProgramReference(kind, blob, micro_batch=plan.micro_batch, length=length, directions=directions), data)
@@ -171,7 +171,7 @@ def scales_of(model: SplitModel, algorithm: Algorithm) -> Float64Array:
     return global_scales(tensors, algorithm.scale_floor)
 
 
-def scales_in_round(anchor: Float64Array, spec: ModelSpec, algorithm: Algorithm, round_index: int) -> Float64Array:
+def scales_in_round(anchor: Float64Array, spec: ModelSpec, *, algorithm: Algorithm, round_index: int) -> Float64Array:
     """Return the scales of one round: those of the run's first weights, and zero for layers whose turn it is not.
 
     Scales that follow the present weights feed back: weights that grow make steps that grow.

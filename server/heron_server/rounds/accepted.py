@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from heron_common.protocol.messages import LocalStatistics, UploadKey
 from heron_server.storage.recorded import StoredAnswer
@@ -24,6 +24,7 @@ class AcceptedUpload:
 
     key: UploadKey
     sha256: str
+    _: KW_ONLY
     entry: SpoolEntry | None
     accepted_at: float
     answer: StoredAnswer | None = None
@@ -45,6 +46,7 @@ class AcceptedUpdate:
 
     client_id: str
     sha256: str
+    _: KW_ONLY
     entry: SpoolEntry | None
     statistics: LocalStatistics
     log: bytes | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Generic, TypeVar
 
 from heron_common.algorithm.plan import UpdateEncoding
@@ -31,6 +31,7 @@ class Header:
 
     session: str
     speaker: str
+    _: KW_ONLY
     run_id: str
     round: RoundReference
     tensors: tuple[TensorSpec, ...]
@@ -71,6 +72,7 @@ class Admission(Generic[AnyHeader]):
 
     header: AnyHeader
     stream: ClientStream
+    _: KW_ONLY
     specs: tuple[TensorSpec, ...]
     room_bytes: int
     is_needed: bool
@@ -91,22 +93,31 @@ def admit_upload(run: RunState, header: UploadHeader, cancel: Cancel) -> Admissi
     """
     client = client_of(run, header.session, header.speaker)
     key = header.key_of(client.name)
-    attempt = _open_attempt(run, client, header.run_id, header.round)
-    specs = attempt.check_upload(key, header.num_probes, header.tensors, header.total_bytes)
+    attempt = _open_attempt(run, client, run_id=header.run_id, reference=header.round)
+    specs = attempt.check_upload(key, header.num_probes, tensors=header.tensors, announced_bytes=header.total_bytes)
     room = total_bytes(specs) if attempt.known_digest(key) is None else 0
-    return Admission(header, _occupy(client, cancel), specs, room, attempt.is_needed_next(key), run.clock.now())
+    return Admission(
+        header,
+        _occupy(client, cancel),
+        specs=specs,
+        room_bytes=room,
+        is_needed=attempt.is_needed_next(key),
+        at=run.clock.now(),
+    )
 
 
 def admit_update(run: RunState, header: UpdateHeader, cancel: Cancel) -> Admission[UpdateHeader]:
     """Check an update's header; refuses like `admit_upload`."""
     client = client_of(run, header.session, header.speaker)
-    attempt = _attempt_of_update(run, client, header.run_id, header.round)
-    specs = attempt.check_update(client.name, header.steps, header.encoding, header.tensors, header.total_bytes)
+    attempt = _attempt_of_update(run, client, run_id=header.run_id, reference=header.round)
+    specs = attempt.check_update(
+        client.name, header.steps, encoding=header.encoding, tensors=header.tensors, announced_bytes=header.total_bytes
+    )
     room = total_bytes(specs) if specs and client.name not in attempt.updates else 0
-    return Admission(header, _occupy(client, cancel), specs, room, True, run.clock.now())
+    return Admission(header, _occupy(client, cancel), specs=specs, room_bytes=room, is_needed=True, at=run.clock.now())
 
 
-def accept_upload(run: RunState, admission: Admission[UploadHeader], sha256: str, entry: SpoolEntry | None) -> bool:
+def accept_upload(run: RunState, admission: Admission[UploadHeader], *, sha256: str, entry: SpoolEntry | None) -> bool:
     """Acknowledge an upload that arrived whole; returns whether its payload was taken over: a repeated one's is not.
 
     Raises:
@@ -114,7 +125,7 @@ def accept_upload(run: RunState, admission: Admission[UploadHeader], sha256: str
 
     """
     client, key = admission.client, admission.header.key_of(admission.client.name)
-    attempt = _open_attempt(run, client, run.facts.run_id, key.round)
+    attempt = _open_attempt(run, client, run_id=run.facts.run_id, reference=key.round)
     known = attempt.known_digest(key)
     if known is not None and known != sha256:
         run.advance(lambda now: run.machine.drop(client.name, now, "sent other bytes for the same upload"))
@@ -126,8 +137,8 @@ def accept_upload(run: RunState, admission: Admission[UploadHeader], sha256: str
     is_new = known is None and entry is not None
     if known is None and entry is not None:
         length = announced_length(attempt.facts.model, admission.specs)
-        attempt.accept_upload(AcceptedUpload(key, sha256, entry, now, length=length))
-        run.outbox.ledger.upload_accepted(key, sha256, entry.to_stored(), length)
+        attempt.accept_upload(AcceptedUpload(key, sha256, entry=entry, accepted_at=now, length=length))
+        run.outbox.ledger.upload_accepted(key, sha256, payload=entry.to_stored(), length=length)
         if key.purpose is not UploadPurpose.EVALUATE:
             attempt.acknowledged(client.name, key.local_step)
     metrics = run.metrics
@@ -148,7 +159,7 @@ def answer_upload(run: RunState, admission: Admission[UploadHeader]) -> tuple[Up
 
     """
     client, key = admission.client, admission.header.key_of(admission.client.name)
-    attempt = _open_attempt(run, client, run.facts.run_id, key.round)
+    attempt = _open_attempt(run, client, run_id=run.facts.run_id, reference=key.round)
     if key.purpose is UploadPurpose.EVALUATE:
         return UploadAnswer(0, probe_losses=(), losses=client.losses_after(admission.header.losses_seen)), None
     upload, plan = attempt.uploads[key], attempt.assignment.plan
@@ -167,7 +178,7 @@ def attempt_of_update(run: RunState, admission: Admission[UpdateHeader], sha256:
         RefusedError: CONFLICTING_UPLOAD if another one came before, or its round is over.
 
     """
-    attempt = _attempt_of_update(run, admission.client, run.facts.run_id, admission.header.round)
+    attempt = _attempt_of_update(run, admission.client, run_id=run.facts.run_id, reference=admission.header.round)
     known = attempt.updates.get(admission.client.name)
     if known is not None and known.sha256 != sha256:
         raise RefusedError(ErrorCode.CONFLICTING_UPLOAD, "this round's update came before with other bytes: the first one stands")
@@ -188,9 +199,11 @@ def accept_update(
     if attempt is None:
         return False
     client = admission.client
-    attempt.updates[client.name] = AcceptedUpdate(client.name, sha256, entry, statistics, log_bytes)
+    attempt.updates[client.name] = AcceptedUpdate(client.name, sha256, entry=entry, statistics=statistics, log=log_bytes)
     stored = entry.to_stored() if entry is not None else None
-    run.outbox.ledger.update_accepted(attempt.assignment.round, client.name, sha256, stored, statistics, log_bytes)
+    run.outbox.ledger.update_accepted(
+        attempt.assignment.round, client.name, sha256=sha256, payload=stored, statistics=statistics, log_bytes=log_bytes
+    )
     attempt.acknowledged(client.name)
     attempt.ended(client.name)
     client.note_memory(statistics.peak_memory_bytes)
@@ -231,7 +244,7 @@ def _refuse_without_gradients(run: RunState, attempt: Attempt, upload: AcceptedU
     )
 
 
-def _open_attempt(run: RunState, record: ClientRecord, run_id: str, reference: RoundReference) -> Attempt:
+def _open_attempt(run: RunState, record: ClientRecord, *, run_id: str, reference: RoundReference) -> Attempt:
     run.refuse_if_draining()
     attempt = run.attempt
     if attempt is None or run_id != run.facts.run_id or attempt.assignment.round != reference or run.machine.phase is not Phase.TRAINING:
@@ -247,9 +260,9 @@ def _open_attempt(run: RunState, record: ClientRecord, run_id: str, reference: R
     return attempt
 
 
-def _attempt_of_update(run: RunState, record: ClientRecord, run_id: str, reference: RoundReference) -> Attempt:
+def _attempt_of_update(run: RunState, record: ClientRecord, *, run_id: str, reference: RoundReference) -> Attempt:
     # An update whose answer was lost is sent again, perhaps after its round was closed.
     for attempt in (run.attempt, run.previous):
         if attempt is not None and attempt.assignment.round == reference and record.name in attempt.updates and run_id == run.facts.run_id:
             return attempt
-    return _open_attempt(run, record, run_id, reference)
+    return _open_attempt(run, record, run_id=run_id, reference=reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Attempt:
 
     assignment: Assignment
     facts: RunFacts
+    _: KW_ONLY
     cohort: tuple[str, ...]
     start: Float32Array = field(default_factory=lambda: np.zeros(0, np.float32))
     """The trained weights, flat, that every client of the round starts from."""
@@ -57,7 +58,7 @@ class Attempt:
         return self.assignment if head is None else dataclasses.replace(self.assignment, auxiliary_head=head)
 
     def check_upload(
-        self, key: UploadKey, num_probes: int, tensors: tuple[TensorSpec, ...], announced_bytes: int
+        self, key: UploadKey, num_probes: int, *, tensors: tuple[TensorSpec, ...], announced_bytes: int
     ) -> tuple[TensorSpec, ...]:
         """Check an upload's header against what this round expects, before anything is read or allocated; return its tensors.
 
@@ -177,7 +178,7 @@ class Attempt:
         return [*self.uploads.values(), *self.held_out.uploads]
 
     def check_update(
-        self, client_id: str, steps: int, encoding: UpdateEncoding, tensors: tuple[TensorSpec, ...], announced_bytes: int
+        self, client_id: str, steps: int, *, encoding: UpdateEncoding, tensors: tuple[TensorSpec, ...], announced_bytes: int
     ) -> tuple[TensorSpec, ...]:
         """Check an update's header: every upload that the plan asks for came first, sizes are the plan's; return its tensors.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class PreparedInputs:
 
     inputs: RoundInputs
     front: BlobReference
+    _: KW_ONLY
     head: BlobReference
     statistics: BlobReference | None
     heads: dict[str, BlobReference]
@@ -32,11 +33,11 @@ def prepare(inputs: RoundInputs, blobs: BlobStore) -> PreparedInputs:
     moving = [inputs.statistics] if inputs.statistics else []
     front, head, *others = blobs.put_round([inputs.front, inputs.head, *moving, *inputs.heads.values()])
     own = dict(zip(inputs.heads, others[len(moving) :], strict=True))
-    return PreparedInputs(inputs, front, head, others[0] if moving else None, own)
+    return PreparedInputs(inputs, front, head=head, statistics=others[0] if moving else None, heads=own)
 
 
 def begin_attempt(
-    facts: RunFacts, num_rounds: int, prepared: PreparedInputs, reference: RoundReference, cohort: tuple[str, ...]
+    facts: RunFacts, num_rounds: int, *, prepared: PreparedInputs, reference: RoundReference, cohort: tuple[str, ...]
 ) -> tuple[Attempt, str]:
     """Return an attempt that starts from what was prepared, and the digest of that."""
     inputs = prepared.inputs
@@ -53,5 +54,5 @@ def begin_attempt(
         statistics=prepared.statistics,
     )
     start = np.frombuffer(inputs.front + (inputs.head if plan.trains_head else b""), "<f4")
-    attempt = Attempt(assignment, facts, cohort, start, heads)
+    attempt = Attempt(assignment, facts, cohort=cohort, start=start, heads=heads)
     return attempt, inputs_digest(assignment, {name: blob.sha256 for name, blob in heads.items()})

@@ -8,7 +8,7 @@ import logging
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
@@ -49,6 +49,7 @@ class ClientRecord:
     name: str
     identity_sha256: str
     """Digest of the random key that tells it from another with its name; empty while it is not known."""
+    _: KW_ONLY
     speaker: str = ""
     """The name on the certificate that opened the session, the only one that may use it; nothing without TLS."""
     session: str = ""

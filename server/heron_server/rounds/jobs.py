@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from heron_common.algorithm.plan import Plan
 from heron_common.ids import RoundReference
@@ -19,6 +19,7 @@ class RoundInputs:
 
     front: bytes
     head: bytes
+    _: KW_ONLY
     scales: tuple[float, ...]
     second_moment: float
     derivative_quantile: float = 0.0
@@ -56,6 +57,7 @@ class CloseJob:
 
     round: RoundReference
     plan: Plan
+    _: KW_ONLY
     updates: tuple[AcceptedUpdate, ...]
     rows: tuple[int, ...]
     cohort: tuple[str, ...]
@@ -70,6 +72,7 @@ class AbandonJob:
 
     round: RoundReference
     reason: str
+    _: KW_ONLY
     skips: bool = False
     num_members: int = 0
 
@@ -80,6 +83,7 @@ class SaveJob:
 
     round: RoundReference
     cohort: tuple[str, ...]
+    _: KW_ONLY
     positions: int
     inputs: RoundInputs
 

@@ -114,7 +114,7 @@ def unknown_blob(sha256: str) -> RefusedError:
     )
 
 
-def leave(run: RunState, record: ClientRecord, reason: str, peak_memory_bytes: int) -> None:
+def leave(run: RunState, record: ClientRecord, *, reason: str, peak_memory_bytes: int) -> None:
     """A client says goodbye."""
     if run.visits.of_session(record.session) is not None:
         run.visits.end(record.session)

@@ -45,7 +45,7 @@ Answered = tuple[UploadAnswer, SpoolEntry | None]
 class RoundOwner:
     """Owns a run's state; see the module's docstring."""
 
-    def __init__(self, run: RunState, blobs: BlobStore, spool: Spool, pace: Pace | None = None) -> None:
+    def __init__(self, run: RunState, blobs: BlobStore, *, spool: Spool, pace: Pace | None = None) -> None:
         """Nobody else may touch `run` from here on."""
         self.pace = pace or Pace()
         self.snapshot: RunSnapshot = run.snapshot()
@@ -206,7 +206,7 @@ class RoundOwner:
             raise membership.unknown_blob(sha256)
         return memoryview(data), kind
 
-    def note(self, record: ClientRecord, direction: str, kind: str, size_bytes: int) -> None:
+    def note(self, record: ClientRecord, direction: str, *, kind: str, size_bytes: int) -> None:
         """Count bytes, "up" or "down", and a sign of life; takes no lock."""
         record.heard_at = self._clock.now()
         self._run.bytes_counted.append((record, direction, kind, size_bytes))
@@ -214,7 +214,7 @@ class RoundOwner:
     def leave(self, record: ClientRecord, reason: str, peak_memory_bytes: int) -> None:
         """A client says goodbye."""
         with self._stay() as run:
-            membership.leave(run, record, reason, peak_memory_bytes)
+            membership.leave(run, record, reason=reason, peak_memory_bytes=peak_memory_bytes)
 
     # Uploads and updates.
 
@@ -236,7 +236,7 @@ class RoundOwner:
 
         """
         with kept_or_released(self._spool, entry) as keep, self._stay() as run:
-            keep.is_taken_over = admission.accept_upload(run, admitted, sha256, entry)
+            keep.is_taken_over = admission.accept_upload(run, admitted, sha256=sha256, entry=entry)
             admission.release(admitted.stream)
             self._work.notify()
             return admission.answer_upload(run, admitted)
@@ -314,7 +314,7 @@ class RoundOwner:
     def trained(self, upload: AcceptedUpload, answer: StoredAnswer, gradient: SpoolEntry | None) -> None:
         """An upload was judged and trained on; `gradient` is where lambda lies until its round ends."""
         with self._stay() as run:
-            progress.trained(run, upload, answer, gradient)
+            progress.trained(run, upload, answer=answer, gradient=gradient)
             self._progress.notify_all()
 
     def scored(self, upload: AcceptedUpload) -> None:
@@ -326,7 +326,7 @@ class RoundOwner:
     def rejected(self, upload: AcceptedUpload, reason: str, sets_apart: bool) -> None:
         """An upload is not trained on; see `progress.rejected`."""
         with self._stay() as run:
-            progress.rejected(run, upload, reason, sets_apart)
+            progress.rejected(run, upload, reason=reason, sets_apart=sets_apart)
             self._progress.notify_all()
 
     def saved(self) -> None:

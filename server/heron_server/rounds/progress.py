@@ -19,7 +19,9 @@ def ready_job(run: RunState, worth_bytes: float) -> Job | None:
         return run.closing
     if run.attempt is not None and not (run.draining and run.closing is None):
         if run.closing is None and run.start_is_saved and _is_worth_saving(run.attempt, worth_bytes):
-            return SaveJob(run.attempt.assignment.round, run.attempt.cohort, run.attempt.positions, inputs_of_open_round(run))
+            return SaveJob(
+                run.attempt.assignment.round, run.attempt.cohort, positions=run.attempt.positions, inputs=inputs_of_open_round(run)
+            )
         held_out = run.attempt.held_out.take()
         if held_out is not None:
             return ScoreJob(held_out, run.attempt.assignment.plan)
@@ -40,7 +42,7 @@ def inputs_of_open_round(run: RunState) -> RoundInputs:
     return run.prepared.inputs
 
 
-def trained(run: RunState, upload: AcceptedUpload, answer: StoredAnswer, gradient: SpoolEntry | None) -> None:
+def trained(run: RunState, upload: AcceptedUpload, *, answer: StoredAnswer, gradient: SpoolEntry | None) -> None:
     """An upload was judged and trained on.
 
     After a restart this happens again for uploads that a checkpoint does not cover; what their clients were told then stands.
@@ -48,7 +50,9 @@ def trained(run: RunState, upload: AcceptedUpload, answer: StoredAnswer, gradien
     _compare(run, upload, answer)
     upload.trained, upload.answer, upload.cut_gradient = True, upload.answer or answer, gradient
     position = run.open_attempt().next_position()
-    run.outbox.ledger.upload_trained(upload.key, position, upload.answer, gradient.to_stored() if gradient is not None else None)
+    run.outbox.ledger.upload_trained(
+        upload.key, position, answer=upload.answer, cut_gradient=gradient.to_stored() if gradient is not None else None
+    )
     if answer.loss is not None:
         record = run.registry.by_name[upload.key.client_id]
         record.add_loss(UploadLoss(upload.key.round, upload.key.local_step, server_loss=answer.loss, server_version=answer.server_version))
@@ -68,7 +72,7 @@ def scored(run: RunState, upload: AcceptedUpload) -> None:
     run.outbox.then(lambda: run.metrics.uploads.labels(outcome="scored").inc())
 
 
-def rejected(run: RunState, upload: AcceptedUpload, reason: str, sets_apart: bool) -> None:
+def rejected(run: RunState, upload: AcceptedUpload, *, reason: str, sets_apart: bool) -> None:
     """An upload is not trained on; its client hears of it as of a trained one, for it could only send the same again.
 
     A client that is set apart is dropped from the attempt, and so is one whose step waits for an answer that only training gives.

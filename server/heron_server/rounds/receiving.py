@@ -42,7 +42,7 @@ class Incoming(Generic[AnyHeader]):
             RefusedError: the round is over, or the disk refuses.
 
         """
-        self._owner.note(self.admitted.client, "up", kind, len(data))
+        self._owner.note(self.admitted.client, "up", kind=kind, size_bytes=len(data))
         self.admitted.stream.check_open()
         if self._writer is not None:
             try:
@@ -116,7 +116,9 @@ class Receiver:
             self._spool.release(entry)
             log_bytes = payload[:end]
             try:
-                weights = replay_update(attempt, self._run_seed, admitted.client.name, log_bytes, weights_sha256)
+                weights = replay_update(
+                    attempt, self._run_seed, client_id=admitted.client.name, log_bytes=log_bytes, weights_sha256=weights_sha256
+                )
             except RefusedError:
                 self._owner.log_mismatched(admitted.client)
                 raise

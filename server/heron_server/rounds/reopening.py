@@ -56,7 +56,7 @@ def recover(recorded: RecordedAttempt, spool: Spool, covered: int) -> RecoveredF
     try:
         for file, owner in wanted:
             if file.name is not None:
-                entries[file.name] = spool.recover(file.name, file.size_bytes, owner, file.sha256)
+                entries[file.name] = spool.recover(file.name, file.size_bytes, owner=owner, sha256=file.sha256)
     except StorageError as exc:
         for entry in entries.values():
             spool.release(entry)
@@ -64,13 +64,16 @@ def recover(recorded: RecordedAttempt, spool: Spool, covered: int) -> RecoveredF
     return RecoveredFiles(entries)
 
 
-def refill(attempt: Attempt, recorded: RecordedAttempt, files: RecoveredFiles, covered: int, now: float) -> None:
+def refill(attempt: Attempt, recorded: RecordedAttempt, *, files: RecoveredFiles, covered: int, now: float) -> None:
     """Put everything that was acknowledged into an attempt again; the first `covered` in the order of training are not trained again."""
 
     def entry_of(file: StoredFile | None) -> SpoolEntry | None:
         return None if file is None or file.name is None else files.entries.get(file.name)
 
-    uploads = [_upload(upload, covered, entry_of(upload.payload), entry_of(upload.cut_gradient), now) for upload in recorded.uploads]
+    uploads = [
+        _upload(upload, covered, entry=entry_of(upload.payload), gradient=entry_of(upload.cut_gradient), now=now)
+        for upload in recorded.uploads
+    ]
     for upload in uploads:
         attempt.accept_upload(upload)
     attempt.order.skip(
@@ -81,7 +84,7 @@ def refill(attempt: Attempt, recorded: RecordedAttempt, files: RecoveredFiles, c
     attempt.positions = covered
     for update in recorded.updates:
         attempt.updates[update.client_id] = AcceptedUpdate(
-            update.client_id, update.sha256, entry_of(update.payload), update.statistics, update.log
+            update.client_id, update.sha256, entry=entry_of(update.payload), statistics=update.statistics, log=update.log
         )
     for name, status in member_statuses(recorded).items():
         if status is not MemberStatus.TRAINING:
@@ -92,8 +95,17 @@ def _is_covered(upload: RecordedUpload, covered: int) -> bool:
     return upload.position is not None and upload.position < covered
 
 
-def _upload(recorded: RecordedUpload, covered: int, entry: SpoolEntry | None, gradient: SpoolEntry | None, now: float) -> AcceptedUpload:
+def _upload(recorded: RecordedUpload, covered: int, *, entry: SpoolEntry | None, gradient: SpoolEntry | None, now: float) -> AcceptedUpload:
     trained = _is_covered(recorded, covered)
     # A rejection is covered without an answer of its own; its client may wait for one.
     answer = recorded.answer or (StoredAnswer(0, None, None) if trained else None)
-    return AcceptedUpload(recorded.key, recorded.sha256, entry, now, answer, gradient, trained, length=recorded.length)
+    return AcceptedUpload(
+        recorded.key,
+        recorded.sha256,
+        entry=entry,
+        accepted_at=now,
+        answer=answer,
+        cut_gradient=gradient,
+        trained=trained,
+        length=recorded.length,
+    )

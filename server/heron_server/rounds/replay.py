@@ -14,7 +14,7 @@ from heron_common.numerics.update_log import replay, weights_digest
 from heron_server.rounds.attempt import Attempt
 
 
-def replay_update(attempt: Attempt, run_seed: int, client_id: str, log_bytes: bytes, weights_sha256: bytes) -> Float32Array:
+def replay_update(attempt: Attempt, run_seed: int, *, client_id: str, log_bytes: bytes, weights_sha256: bytes) -> Float32Array:
     """Return the trained weights, flat, that a client's log arrives at.
 
     Raises:

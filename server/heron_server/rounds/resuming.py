@@ -15,7 +15,7 @@ def go_on(run: RunState, files: RecoveredFiles | None, covered: int) -> bool:
     if files is None or not run.recorded:
         return True
     recorded = run.recorded.popleft()
-    if _reopen(run, recorded, files, covered):
+    if _reopen(run, recorded, files=files, covered=covered):
         return True
     for later in (recorded, *run.recorded):
         run.outbox.ledger.settled(later.round, "it could not be gone on with after a restart")
@@ -25,14 +25,14 @@ def go_on(run: RunState, files: RecoveredFiles | None, covered: int) -> bool:
     return False
 
 
-def _reopen(run: RunState, recorded: RecordedAttempt, files: RecoveredFiles, covered: int) -> bool:
+def _reopen(run: RunState, recorded: RecordedAttempt, *, files: RecoveredFiles, covered: int) -> bool:
     reference = recorded.round
     attempt, digest = run.begin(reference, tuple(recorded.cohort))
     problem = files.problem if digest == recorded.inputs_sha256 else "its plan or its weights are not what they were"
     if problem:
         run.outbox.warn("an open round cannot be gone on with and is repeated", round_index=reference.round_index, reason=problem)
         return False
-    refill(attempt, recorded, files, covered, run.clock.now())
+    refill(attempt, recorded, files=files, covered=covered, now=run.clock.now())
     run.attempt = attempt
     run.outbox.ledger.gone_on_with(reference, covered)
     # Killed between a checkpoint inside the round and what it makes room for, the earlier process left payloads that nobody needs.

@@ -236,7 +236,7 @@ class RunState:
         """Return a new attempt from the present inputs, and their digest."""
         if self.prepared is None:
             raise RuntimeError("no round was opened yet")
-        return begin_attempt(self.facts, self.machine.rules.num_rounds, self.prepared, reference, cohort)
+        return begin_attempt(self.facts, self.machine.rules.num_rounds, prepared=self.prepared, reference=reference, cohort=cohort)
 
     def show_round(self, reference: RoundReference, cohort_size: int) -> None:
         """Set the gauges of an attempt that begins or goes on."""
@@ -311,7 +311,7 @@ class RunState:
         self.outbox.then(lambda: self.metrics.rounds_abandoned.inc())
         self.outbox.ledger.round_abandoned(effect.round, effect.reason)
         crash_point(CrashPoint.ROUND_ABANDONED)
-        self.closing = AbandonJob(effect.round, effect.reason, skips, len(self.machine.cohort))
+        self.closing = AbandonJob(effect.round, effect.reason, skips=skips, num_members=len(self.machine.cohort))
 
     def _settle(self, attempt: Attempt, abandoned: str | None) -> None:
         self.outbox.ledger.settled(attempt.assignment.round, abandoned)

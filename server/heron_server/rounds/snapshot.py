@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from heron_server.rounds.state import Phase
 
@@ -13,6 +13,7 @@ class RunSnapshot:
 
     round_index: int
     num_rounds: int
+    _: KW_ONLY
     phase: Phase
     live_clients: int
     cohort_size: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
 from heron_common.data.partition import permutation
@@ -58,6 +58,7 @@ class RoundRules:
 
     num_clients: int
     min_updates: int
+    _: KW_ONLY
     num_rounds: int
     round_deadline_seconds: float = field(
         default=600.0, metadata=option("a round ends then, with or without stragglers; ten minutes suit slow devices", above=0)
@@ -115,7 +116,7 @@ def cohort_size(participation: float, num_clients: int) -> int:
 
 
 def draw_cohort(
-    live: tuple[str, ...], participation: float, run_seed: int, reference: RoundReference, over_selection: float = 1.0
+    live: tuple[str, ...], participation: float, *, run_seed: int, reference: RoundReference, over_selection: float = 1.0
 ) -> tuple[str, ...]:
     """Return the sorted names of those who take part: a function of its arguments, so that a repeated run draws alike."""
     size = min(len(live), math.ceil(cohort_size(participation, len(live)) * over_selection - 1e-9))
@@ -294,7 +295,13 @@ class RoundMachine:
             return []
         self._opened_before = True
         self.phase = Phase.TRAINING
-        drawn = draw_cohort(self.eligible, self.rules.participation, self.rules.run_seed, self.round, self.rules.over_selection)
+        drawn = draw_cohort(
+            self.eligible,
+            self.rules.participation,
+            run_seed=self.rules.run_seed,
+            reference=self.round,
+            over_selection=self.rules.over_selection,
+        )
         self.cohort = dict.fromkeys(drawn, MemberStatus.TRAINING)
         self.opened_at = now
         self._begun[self.round.round_index] = self.round.attempt

@@ -44,6 +44,7 @@ class NetworkServer:
         self,
         servicer: Servicer,
         host: str,
+        *,
         port: int,
         max_clients: int,
         timing: Timing,

@@ -42,7 +42,7 @@ ParsedHeader = TypeVar("ParsedHeader", UploadHeader, UpdateHeader)
 class Servicer(SplitTrainingServicer):
     """One instance serves all clients; every method runs on a thread of the pool."""
 
-    def __init__(self, owner: RoundOwner, receiver: Receiver, data: DataSpecification, heartbeat_seconds: float) -> None:
+    def __init__(self, owner: RoundOwner, receiver: Receiver, *, data: DataSpecification, heartbeat_seconds: float) -> None:
         self._owner = owner
         self._receiver = receiver
         self._data = data
@@ -80,7 +80,7 @@ class Servicer(SplitTrainingServicer):
         crash_point(CrashPoint.BLOB_BEGUN)
         for start in range(request.offset_bytes, len(data), USUAL_CHUNK_BYTES):
             piece = bytes(data[start : start + USUAL_CHUNK_BYTES])
-            self._owner.note(record, "down", kind, len(piece))
+            self._owner.note(record, "down", kind=kind, size_bytes=len(piece))
             yield pb.FetchBlobResponse(data=piece)
 
     def NextAssignment(self, request: pb.NextAssignmentRequest, context: Any) -> pb.NextAssignmentResponse:  # noqa: N802
@@ -99,7 +99,7 @@ class Servicer(SplitTrainingServicer):
         kind = EVALUATION_KIND if announced.purpose is UploadPurpose.EVALUATE else None
         with self._receiver.open_upload(announced, context.cancel) as incoming:
             crash_point(CrashPoint.UPLOAD_ADMITTED)
-            digest = receive_payload(messages, incoming, self._data, kind)
+            digest = receive_payload(messages, incoming, expected=self._data, kind=kind)
             crash_point(CrashPoint.UPLOAD_RECEIVED)
             answered = self._receiver.accept_upload(incoming, digest)
         crash_point(CrashPoint.UPLOAD_ACCEPTED)
@@ -111,7 +111,7 @@ class Servicer(SplitTrainingServicer):
         answer, cut_gradient = answered
         response = pb.TrainBatchResponse(answer=answer_to_proto(answer))
         record = incoming.admitted.client
-        self._owner.note(record, "down", "losses", response.ByteSize())
+        self._owner.note(record, "down", kind="losses", size_bytes=response.ByteSize())
         yield response
         if cut_gradient is not None:
             yield from self._send(record, cut_gradient)
@@ -121,7 +121,7 @@ class Servicer(SplitTrainingServicer):
         account = StreamAccount()
         for piece in entry.pieces(USUAL_CHUNK_BYTES):
             account.add(piece)
-            self._owner.note(record, "down", "cut_gradient", len(piece))
+            self._owner.note(record, "down", kind="cut_gradient", size_bytes=len(piece))
             yield pb.TrainBatchResponse(chunk=pb.TensorChunk(tensor_index=0, data=piece))
         yield pb.TrainBatchResponse(trailer=pb.Trailer(length_bytes=account.length_bytes, sha256=account.sha256))
 
@@ -130,7 +130,7 @@ class Servicer(SplitTrainingServicer):
         announced = self._announced(header, certified_name(context), _update_header)
         with self._receiver.open_update(announced, context.cancel) as incoming:
             crash_point(CrashPoint.UPDATE_ADMITTED)
-            digest = receive_payload(messages, incoming, self._data, "update")
+            digest = receive_payload(messages, incoming, expected=self._data, kind="update")
             crash_point(CrashPoint.UPDATE_RECEIVED)
             self._receiver.accept_update(
                 incoming, digest, weights_sha256=header.weights_sha256, statistics=statistics_from_proto(header.statistics)
@@ -138,12 +138,12 @@ class Servicer(SplitTrainingServicer):
         crash_point(CrashPoint.UPDATE_ACCEPTED)
         record = incoming.admitted.client
         response = pb.SubmitUpdateResponse(losses=[loss_to_proto(loss) for loss in self._owner.losses_for(record, header.losses_seen)])
-        self._owner.note(record, "down", "losses", response.ByteSize())
+        self._owner.note(record, "down", kind="losses", size_bytes=response.ByteSize())
         return response
 
     def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
         record = self._owner.client(request.session, certified_name(context))
-        self._owner.note(record, "up", "control", request.ByteSize())
+        self._owner.note(record, "up", kind="control", size_bytes=request.ByteSize())
         crash_point(CrashPoint.LEAVE_RECEIVED)
         self._owner.leave(record, request.reason, request.peak_memory_bytes)
         return pb.LeaveResponse()
@@ -157,8 +157,8 @@ class Servicer(SplitTrainingServicer):
             raise
 
     def _count_control(self, record: ClientRecord, request: Any, response: Any) -> None:
-        self._owner.note(record, "up", "control", request.ByteSize())
-        self._owner.note(record, "down", "control", response.ByteSize())
+        self._owner.note(record, "up", kind="control", size_bytes=request.ByteSize())
+        self._owner.note(record, "down", kind="control", size_bytes=response.ByteSize())
 
 
 def _upload_header(header: pb.UploadHeader, speaker: str) -> UploadHeader:

@@ -27,7 +27,7 @@ def receive_header(messages: Iterator[Any]) -> Any:
     return first.header
 
 
-def receive_payload(messages: Iterator[Any], incoming: Incoming[Any], expected: DataSpecification, kind: str | None = None) -> str:
+def receive_payload(messages: Iterator[Any], incoming: Incoming[Any], *, expected: DataSpecification, kind: str | None = None) -> str:
     """Check and take every chunk and return the payload's SHA-256 in hexadecimal; bytes are counted as `kind`, or by tensor.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class AuditFacts:
 
     round_index: int
     attempt: int
+    _: KW_ONLY
     run_seed: int
     clients: tuple[str, ...]
     aggregation: str
@@ -53,6 +54,7 @@ class AuditRound:
 
     facts: AuditFacts
     scales: Float64Array
+    _: KW_ONLY
     weights: Float64Array
     submissions: tuple[npt.NDArray[Any], ...]
 
@@ -106,6 +108,6 @@ class AuditTrail:
             listed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
             listed["tensors"] = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in facts["tensors"])
             submissions = tuple(tensors[name] for name in sorted(tensors) if name.startswith("submission."))
-            return AuditRound(AuditFacts(**listed), tensors["scales"], tensors["weights"], submissions)
+            return AuditRound(AuditFacts(**listed), tensors["scales"], weights=tensors["weights"], submissions=submissions)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
             raise CheckpointError(f"{path} is missing or damaged ({exc}): this round cannot be proved") from exc

@@ -37,7 +37,7 @@ class Checkpoint:
 class CheckpointStore:
     """Keeps the newest `keep` checkpoints of a run, and the first one too where an audit has to begin there."""
 
-    def __init__(self, directory: Path, keep: int, keep_first: bool = False, infinite: frozenset[str] = frozenset()) -> None:
+    def __init__(self, directory: Path, keep: int, *, keep_first: bool = False, infinite: frozenset[str] = frozenset()) -> None:
         """`infinite` names the tensors that may hold what is not finite: a model's own masks, which do from the start."""
         self._directory = directory
         self._infinite = infinite

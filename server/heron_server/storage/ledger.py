@@ -50,7 +50,7 @@ class Balance:
 class Ledger:
     """One run's ledger. Entries are written by one thread at a time, in the order in which they take effect; everything else is thread-safe."""
 
-    def __init__(self, path: Path, run_id: str, begins: bool, durable: bool = True) -> None:
+    def __init__(self, path: Path, run_id: str, *, begins: bool, durable: bool = True) -> None:
         """Open or create the ledger of a run.
 
         Args:
@@ -192,12 +192,12 @@ class Ledger:
         """The attempt ends without a quorum."""
         self._write(sql.ABANDON, reason, *reference)
 
-    def upload_accepted(self, key: UploadKey, sha256: str, payload: StoredFile, length: int = 0) -> None:
+    def upload_accepted(self, key: UploadKey, sha256: str, *, payload: StoredFile, length: int = 0) -> None:
         """An upload came whole, with texts of this length if it has any, and will be trained on, scored or rejected."""
         self._write(sql.ACCEPT_UPLOAD, *_values(key), self._sequence, sha256, length, payload.name, payload.size_bytes)
         self._sequence += 1
 
-    def upload_trained(self, key: UploadKey, position: int, answer: StoredAnswer, cut_gradient: StoredFile | None) -> None:
+    def upload_trained(self, key: UploadKey, position: int, *, answer: StoredAnswer, cut_gradient: StoredFile | None) -> None:
         """An upload was the `position`-th that the attempt's training took."""
         gradient = (cut_gradient.name, cut_gradient.size_bytes) if cut_gradient is not None else (None, None)
         self._write(sql.TRAIN_UPLOAD, position, answer_to_json(answer), *gradient, *_values(key))
@@ -218,6 +218,7 @@ class Ledger:
         self,
         reference: RoundReference,
         client_id: str,
+        *,
         sha256: str,
         payload: StoredFile | None,
         statistics: LocalStatistics,

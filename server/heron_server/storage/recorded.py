@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from heron_common.ids import RoundReference
 from heron_common.protocol.messages import LocalStatistics, UploadKey, UploadPurpose
@@ -38,6 +38,7 @@ class RecordedUpload:
 
     key: UploadKey
     sha256: str
+    _: KW_ONLY
     payload: StoredFile
     state: str
     position: int | None
@@ -53,6 +54,7 @@ class RecordedUpdate:
 
     client_id: str
     sha256: str
+    _: KW_ONLY
     payload: StoredFile | None
     statistics: LocalStatistics
     log: bytes | None
@@ -65,6 +67,7 @@ class RecordedAttempt:
     round: RoundReference
     cohort: dict[str, str]
     """Client name -> digest of its identity key."""
+    _: KW_ONLY
     inputs_sha256: str
     outcome: str
     submitted: tuple[str, ...] | None
@@ -94,12 +97,12 @@ def read_attempts(connection: sqlite3.Connection) -> tuple[RecordedAttempt, ...]
             RecordedAttempt(
                 reference,
                 dict(json.loads(cohort)),
-                inputs,
-                outcome,
-                tuple(json.loads(submitted)) if submitted is not None else None,
-                dict(drops.fetchall()),
-                _uploads(connection, reference),
-                _updates(connection, reference),
+                inputs_sha256=inputs,
+                outcome=outcome,
+                submitted=tuple(json.loads(submitted)) if submitted is not None else None,
+                dropped=dict(drops.fetchall()),
+                uploads=_uploads(connection, reference),
+                updates=_updates(connection, reference),
             )
         )
     return tuple(attempts)
@@ -125,12 +128,12 @@ def _uploads(connection: sqlite3.Connection, reference: RoundReference) -> tuple
         RecordedUpload(
             UploadKey(reference, client_id, purpose=UploadPurpose(purpose), local_step=local_step),
             sha256,
-            StoredFile(file, size_bytes, sha256),
-            state,
-            position,
-            answer_from_json(answer) if answer is not None else None,
-            StoredFile(gradient_file, gradient_bytes, digests.get(gradient_file, "")) if gradient_bytes is not None else None,
-            length,
+            payload=StoredFile(file, size_bytes, sha256),
+            state=state,
+            position=position,
+            answer=answer_from_json(answer) if answer is not None else None,
+            cut_gradient=StoredFile(gradient_file, gradient_bytes, digests.get(gradient_file, "")) if gradient_bytes is not None else None,
+            length=length,
         )
         for client_id, purpose, local_step, sha256, file, size_bytes, state, position, answer, gradient_file, gradient_bytes, length in rows
     )
@@ -146,9 +149,9 @@ def _updates(connection: sqlite3.Connection, reference: RoundReference) -> tuple
             client_id,
             sha256,
             # What a log arrived at is not what came, and has a digest of its own.
-            StoredFile(file, size_bytes, digests.get(file, "" if log is not None else sha256)) if file is not None else None,
-            within_ranges(LocalStatistics(**json.loads(statistics))),
-            log,
+            payload=StoredFile(file, size_bytes, digests.get(file, "" if log is not None else sha256)) if file is not None else None,
+            statistics=within_ranges(LocalStatistics(**json.loads(statistics))),
+            log=log,
         )
         for client_id, sha256, file, size_bytes, statistics, log in rows
     )

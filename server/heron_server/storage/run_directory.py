@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class RunIdentity:
 
     run_id: str
     configuration: dict[str, Any]
+    _: KW_ONLY
     model_code: str = ""
     behaviour: Mapping[str, list[float]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
@@ -191,7 +192,7 @@ def _identity(run_dir: Path, known: dict[str, Any], configuration: dict[str, Any
         raise StorageError(f"{run_dir / 'run.json'} is damaged: restore it from a backup")
     columns = known.get("columns")
     names = tuple(map(str, columns)) if isinstance(columns, list) else ()
-    return RunIdentity(str(known["run_id"]), configuration, str(known.get("model_code", "")), behaviour, names)
+    return RunIdentity(str(known["run_id"]), configuration, model_code=str(known.get("model_code", "")), behaviour=behaviour, columns=names)
 
 
 def _document(path: Path) -> dict[str, Any] | None:

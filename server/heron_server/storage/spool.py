@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,7 @@ class SpoolEntry:
 
     path: Path
     size_bytes: int
+    _: KW_ONLY
     owner: str = ""
     """The client whose upload it is; empty for what the server itself wants."""
     sha256: str = ""
@@ -74,6 +75,7 @@ class Spool:
         self,
         directory: Path,
         budget_bytes: int,
+        *,
         needed: Collection[str] = (),
         durable: bool = True,
         owner_bytes: int | None = None,
@@ -128,7 +130,7 @@ class Spool:
         """Bytes reserved for payloads that have not come whole yet."""
         return self._arriving
 
-    def recover(self, name: str, size_bytes: int, owner: str = "", sha256: str = "") -> SpoolEntry:
+    def recover(self, name: str, size_bytes: int, *, owner: str = "", sha256: str = "") -> SpoolEntry:
         """Take up a payload that an earlier process committed; read once, a piece at a time, where its digest is known.
 
         Raises:
@@ -152,7 +154,7 @@ class Spool:
         with self._lock:
             self._used += size_bytes
             self._by_owner[owner] += size_bytes
-        return SpoolEntry(path, size_bytes, owner, sha256)
+        return SpoolEntry(path, size_bytes, owner=owner, sha256=sha256)
 
     def make_durable(self, descriptor: int) -> None:
         """Return when a file and its name are on disk, if that was asked for; raises OSError."""
@@ -184,7 +186,7 @@ class Spool:
             self._used += size_bytes
             self._by_owner[owner] += size_bytes
             self._arriving += size_bytes
-            entry = SpoolEntry(self._directory / f"{next(self._numbers):09d}.upload", size_bytes, owner)
+            entry = SpoolEntry(self._directory / f"{next(self._numbers):09d}.upload", size_bytes, owner=owner)
         try:
             return SpoolWriter(self, entry)
         except OSError as exc:

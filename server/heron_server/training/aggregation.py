@@ -46,7 +46,7 @@ def aggregation_weights(rows: list[int], weighting: Weighting) -> Float64Array:
     return weights
 
 
-def aggregate(rule: AggregationRule, arrays: list[Float32Array], weights: Float64Array, reference: Float32Array) -> Float32Array:
+def aggregate(rule: AggregationRule, arrays: list[Float32Array], *, weights: Float64Array, reference: Float32Array) -> Float32Array:
     """Return the clients' weights combined by `rule` with this module's constants.
 
     A cohort may shrink while a round runs, so no rule refuses a small one. Multi-Krum needs 2f + 2 < N, hence five clients for f = 1; with fewer it

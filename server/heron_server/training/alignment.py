@@ -76,14 +76,14 @@ class HeadAlignment:
         optimiser = torch.optim.Adam(head.values(), self._settings.learning_rate)
         self._model.back.eval()
         targets = [
-            self._cut_gradient(predict(self._model.back, z_.requires_grad_(), mask), z_, y_, create_graph=False)
+            self._cut_gradient(predict(self._model.back, z_.requires_grad_(), mask), z_, y=y_, create_graph=False)
             for z_, y_, mask in _detached(batches)
         ]
         error = torch.zeros(())
         for _ in range(self._settings.epochs):
             for (z_, y_, mask), target in zip(_detached(batches), targets, strict=True):
                 arguments = (z_.requires_grad_(),) if mask is None else (z_.requires_grad_(), mask)
-                found = self._cut_gradient(functional_call(self._model.auxiliary_head, head, arguments), z_, y_, create_graph=True)
+                found = self._cut_gradient(functional_call(self._model.auxiliary_head, head, arguments), z_, y=y_, create_graph=True)
                 error = (found - target).square().sum()
                 optimiser.zero_grad(set_to_none=True)
                 error.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ class HeadAlignment:
         masks = [piece.mask for piece in pieces if piece.mask is not None]
         return list(zip(z, y, [mask.bool() for mask in batches(masks)] if masks else [None] * len(z), strict=True))
 
-    def _cut_gradient(self, logits: Any, z: torch.Tensor, y: torch.Tensor, create_graph: bool) -> torch.Tensor:
+    def _cut_gradient(self, logits: Any, z: torch.Tensor, *, y: torch.Tensor, create_graph: bool) -> torch.Tensor:
         (gradient,) = torch.autograd.grad(self._model.sample_losses(logits, y).sum(), z, create_graph=create_graph)
         return gradient
 

@@ -48,7 +48,7 @@ class BestCheckpoint:
         loss, scored = self._validated(completed) if self._validation_source is not None else (server_loss, completed - 1)
         # The first weights have learnt nothing.
         kept = scored == completed or (scored > 0 and self._checkpoints.has(scored))
-        return self._follow(self.known.after_round(completed, loss, scored if kept else None, self._chance), load)
+        return self._follow(self.known.after_round(completed, loss, scored=scored if kept else None, chance=self._chance), load)
 
     def after_attempt(self, completed: int, is_hopeless: bool, load: Callable[[Checkpoint], None]) -> bool | None:
         """Account for an attempt that ended without a quorum; `is_hopeless` says that nothing was trained, and half of the clients had their uploads refused.

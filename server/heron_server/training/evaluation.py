@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Evaluation:
 
     accuracy: float | None
     loss: float
+    _: KW_ONLY
     num_examples: int
     perplexity: float | None = None
 
@@ -89,14 +90,14 @@ class Score:
         loss = self._loss / units
         # Beyond it the exponential is infinite, which no summary can hold.
         perplexity = math.exp(min(loss, 700.0)) if self._model.task is Task.NEXT_TOKEN else None
-        return Evaluation(accuracy, loss, self._examples, perplexity)
+        return Evaluation(accuracy, loss, num_examples=self._examples, perplexity=perplexity)
 
 
 OnBatch = Callable[[Any, torch.Tensor], None]
 """Sees a back's outputs and their labels."""
 
 
-def evaluate(model: SplitModel, source: SampleReader, batch_size: int | None = None, on_batch: OnBatch | None = None) -> Evaluation:
+def evaluate(model: SplitModel, source: SampleReader, *, batch_size: int | None = None, on_batch: OnBatch | None = None) -> Evaluation:
     """Score front and back together in eval mode, a batch at a time; every sample counts once.
 
     Another batch size than a run's own changes memory, speed and rounding.

@@ -40,7 +40,9 @@ class FrontAverage:
             size = num_parameters(self._facts.model.statistics)
             # By the same rule as weights: a liar's variance would be in every mean. No rule takes one below 0 that was not there before.
             theirs = [flat[-size:] for flat in flats]
-            self._trainer.set_statistics(aggregate(self._facts.algorithm.aggregation, theirs, weights, self._trainer.statistics()))
+            self._trainer.set_statistics(
+                aggregate(self._facts.algorithm.aggregation, theirs, weights=weights, reference=self._trainer.statistics())
+            )
             flats = [flat[:-size] for flat in flats]
         if job.plan.trains_front:
             self._average_fronts(job, flats, weights)
@@ -51,12 +53,12 @@ class FrontAverage:
         if not flats:
             return
         num_front = num_parameters(self._facts.model.client_model)
-        mean = aggregate(self._facts.algorithm.aggregation, flats, weights, job.start)
+        mean = aggregate(self._facts.algorithm.aggregation, flats, weights=weights, reference=job.start)
         self._trainer.set_client_weights(mean[:num_front], mean[num_front:] if job.plan.trains_head else None)
         if job.plan.logs:
-            self._record_for_audit(job, flats, mean, weights)
+            self._record_for_audit(job, flats, mean=mean, weights=weights)
 
-    def _record_for_audit(self, job: CloseJob, flats: list[Float32Array], mean: Float32Array, weights: Float64Array) -> None:
+    def _record_for_audit(self, job: CloseJob, flats: list[Float32Array], *, mean: Float32Array, weights: Float64Array) -> None:
         facts = AuditFacts(
             round_index=job.round.round_index,
             attempt=job.round.attempt,
@@ -75,7 +77,7 @@ class FrontAverage:
             for update, flat in zip(job.updates, flats, strict=True)
         )
         try:
-            self._audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights, submissions))
+            self._audit.write(AuditRound(facts, np.array(job.scales, np.float64), weights=weights, submissions=submissions))
         except StorageError as exc:
             log.error(str(exc))
 

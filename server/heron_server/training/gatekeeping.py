@@ -53,13 +53,16 @@ class Gatekeeper:
         """An upload that was admitted was trained on with a gradient of this length before it was shortened; None if nothing moved."""
         figures = self._judged.pop(client_id, None)
         if figures is not None and gradient_norm is not None and all(map(math.isfinite, (*figures, gradient_norm))):
-            self._gate.accept(client_id, *figures, gradient_norm)
+            activation_norm, server_loss = figures
+            self._gate.accept(client_id, activation_norm, server_loss=server_loss, gradient_norm=gradient_norm)
 
     def refuse(self, upload: AcceptedUpload, refusal: StepRefusal, queue: TrainerQueue) -> None:
         """The step of an upload that was admitted was not taken."""
         key = upload.key
         self._judged.pop(key.client_id, None)
-        verdict = self._gate.refuse(key.client_id, key.round.round_index, refusal.reason, refusal.measured, refusal.limit)
+        verdict = self._gate.refuse(
+            key.client_id, key.round.round_index, reason=refusal.reason, measured=refusal.measured, limit=refusal.limit
+        )
         self.reject(upload, verdict, queue, figure=refusal.figure)
 
     def counted_rows(self, client_id: str, rows: int, batch_size: int) -> int:

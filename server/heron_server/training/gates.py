@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from statistics import median
 from typing import Any
@@ -60,6 +60,7 @@ class GateSettings:
             at_least=0,
         ),
     )
+    _: KW_ONLY
     gradient_factor: float = field(
         default=10.0,
         metadata=option("a server step's gradient is shortened to so many times the median of the clients'; 0 for never", at_least=0),
@@ -93,6 +94,7 @@ class Verdict:
 
     reason: StrEnum | None = None
     measured: float = 0.0
+    _: KW_ONLY
     limit: float = 0.0
     quarantines: bool = False
 
@@ -111,6 +113,7 @@ class _Client:
 
     norms: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    _: KW_ONLY
     gradients: list[float] = field(default_factory=list)
     accepted: int = 0
     strikes: int = 0
@@ -148,9 +151,13 @@ class Gate:
         if not factor or reference is None:
             return ACCEPTED
         if activation_norm > factor * reference:
-            return self.refuse(client_id, round_index, GateReason.ACTIVATION_NORM, activation_norm, factor * reference)
+            return self.refuse(
+                client_id, round_index, reason=GateReason.ACTIVATION_NORM, measured=activation_norm, limit=factor * reference
+            )
         if activation_norm * factor < reference:
-            return self.refuse(client_id, round_index, GateReason.ACTIVATION_NORM, activation_norm, reference / factor)
+            return self.refuse(
+                client_id, round_index, reason=GateReason.ACTIVATION_NORM, measured=activation_norm, limit=reference / factor
+            )
         return ACCEPTED
 
     def judge_loss(self, client_id: str, round_index: int, server_loss: float) -> Verdict:
@@ -164,7 +171,7 @@ class Gate:
             return ACCEPTED
         limit = factor * max(reference, self._start_loss / 2)
         if server_loss > limit:
-            return self.refuse(client_id, round_index, GateReason.SERVER_LOSS, server_loss, limit)
+            return self.refuse(client_id, round_index, reason=GateReason.SERVER_LOSS, measured=server_loss, limit=limit)
         return ACCEPTED
 
     def limit_gradient(self) -> float:
@@ -172,7 +179,7 @@ class Gate:
         factor, reference = self._settings.gradient_factor, self._reference("gradients")
         return factor * reference if factor and reference else math.inf
 
-    def accept(self, client_id: str, activation_norm: float, server_loss: float, gradient_norm: float) -> None:
+    def accept(self, client_id: str, activation_norm: float, *, server_loss: float, gradient_norm: float) -> None:
         """Note an upload that passed, and was trained on; its gradient as it was before it was shortened, so that limits can grow again."""
         client = self._of(client_id)
         for figures, figure in ((client.norms, activation_norm), (client.losses, server_loss), (client.gradients, gradient_norm)):
@@ -244,7 +251,7 @@ class Gate:
         quantile = 0.5 if figures == "norms" else _UPPER_QUANTILE
         return median(_quantile(getattr(client, figures), quantile) for client in self._clients.values() if client.is_established)
 
-    def refuse(self, client_id: str, round_index: int, reason: StrEnum, measured: float, limit: float) -> Verdict:
+    def refuse(self, client_id: str, round_index: int, *, reason: StrEnum, measured: float, limit: float) -> Verdict:
         """Refuse an upload, by a gate or because its step was not taken: a strike more."""
         client, settings = self._of(client_id), self._settings
         client.refused[reason] += 1
@@ -257,7 +264,7 @@ class Gate:
             client.released_at = round_index + 1 + rounds
             client.strikes = 0
             client.quarantines += 1
-        return Verdict(reason, measured, limit, quarantines)
+        return Verdict(reason, measured, limit=limit, quarantines=quarantines)
 
     def _of(self, client_id: str) -> _Client:
         return self._clients.setdefault(client_id, _Client())

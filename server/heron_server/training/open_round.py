@@ -73,12 +73,12 @@ def restore_open_round(
     inputs = RoundInputs(
         tensors[_FRONT].numpy().tobytes(),
         tensors[_HEAD].numpy().tobytes(),
-        tuple(float(s) for s in state["scales"]),
-        known_figure("second_moment", state["second_moment"]),
-        known_figure("derivative_quantile", state["derivative_quantile"]),
-        heads,
-        bool(state["rests"]),
-        tensors[_STATISTICS].numpy().tobytes(),
+        scales=tuple(float(s) for s in state["scales"]),
+        second_moment=known_figure("second_moment", state["second_moment"]),
+        derivative_quantile=known_figure("derivative_quantile", state["derivative_quantile"]),
+        heads=heads,
+        rests=bool(state["rests"]),
+        statistics=tensors[_STATISTICS].numpy().tobytes(),
         step_factor=float(state.get("step_factor", 1.0)),
     )
     return InsideRound(RoundReference(*state["round"]), inputs, int(state["positions"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -49,6 +49,7 @@ class StepRefusal:
 
     reason: StepReason
     figure: str
+    _: KW_ONLY
     measured: float
     limit: float
 
@@ -64,9 +65,9 @@ class Proportion:
     def judge(self, figure: str, measured: float) -> StepRefusal | None:
         """Return why nothing with this figure may be trained on; None if it may."""
         if not math.isfinite(measured):
-            return StepRefusal(StepReason.NON_FINITE, figure, measured, math.inf)
+            return StepRefusal(StepReason.NON_FINITE, figure, measured=measured, limit=math.inf)
         limit = self._times(figure, OUT_OF_PROPORTION[figure])
-        return StepRefusal(StepReason.OUT_OF_PROPORTION, figure, measured, limit) if measured > limit else None
+        return StepRefusal(StepReason.OUT_OF_PROPORTION, figure, measured=measured, limit=limit) if measured > limit else None
 
     def longest(self, figure: str) -> float:
         """Return the length to which a gradient is shortened; infinity before anything is known."""

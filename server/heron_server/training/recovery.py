@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 AT_CHANCE = 0.98
@@ -45,12 +45,13 @@ class Recovery:
 
     best_round: int | None = None
     best_loss: float = math.inf
+    _: KW_ONLY
     first_loss: float | None = None
     rounds_at_chance: int = 0
     step_factor: float = 1.0
     returns: tuple[Return, ...] = ()
 
-    def after_round(self, completed: int, loss: float | None, scored: int | None, chance: float | None) -> Recovery:
+    def after_round(self, completed: int, loss: float | None, *, scored: int | None, chance: float | None) -> Recovery:
         """Return what is known after one more round; `returns` has one more if the run goes back now.
 
         Args:

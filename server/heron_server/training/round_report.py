@@ -52,7 +52,7 @@ def warn_at_chance(rounds: Sequence[RoundRecord], num_classes: int) -> None:
 
 
 def round_record(
-    job: CloseJob, score: Evaluation | None, server_losses: Sequence[float], seconds: float, measured: dict[str, Any]
+    job: CloseJob, score: Evaluation | None, *, server_losses: Sequence[float], seconds: float, measured: dict[str, Any]
 ) -> RoundRecord:
     """Return the record of a round that was closed; `measured` are fields that others summed up."""
     statistics = [update.statistics for update in job.updates]

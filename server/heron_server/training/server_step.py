@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class StepOutcome:
 
     losses: Float32Array
     head: float | None
+    _: KW_ONLY
     refusal: StepRefusal | None = None
     cut_gradient: Float32Array | None = None
     gradient_norm: float | None = None
@@ -67,6 +68,7 @@ class SteppedPart:
 
     figure: str
     module: nn.Module
+    _: KW_ONLY
     optimiser: torch.optim.Optimizer
     loss: torch.Tensor
 
@@ -113,17 +115,17 @@ def backward(parts: Sequence[SteppedPart]) -> dict[str, float]:
     return lengths
 
 
-def judge_step(parts: Sequence[SteppedPart], lengths: dict[str, float], buffers: KeptBuffers, known: Proportion) -> StepRefusal | None:
+def judge_step(parts: Sequence[SteppedPart], lengths: dict[str, float], *, buffers: KeptBuffers, known: Proportion) -> StepRefusal | None:
     """Return why a step may not be taken with the gradients that are there; None if it may."""
     for part in parts:
         loss = float(part.loss.detach())
         if not math.isfinite(loss):
-            return StepRefusal(StepReason.NON_FINITE, "loss", loss, math.inf)
+            return StepRefusal(StepReason.NON_FINITE, "loss", measured=loss, limit=math.inf)
         refusal = known.judge(part.figure, lengths[part.figure]) or _judge_reach(part, lengths[part.figure])
         if refusal is not None:
             return refusal
     if buffers.became_infinite:
-        return StepRefusal(StepReason.NON_FINITE, "buffers", math.inf, math.inf)
+        return StepRefusal(StepReason.NON_FINITE, "buffers", measured=math.inf, limit=math.inf)
     return None
 
 
@@ -167,4 +169,4 @@ def _judge_reach(part: SteppedPart, gradient: float) -> StepRefusal | None:
     moments = [state["momentum_buffer"] for state in part.optimiser.state.values() if state.get("momentum_buffer") is not None]
     reach = options["lr"] * (options["momentum"] * length(moments) + gradient + options["weight_decay"] * weights)
     limit = REACH * max(weights, 1.0)
-    return None if reach <= limit else StepRefusal(StepReason.OUT_OF_PROPORTION, part.figure, reach, limit)
+    return None if reach <= limit else StepRefusal(StepReason.OUT_OF_PROPORTION, part.figure, measured=reach, limit=limit)

@@ -66,7 +66,7 @@ class Stepper:
             if not verdict.accepted:
                 keeper.reject(upload, verdict, queue)
                 return
-            outcome = trainer.train(decoded, client_id, plan.needs_cut_gradient, keeper.gradient_limit)
+            outcome = trainer.train(decoded, client_id, wants_cut_gradient=plan.needs_cut_gradient, gradient_limit=keeper.gradient_limit)
             if outcome.refusal is not None:
                 self._refuse(upload, outcome.refusal, queue)
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,7 @@ class TrainerSettings:
         default=2e-3,
         metadata=option("eta_s; 2e-3 suits Adam on small backs, and a head of many inputs takes less by itself", above=0),
     )
+    _: KW_ONLY
     server_weight_decay: float = field(default=0.0, metadata=option("weight decay of the server's optimiser", at_least=0))
     server_momentum: float = field(default=0.0, metadata=option("momentum of sgd", at_least=0, below=1))
     device: str = field(default="auto", metadata=option("auto (cuda if there is one), cpu, cuda or cuda:N"))
@@ -84,7 +85,7 @@ def _head_parameters(head: nn.Module, settings: TrainerSettings) -> list[dict[st
 class Trainer:
     """Back and, where the plan says so, auxiliary head, stepped on what clients upload."""
 
-    def __init__(self, model: SplitModel, settings: TrainerSettings, trains_head: bool, replicates_back: bool = False) -> None:
+    def __init__(self, model: SplitModel, settings: TrainerSettings, *, trains_head: bool, replicates_back: bool = False) -> None:
         self.model = model
         self.device = choose_device(settings.device)
         self._settings = settings
@@ -123,13 +124,15 @@ class Trainer:
             score.add(predict(self.model.back, self._tensor(upload.activations), self._mask(upload)), self._tensor(upload.labels))
 
     def train(
-        self, upload: DecodedUpload, client_id: str = "", wants_cut_gradient: bool = False, gradient_limit: float | None = None
+        self, upload: DecodedUpload, client_id: str = "", *, wants_cut_gradient: bool = False, gradient_limit: float | None = None
     ) -> StepOutcome:
         """Take one first-order step of the back, and of the head if the server trains it, on one batch; a step that would do harm moves nothing.
 
         A gradient of the back that is longer than `gradient_limit` is shortened to it. The gradients at the cut are those of the back before its step: lambda_i = d loss_i / d z_i.
         """
-        return self._step(upload, client_id, wants_cut_gradient, math.inf if gradient_limit is None else gradient_limit)
+        return self._step(
+            upload, client_id, wants_cut_gradient=wants_cut_gradient, gradient_limit=math.inf if gradient_limit is None else gradient_limit
+        )
 
     def examine(self, upload: DecodedUpload, client_id: str = "") -> StepRefusal | None:
         """Return why no step may be taken on one batch, and take none; at once where its activations are like all others."""
@@ -137,23 +140,23 @@ class Trainer:
             return None
         return self._step(upload, client_id, wants_cut_gradient=False, gradient_limit=None).refusal
 
-    def _step(self, upload: DecodedUpload, client_id: str, wants_cut_gradient: bool, gradient_limit: float | None) -> StepOutcome:
+    def _step(self, upload: DecodedUpload, client_id: str, *, wants_cut_gradient: bool, gradient_limit: float | None) -> StepOutcome:
         """Take a step, or without a limit say only whether it may be taken."""
         figures = {"activations": upload.level()}
         refusal = self._proportion.judge("activations", figures["activations"])
         if refusal is not None:
-            return StepOutcome(np.zeros(0, np.float32), None, refusal)
+            return StepOutcome(np.zeros(0, np.float32), None, refusal=refusal)
         z, y, mask = self._tensor(upload.activations[: len(upload.labels)]), self._tensor(upload.labels), self._mask(upload)
         z.requires_grad_(wants_cut_gradient)
         back, optimiser = self._back_of(client_id)
         buffers = KeptBuffers([back, self.model.auxiliary_head] if self._trains_head else [back])
-        losses = self._losses(back, z, mask, y)
-        parts = [SteppedPart("back", back, optimiser, losses.mean())]
+        losses = self._losses(back, z, mask=mask, y=y)
+        parts = [SteppedPart("back", back, optimiser=optimiser, loss=losses.mean())]
         if self._trains_head:
-            head_loss = self._losses(self.model.auxiliary_head, z.detach(), mask, y).mean()
-            parts.append(SteppedPart("head", self.model.auxiliary_head, self._optimiser_of("head"), head_loss))
+            head_loss = self._losses(self.model.auxiliary_head, z.detach(), mask=mask, y=y).mean()
+            parts.append(SteppedPart("head", self.model.auxiliary_head, optimiser=self._optimiser_of("head"), loss=head_loss))
         lengths = backward(parts)
-        refusal, shortened = judge_step(parts, lengths, buffers, self._proportion), False
+        refusal, shortened = judge_step(parts, lengths, buffers=buffers, known=self._proportion), False
         if refusal is None and gradient_limit is not None:
             limits = longest_gradients(parts, self._proportion)
             shortened = take_step(parts, lengths, limits | {"back": min(limits["back"], gradient_limit)})
@@ -163,11 +166,11 @@ class Trainer:
         return StepOutcome(
             losses.detach().cpu().numpy(),
             float(parts[1].loss.detach()) if len(parts) > 1 else None,
-            refusal,
+            refusal=refusal,
             # The mean's gradient times B is that of each sample's own loss, whatever the batch.
-            (z.grad * len(upload.labels)).float().cpu().numpy() if z.grad is not None else None,
-            lengths["back"] if refusal is None else None,
-            shortened,
+            cut_gradient=(z.grad * len(upload.labels)).float().cpu().numpy() if z.grad is not None else None,
+            gradient_norm=lengths["back"] if refusal is None else None,
+            shortened=shortened,
         )
 
     def _note(self, figures: dict[str, float]) -> None:
@@ -245,7 +248,7 @@ class Trainer:
     def _parts(self) -> dict[str, nn.Module]:
         return {"front": self.model.front, "head": self.model.auxiliary_head, "back": self.model.back}
 
-    def _losses(self, module: nn.Module, z: torch.Tensor, mask: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+    def _losses(self, module: nn.Module, z: torch.Tensor, *, mask: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         module.train()
         with self._autocast():
             return self.model.sample_losses(predict(module, z, mask), y).float()

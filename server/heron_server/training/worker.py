@@ -124,15 +124,15 @@ class TrainWorker(JobThread):
     def inputs(self) -> RoundInputs:
         """Return what the next round starts from."""
         front, head = self._trainer.client_weights()
-        scales = scales_in_round(self._scales, self._facts.model, self._facts.algorithm, len(self.rounds))
+        scales = scales_in_round(self._scales, self._facts.model, algorithm=self._facts.algorithm, round_index=len(self.rounds))
         heads = self._alignment.heads if self._alignment is not None else {}
         return RoundInputs(
             front.tobytes(),
             head.tobytes(),
-            tuple(float(s) for s in scales),
-            self.second_moment,
-            self.derivative_quantile,
-            {client: own.tobytes() for client, own in heads.items()},
+            scales=tuple(float(s) for s in scales),
+            second_moment=self.second_moment,
+            derivative_quantile=self.derivative_quantile,
+            heads={client: own.tobytes() for client, own in heads.items()},
             rests=self.diverged_round is not None,
             statistics=self._trainer.statistics().tobytes(),
             set_apart=self._gatekeeper.set_apart(len(self.rounds)),
@@ -267,7 +267,7 @@ class TrainWorker(JobThread):
         score = evaluate(self._trainer.model, self._eval_source) if self._eval_source else None
         seconds = round(self._clock.now() - job.opened_at, 3)
         measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
-        record = round_record(job, score, self._stepper.server_losses, seconds, measured)
+        record = round_record(job, score, server_losses=self._stepper.server_losses, seconds=seconds, measured=measured)
         self.rounds.append(record)
         report_round(self._metrics, job, record)
         went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)

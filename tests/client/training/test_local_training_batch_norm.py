@@ -55,13 +55,22 @@ def tiny() -> NormalisingModel:
         torch.manual_seed(0)
         front = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.BatchNorm2d(2, momentum=0.3), nn.ReLU()).eval()
         head = nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    model = SplitModel("by batch", front, head, nn.Identity(), cross_entropy, SHAPE.input_shape, 3, batch_statistics=True)
+    model = SplitModel(
+        "by batch",
+        front,
+        auxiliary_head=head,
+        back=nn.Identity(),
+        sample_losses=cross_entropy,
+        input_shape=SHAPE.input_shape,
+        num_classes=3,
+        batch_statistics=True,
+    )
     return NormalisingModel(model, BATCH)
 
 
 @functools.cache
 def _exported(kind: ProgramKind) -> bytes:
-    return export(compile_function(tiny().model, kind, BATCH))
+    return export(compile_function(tiny().model, kind, micro_batch=BATCH))
 
 
 class Twin:

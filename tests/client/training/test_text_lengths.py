@@ -79,7 +79,7 @@ def published(folder: Path, family: str, data: DataSpecification, kind: ProgramK
     data = dataclasses.replace(data, lengths=LENGTHS)
     model = build(folder, family, data)
     base = write_base(model.frozen, folder)
-    programs = {(kind, length): export(compile_function(model.of_length(length), kind, MICRO_BATCH)) for length in LENGTHS}
+    programs = {(kind, length): export(compile_function(model.of_length(length), kind, micro_batch=MICRO_BATCH)) for length in LENGTHS}
     generator = np.random.default_rng(5)
     x = generator.integers(3, 60, (NUM_TEXTS, 8))
     x[np.arange(8) >= generator.integers(1, 8, NUM_TEXTS)[:, None]] = PADDING

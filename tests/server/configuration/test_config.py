@@ -25,7 +25,7 @@ FLOATS = [
 
 def read(**options: Any) -> ServerConfig:
     words = [word for name, value in options.items() for word in ([flag_of(name)] if value is True else [flag_of(name), str(value)])]
-    return read_options(ServerConfig, SOURCE, words, {})
+    return read_options(ServerConfig, SOURCE, arguments=words, environment={})
 
 
 def refusal(**options: Any) -> str:

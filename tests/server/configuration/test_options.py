@@ -70,7 +70,9 @@ VALUES: dict[str, tuple[str, str, str]] = {
 
 def read(*arguments: str, file: Path | None = None, **environment: str) -> ServerConfig:
     config = ["--config", str(file)] if file else []
-    return read_options(ServerConfig, SOURCE, [*config, *arguments], {f"HERON_SERVER_{k.upper()}": v for k, v in environment.items()})
+    return read_options(
+        ServerConfig, SOURCE, arguments=[*config, *arguments], environment={f"HERON_SERVER_{k.upper()}": v for k, v in environment.items()}
+    )
 
 
 def toml(directory: Path, section: str, name: str, value: Any) -> Path:
@@ -173,7 +175,7 @@ def test_what_is_misspelt_is_named_with_what_was_meant_all_at_once(tmp_path: Pat
         "HERON_DATA_DIR": "y",
     }
     with pytest.raises(ConfigurationError) as caught:
-        read_options(ServerConfig, SOURCE, arguments, environment)
+        read_options(ServerConfig, SOURCE, arguments=arguments, environment=environment)
     assert [sentence[:60] for sentence in caught.value.sentences] == [
         sentence[:60]
         for sentence in (
@@ -235,7 +237,7 @@ def test_a_missing_option_is_named() -> None:
         section: Section
 
     with pytest.raises(ConfigurationError, match="--needed-option is missing"):
-        read_options(Config, SOURCE, [], {})
+        read_options(Config, SOURCE, arguments=[], environment={})
 
 
 def test_help_tells_every_option_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:

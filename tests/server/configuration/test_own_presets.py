@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def read(file: Path, *words: str) -> ServerConfig:
-    return read_options(ServerConfig, SOURCE, ["--config", str(file), *words], {})
+    return read_options(ServerConfig, SOURCE, arguments=["--config", str(file), *words], environment={})
 
 
 def refusal(file: Path, text: str, *words: str) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def test_an_option_wins_over_the_table(file: Path) -> None:
 
 def test_a_preset_that_nobody_chose_changes_nothing(file: Path) -> None:
     assert read(file).algorithm == preset("heron")
-    assert read(file).identity() == read_options(ServerConfig, SOURCE, [], {}).identity()
+    assert read(file).identity() == read_options(ServerConfig, SOURCE, arguments=[], environment={}).identity()
 
 
 def test_a_simulation_takes_it_from_a_file_and_by_name(file: Path) -> None:

@@ -84,4 +84,4 @@ def test_a_switch_of_a_preset_can_be_set_and_unset(words: list[str], value: bool
     class Config(BaseModel):
         plan: section_of(Switched, overrides=True)  # type: ignore[valid-type]
 
-    assert read_options(Config, SOURCE, words, {}).plan.is_relative is value
+    assert read_options(Config, SOURCE, arguments=words, environment={}).plan.is_relative is value

@@ -90,7 +90,7 @@ def test_a_clients_program_over_a_mapped_base_equals_the_model(base: str, tmp_pa
     parameters = LocalParameters(spec)
     parameters.theta[:] = np.concatenate([flat_parameters(model.front), flat_parameters(model.auxiliary_head)])
     parameters.show_base()
-    program_bytes = export(compile_function(model, ProgramKind.LOSS, 2))
+    program_bytes = export(compile_function(model, ProgramKind.LOSS, micro_batch=2))
     blob = BlobReference(hashlib.sha256(program_bytes).hexdigest(), len(program_bytes))
     mapped = MappedBase(tmp_path / reference.sha256, spec.base)
     program = Program(

@@ -41,7 +41,16 @@ def split(front: nn.Module, shape: tuple[int, ...], head: nn.Module | None = Non
             for name, tensor in (*part.named_parameters(), *part.named_buffers()):
                 if tensor.dim() == 1 and not name.endswith("running_var"):
                     tensor.normal_()
-    return SplitModel("test", front, head.eval(), nn.Identity(), cross_entropy, shape, 3, batch_statistics=batch_statistics)
+    return SplitModel(
+        "test",
+        front,
+        auxiliary_head=head.eval(),
+        back=nn.Identity(),
+        sample_losses=cross_entropy,
+        input_shape=shape,
+        num_classes=3,
+        batch_statistics=batch_statistics,
+    )
 
 
 def images() -> SplitModel:
@@ -76,7 +85,7 @@ def in_torch(model: SplitModel, x: torch.Tensor, y: torch.Tensor) -> dict[str, n
 
 def ran(model: SplitModel, x: torch.Tensor, y: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
     """Return what the exported gradient program gives."""
-    function = compile_function(model, ProgramKind.GRADIENT, len(x))
+    function = compile_function(model, ProgramKind.GRADIENT, micro_batch=len(x))
     parts = (("client_model", model.front), ("auxiliary_head", model.auxiliary_head))
     feeds = {f"{name}.{i}": p.detach().numpy() for name, part in parts for i, p in enumerate(part.parameters())}
     feeds |= {f"statistics.{i}": value.numpy() for i, value in enumerate(model.statistics.values())} | {"x": x.numpy(), "y": y.numpy()}
@@ -104,15 +113,15 @@ def test_a_program_is_a_step_of_torch_in_training_mode_and_leaves_the_model_alon
 
 @pytest.mark.parametrize(("kind", "moves"), [("loss", 4), ("gradient", 4), ("front", 2), ("surrogate", 0), ("pullback", 0)])
 def test_programs_of_base_passes_move_the_statistics_of_the_parts_that_they_run(kind: str, moves: int) -> None:
-    function = compile_function(signals(), ProgramKind(kind), ROWS)
+    function = compile_function(signals(), ProgramKind(kind), micro_batch=ROWS)
     assert [name for name in function.input_names if "statistics" in name] == [f"statistics.{i}" for i in range(moves)]
     assert [name for name in function.output_names if "statistics" in name] == [f"new_statistics.{i}" for i in range(moves)]
 
 
 def test_a_pullback_goes_through_the_statistics_of_the_batch() -> None:
     model = vectors()
-    program = export(compile_function(model, ProgramKind.PULLBACK, ROWS))
-    assert check_outputs(model, ProgramKind.PULLBACK, program, ROWS, seed=1) <= 2e-5
+    program = export(compile_function(model, ProgramKind.PULLBACK, micro_batch=ROWS))
+    assert check_outputs(model, ProgramKind.PULLBACK, program=program, micro_batch=ROWS, seed=1) <= 2e-5
 
 
 @pytest.mark.parametrize("name", ["heron", "heron-server-loss", "ho-sfl"])
@@ -121,7 +130,7 @@ def test_finite_differences_are_the_derivative_through_the_statistics(name: str,
     model = dataclasses.replace(vectors(), name="vectors by batch", back=vectors().auxiliary_head)
     algorithm, _ = complete_algorithm(small, model)
     assert (algorithm.plan.direction_groups, algorithm.plan.micro_batch) == (1, ROWS)
-    _, report = publish(fit_smoothing_radius(algorithm, model, program_cache, 0), model, program_cache, 0)
+    _, report = publish(fit_smoothing_radius(algorithm, model, cache=program_cache, seed=0), model, cache=program_cache, seed=0)
     assert report.difference_error is not None and report.difference_error <= 0.05
 
 
@@ -161,12 +170,15 @@ def test_a_norm_that_cannot_be_federated_is_refused(norm: Callable[[], nn.Module
     for module in layer.modules():
         module.training = modes[module] and isinstance(module, nn.Dropout)
     with pytest.raises(ProgramError, match=words):
-        compile_function(changed, ProgramKind.LOSS, ROWS)
+        compile_function(changed, ProgramKind.LOSS, micro_batch=ROWS)
 
 
 def test_the_resnet_moves_no_statistics_while_it_is_built_and_refuses_parts_of_batches() -> None:
     model = build_model(
-        "resnet", {"width": 4, "groups": 1, "blocks": [1, 1], "norm": "batch"}, DataSpecification("test", (1, 8, 8), num_classes=10), 0
+        "resnet",
+        {"width": 4, "groups": 1, "blocks": [1, 1], "norm": "batch"},
+        data=DataSpecification("test", (1, 8, 8), num_classes=10),
+        seed=0,
     )
     counts = [value for part in (model.front, model.back) for name, value in part.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counts) == 6 and not any(counts)
@@ -193,11 +205,11 @@ def test_a_gradient_that_one_draw_of_samples_spoils_passes_and_one_that_every_dr
     monkeypatch.setattr(parity_module, "_output_errors", errors)
     monkeypatch.setattr(parity_module, "load_runner", lambda program: None)
     draws[:] = [1e-3, 1e-6]
-    assert check_outputs(model, ProgramKind.PULLBACK, b"", 1, seed=0) == 1e-6
+    assert check_outputs(model, ProgramKind.PULLBACK, program=b"", micro_batch=1, seed=0) == 1e-6
     draws[:] = [1e-3] * 3
     with pytest.raises(ParityError, match=r"1\.00e-03"):
-        check_outputs(model, ProgramKind.PULLBACK, b"", 1, seed=0)
+        check_outputs(model, ProgramKind.PULLBACK, program=b"", micro_batch=1, seed=0)
     for last, passes in ((1e-3, True), (1e-2, False)):
         draws[:] = [1e-2, 1e-2, last]
         with contextlib.nullcontext() if passes else pytest.raises(ParityError):
-            check_outputs(images(), ProgramKind.GRADIENT, b"", ROWS, seed=0)
+            check_outputs(images(), ProgramKind.GRADIENT, program=b"", micro_batch=ROWS, seed=0)

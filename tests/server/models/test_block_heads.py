@@ -26,7 +26,7 @@ BLOCKS, PAIRS = LocalLosses.BLOCKS, LocalLosses.PAIRS
 
 
 def cnn(*widths: int) -> SplitModel:
-    return build_model("cnn", {"front_widths": widths, "front_strides": (1,) * len(widths)}, DATA, 0)
+    return build_model("cnn", {"front_widths": widths, "front_strides": (1,) * len(widths)}, data=DATA, seed=0)
 
 
 def places(model: SplitModel) -> tuple[str, ...]:
@@ -40,25 +40,25 @@ def places(model: SplitModel) -> tuple[str, ...]:
 )
 def test_losses_are_where_they_were_asked_for(losses: LocalLosses, blocks: tuple[str, ...], expected: tuple[str, ...]) -> None:
     model = cnn(2, 3, 4, 3, 2)
-    split = with_block_heads(model, losses, blocks, 0)
+    split = with_block_heads(model, losses, blocks=blocks, seed=0)
     assert places(split) == expected and split.name != model.name
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(split.auxiliary_head(split.front(x)), model.auxiliary_head(model.front(x))), "at the cut nothing changes"
-    again = with_block_heads(cnn(2, 3, 4, 3, 2), losses, blocks, 0)
+    again = with_block_heads(cnn(2, 3, 4, 3, 2), losses, blocks=blocks, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(split.auxiliary_head.parameters(), again.auxiliary_head.parameters(), strict=True))
 
 
 def test_residual_blocks_and_stages_are_blocks() -> None:
     data = DataSpecification("images", (3, 16, 16), num_classes=5)
-    model = build_model("resnet", {"width": 8, "groups": 2, "blocks": (2, 2), "front_blocks": 3}, data, 0)
-    assert len(places(with_block_heads(model, BLOCKS, (), 0))) == 2
+    model = build_model("resnet", {"width": 8, "groups": 2, "blocks": (2, 2), "front_blocks": 3}, data=data, seed=0)
+    assert len(places(with_block_heads(model, BLOCKS, blocks=(), seed=0))) == 2
 
 
 def test_the_gradient_of_every_loss_ends_at_its_own_blocks() -> None:
     """The naive twin: block after block, each from the activations of the one before as numbers."""
-    model = with_block_heads(cnn(2, 3, 2), BLOCKS, (), 0)
+    model = with_block_heads(cnn(2, 3, 2), BLOCKS, blocks=(), seed=0)
     heads: Any = model.auxiliary_head
-    function = compile_function(model, ProgramKind.GRADIENT, 4)
+    function = compile_function(model, ProgramKind.GRADIENT, micro_batch=4)
     x, y = (torch.from_numpy(a) for a in model.random_batch(4, np.random.Generator(np.random.Philox(key=3))))
     outputs = dict(zip(function.output_names, function.module(x, y, *function.arguments[2:]), strict=True))
     found = [value for name, value in outputs.items() if name.startswith("gradients.")]
@@ -75,11 +75,11 @@ def test_the_gradient_of_every_loss_ends_at_its_own_blocks() -> None:
 
 
 def test_the_program_is_the_function(tmp_path: Path) -> None:
-    model = with_block_heads(cnn(2, 3, 2), BLOCKS, (), 0)
-    program = export(compile_function(model, ProgramKind.GRADIENT, 2))
-    assert check_outputs(model, ProgramKind.GRADIENT, program, 2, 1) <= 10 * CONVOLUTION_GRADIENT_TOLERANCE
+    model = with_block_heads(cnn(2, 3, 2), BLOCKS, blocks=(), seed=0)
+    program = export(compile_function(model, ProgramKind.GRADIENT, micro_batch=2))
+    assert check_outputs(model, ProgramKind.GRADIENT, program=program, micro_batch=2, seed=1) <= 10 * CONVOLUTION_GRADIENT_TOLERANCE
     whole = cnn(2, 3, 2)
-    other = export(compile_function(with_block_heads(whole, PAIRS, (), 0), ProgramKind.GRADIENT, 2))
+    other = export(compile_function(with_block_heads(whole, PAIRS, blocks=(), seed=0), ProgramKind.GRADIENT, micro_batch=2))
     assert other != program
 
 
@@ -93,12 +93,12 @@ def test_the_program_is_the_function(tmp_path: Path) -> None:
 )
 def test_blocks_that_are_none_are_named(widths: tuple[int, ...], blocks: tuple[str, ...], words: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        with_block_heads(cnn(*widths), BLOCKS, blocks, 0)
+        with_block_heads(cnn(*widths), BLOCKS, blocks=blocks, seed=0)
     assert all(word in str(caught.value) for word in words)
 
 
 def test_without_losses_within_it_a_model_is_left_alone() -> None:
     model = cnn(2, 2)
-    assert with_block_heads(model, LocalLosses.END, (), 0) is model
+    assert with_block_heads(model, LocalLosses.END, blocks=(), seed=0) is model
     with pytest.raises(ConfigurationError, match="local_losses is end"):
-        with_block_heads(model, LocalLosses.END, ("0",), 0)
+        with_block_heads(model, LocalLosses.END, blocks=("0",), seed=0)

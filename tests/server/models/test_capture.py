@@ -268,7 +268,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def build(name: str, cut: str = "stem", **options: Any) -> SplitModel:
-    return build_model(f"python:capture_zoo:{name}", options, DATA, 0, cut)
+    return build_model(f"python:capture_zoo:{name}", options, data=DATA, seed=0, cut=cut)
 
 
 def refusal(name: str, cut: str = "stem", **options: Any) -> str:

@@ -152,7 +152,7 @@ def write_helpers(before: str, after: str) -> None:
 
 
 def build(name: str, **options: Any) -> SplitModel:
-    return build_model(f"python:changing_zoo:{name}", options, DATA, 0, "0")
+    return build_model(f"python:changing_zoo:{name}", options, data=DATA, seed=0, cut="0")
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_program_is_compiled_anew_after_any_code_that_it_comes_from_was_edited
     cache = ProgramCache(zoo / "cache")
 
     def program() -> bytes:
-        return cache.program(build(name, **options), ProgramKind.LOSS, 1)
+        return cache.program(build(name, **options), ProgramKind.LOSS, micro_batch=1)
 
     assert program() == program() == b"1"
     write_helpers("squash(x):", "squash(x):  # only a comment")
@@ -215,7 +215,7 @@ def test_a_model_that_computes_something_else_by_now_is_noticed_wherever_its_cod
 
 
 def test_what_cannot_be_compared_is_not_called_another() -> None:
-    model, other = build("front"), build_model("python:changing_zoo:front", {}, DATA, 1, "0")
+    model, other = build("front"), build_model("python:changing_zoo:front", {}, data=DATA, seed=1, cut="0")
     assert not computes_otherwise("0123", {}, model)
     assert not computes_otherwise("", {}, model)
     assert not behaves_otherwise(behaviour(model), behaviour(other))
@@ -226,7 +226,7 @@ def test_what_cannot_be_compared_is_not_called_another() -> None:
 def test_a_record_says_how_the_first_model_behaved_and_a_damaged_one_is_refused(zoo: Path) -> None:
     model = build("front")
     directory = RunDirectory(zoo / "run")
-    directory.record(RunIdentity("id", {"model": "m"}, model.code_digest, behaviour(model)))
+    directory.record(RunIdentity("id", {"model": "m"}, model_code=model.code_digest, behaviour=behaviour(model)))
     directory.close()
     identity = recorded_identity(zoo / "run")
     assert identity.behaviour == behaviour(model) and len(identity.behaviour["outputs"]) == 8

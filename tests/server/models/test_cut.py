@@ -45,7 +45,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def build(name: str, cut: str | None, data: DataSpecification = DATA, seed: int = 0, **options: Any) -> SplitModel:
-    return build_model(f"python:zoo:{name}", options, data, seed, cut)
+    return build_model(f"python:zoo:{name}", options, data=data, seed=seed, cut=cut)
 
 
 def refusal(name: str, cut: str | None, data: DataSpecification = DATA, **options: Any) -> str:
@@ -59,7 +59,7 @@ def refusal(name: str, cut: str | None, data: DataSpecification = DATA, **option
 def whole(name: str, **options: Any) -> UserModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return UserModel(f"python:zoo:{name}", options, DATA)
+        return UserModel(f"python:zoo:{name}", options, data=DATA)
 
 
 PLACES = {
@@ -221,7 +221,7 @@ def test_the_callable_is_given_what_it_asks_for_and_its_options_as_what_they_say
 def test_a_mistake_in_the_callable_or_its_options_is_one_sentence(zoo: Path, name: str, options: dict[str, str], words: list[str]) -> None:
     (zoo / "broken.py").write_text("\n1 / 0\n")
     with pytest.raises(ConfigurationError) as caught:
-        build_model(name, options, DATA, 0, "2")
+        build_model(name, options, data=DATA, seed=0, cut="2")
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

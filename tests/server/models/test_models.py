@@ -20,7 +20,7 @@ DATA = DataSpecification("test", (1, 8, 8), num_classes=10)
 
 
 def build(shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, seed: int = 0, **options: Any) -> SplitModel:
-    return build_model("cnn", options, DataSpecification("test", shape, num_classes=classes), seed)
+    return build_model("cnn", options, data=DataSpecification("test", shape, num_classes=classes), seed=seed)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 5), (2, 1, 9)])
@@ -113,7 +113,7 @@ def test_flat_weights_are_copies() -> None:
 
 def test_an_unknown_model_or_option_lists_what_exists() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        build_model("transformer9", {}, DATA, 0)
+        build_model("transformer9", {}, data=DATA, seed=0)
     assert "transformer9" in str(caught.value) and "cnn" in str(caught.value)
     with pytest.raises(ConfigurationError) as caught:
         build(colour="red", hidden="many")
@@ -168,7 +168,7 @@ IMAGES = DataSpecification("test", (3, 32, 32), num_classes=10)
 
 def test_a_resnets_front_with_its_head_has_the_papers_weights() -> None:
     """64 channels, stem and one block: 1,728 + 2 * 36,864 in convolutions, 3 * 128 in norms; a linear head on 64 x 32 x 32."""
-    spec = build_model("resnet", {"back": "linear"}, IMAGES, 0).to_spec()
+    spec = build_model("resnet", {"back": "linear"}, data=IMAGES, seed=0).to_spec()
     front, head = (sum(t.num_elements for t in part) for part in (spec.client_model, spec.auxiliary_head))
     assert (front, head, front + head) == (75_840, 655_370, 731_210)
     assert spec.cut.shape == (64, 32, 32)
@@ -176,7 +176,7 @@ def test_a_resnets_front_with_its_head_has_the_papers_weights() -> None:
 
 def test_a_whole_resnet_has_the_known_number_of_weights() -> None:
     """ResNet-18 with a 3x3 stem has 11,173,962 weights for ten classes; norms have a weight and a bias a channel either way."""
-    model = build_model("resnet", {}, IMAGES, 0)
+    model = build_model("resnet", {}, data=IMAGES, seed=0)
     assert sum(p.numel() for part in (model.front, model.back) for p in part.parameters()) == 11_173_962
 
 
@@ -186,7 +186,7 @@ def test_a_whole_resnet_has_the_known_number_of_weights() -> None:
 @pytest.mark.parametrize("back", ["resnet", "linear"])
 def test_a_resnet_is_cut_behind_any_block(front_blocks: int, cut: tuple[int, ...], back: str) -> None:
     options = {"width": 4, "groups": 2, "blocks": [1, 2, 2], "front_blocks": front_blocks, "back": back}
-    model = build_model("resnet", options, DataSpecification("test", (1, 8, 8), num_classes=7), 0)
+    model = build_model("resnet", options, data=DataSpecification("test", (1, 8, 8), num_classes=7), seed=0)
     assert model.to_spec().cut.shape == cut
     z = model.front(torch.randn(3, 1, 8, 8))
     assert model.back(z).shape == model.auxiliary_head(z).shape == (3, 7)
@@ -196,7 +196,7 @@ def test_a_resnet_is_cut_behind_any_block(front_blocks: int, cut: tuple[int, ...
 
 def test_a_basic_block_adds_what_it_was_given() -> None:
     """With a second norm of zeros the block is ReLU of its input."""
-    block = BasicBlock(4, 4, 1, lambda channels: nn.GroupNorm(2, channels))
+    block = BasicBlock(4, 4, stride=1, norm=lambda channels: nn.GroupNorm(2, channels))
     with torch.no_grad():
         block.norm2.weight.zero_()
     x = torch.randn(2, 4, 5, 5)
@@ -218,12 +218,12 @@ def test_a_basic_block_adds_what_it_was_given() -> None:
 )
 def test_resnet_options_that_make_no_model_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="resnet"):
-        build_model("resnet", options, IMAGES, 0)
+        build_model("resnet", options, data=IMAGES, seed=0)
     with pytest.raises(ConfigurationError, match="channels x height x width"):
-        build_model("resnet", {}, DataSpecification("test", (8,), num_classes=10), 0)
+        build_model("resnet", {}, data=DataSpecification("test", (8,), num_classes=10), seed=0)
 
 
 def test_resnet_options_are_written_as_words() -> None:
     words = parse_model_options("width=8 groups=4 blocks=1,1 front_blocks=0 back=linear")
     plain = {"width": 8, "groups": 4, "blocks": [1, 1], "front_blocks": 0, "back": "linear"}
-    assert build_model("resnet", words, IMAGES, 0).name == build_model("resnet", plain, IMAGES, 0).name
+    assert build_model("resnet", words, data=IMAGES, seed=0).name == build_model("resnet", plain, data=IMAGES, seed=0).name

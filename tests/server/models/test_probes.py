@@ -178,7 +178,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def build(name: str, seed: int = 0, probes: Probes | None = None, **options: Any) -> SplitModel:
-    return build_model(f"python:probes_zoo:{name}", options, DATA, seed, "0", probes)
+    return build_model(f"python:probes_zoo:{name}", options, data=DATA, seed=seed, cut="0", probes=probes)
 
 
 def refusal(name: str, seed: int = 0, probes: Probes | None = None, **options: Any) -> str:

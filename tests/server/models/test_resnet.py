@@ -24,14 +24,16 @@ IMAGENET = DataSpecification("imagenet", (3, 224, 224), num_classes=1000)
 @pytest.mark.parametrize("norm", ["group", "batch-frozen"])
 def test_every_depth_has_as_many_weights_as_published(depth: int, weights: int, norm: str) -> None:
     with FakeTensorMode():
-        model = build_model("resnet", {"depth": str(depth), "stem": "imagenet", "norm": norm}, IMAGENET, 0, "layer2")
+        model = build_model("resnet", {"depth": str(depth), "stem": "imagenet", "norm": norm}, data=IMAGENET, seed=0, cut="layer2")
         assert sum(p.numel() for part in (model.front, model.back) for p in part.parameters()) == weights
         assert model.to_spec().cut.shape == ((512 if depth == 50 else 128), 28, 28)
         assert [tuple(p.shape) for p in model.auxiliary_head.parameters()] == [(1000, (8192 if depth == 50 else 2048)), (1000,)]
 
 
 def test_the_defaults_are_the_network_that_they_were() -> None:
-    plain, written = (build_model("resnet", options, CIFAR, 0) for options in ({}, {"depth": 18, "stem": "cifar", "norm": "group"}))
+    plain, written = (
+        build_model("resnet", options, data=CIFAR, seed=0) for options in ({}, {"depth": 18, "stem": "cifar", "norm": "group"})
+    )
     assert plain.name == written.name
     assert [name for name, _ in plain.front.named_parameters()][:4] == ["0.weight", "1.weight", "1.bias", "3.convolution1.weight"]
     assert (
@@ -44,8 +46,8 @@ def test_the_defaults_are_the_network_that_they_were() -> None:
 )
 def test_a_place_is_so_many_blocks(cut: str, front_blocks: int) -> None:
     with FakeTensorMode():
-        named = build_model("resnet", {"width": 8}, CIFAR, 0, cut)
-        counted = build_model("resnet", {"width": 8, "front_blocks": front_blocks}, CIFAR, 0)
+        named = build_model("resnet", {"width": 8}, data=CIFAR, seed=0, cut=cut)
+        counted = build_model("resnet", {"width": 8, "front_blocks": front_blocks}, data=CIFAR, seed=0)
         assert named.name == counted.name and len(named.front) == len(counted.front) == 3 + front_blocks  # type: ignore[arg-type]
 
 
@@ -61,12 +63,12 @@ def test_a_place_is_so_many_blocks(cut: str, front_blocks: int) -> None:
 )
 def test_what_makes_no_model_is_refused(family: str, options: dict[str, Any], cut: str | None, words: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        build_model(family, options, CIFAR, 0, cut)
+        build_model(family, options, data=CIFAR, seed=0, cut=cut)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_frozen_statistics_are_constants() -> None:
-    model = build_model("resnet", {"width": 8, "norm": "batch-frozen", "blocks": [1, 1]}, CIFAR, 0)
+    model = build_model("resnet", {"width": 8, "norm": "batch-frozen", "blocks": [1, 1]}, data=CIFAR, seed=0)
     norms = [m for part in (model.front, model.back) for m in part.modules() if isinstance(m, FrozenBatchNorm2d)]
     model.front.train()
     model.back.train()
@@ -90,5 +92,7 @@ EXACT: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("34") else name for name in EXACT])
 def test_programs_equal_the_network(name: str, kind: ProgramKind, program_cache: ProgramCache) -> None:
     options, cut = EXACT[name]
-    model = build_model("resnet", {"width": 4, "groups": 2, **options}, DataSpecification("small", (3, 16, 16), num_classes=5), 0, cut)
-    check_outputs(model, kind, program_cache.program(model, kind, 1), 1, seed=0)
+    model = build_model(
+        "resnet", {"width": 4, "groups": 2, **options}, data=DataSpecification("small", (3, 16, 16), num_classes=5), seed=0, cut=cut
+    )
+    check_outputs(model, kind, program=program_cache.program(model, kind, micro_batch=1), micro_batch=1, seed=0)

@@ -18,7 +18,7 @@ DATA = DataSpecification("digits", (1, 8, 8), num_classes=10)
 
 
 def cnn(**options: Any) -> SplitModel:
-    return build_model("cnn", {"front_widths": (4, 4, 2), "front_strides": (1, 2, 1), **options}, DATA, 0)
+    return build_model("cnn", {"front_widths": (4, 4, 2), "front_strides": (1, 2, 1), **options}, data=DATA, seed=0)
 
 
 def names(model: SplitModel) -> list[str]:

@@ -81,7 +81,7 @@ def check_programs(name: str, task: str, length: int, options: dict[str, Any], f
     data = next_token(length) if task == "next_token" else three_classes(length)
     model = build(folder, name, data, **options)
     for kind in (ProgramKind.LOSS, ProgramKind.GRADIENT):
-        assert check_outputs(model, kind, export(compile_function(model, kind, 2)), 2, seed=1) < 1e-5
+        assert check_outputs(model, kind, program=export(compile_function(model, kind, micro_batch=2)), micro_batch=2, seed=1) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "task", "length", "options"), PROGRAMS)
@@ -194,7 +194,7 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
     from heron_server.models.registry import build_model
 
     with pytest.raises(ConfigurationError, match="architecture 'bloom' is not one that is cut by blocks"):
-        build_model(f"hf:{folder}", {"weights": "random"}, next_token(6), 0, "1")
+        build_model(f"hf:{folder}", {"weights": "random"}, data=next_token(6), seed=0, cut="1")
 
 
 def test_a_model_of_the_hub_that_cannot_be_fetched_names_the_folder_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_model_of_the_hub_that_cannot_be_fetched_names_the_folder_option(monke
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigurationError, match=r"no folder here, not in the hub's cache.*--model hf:FOLDER"):
-        build_model("hf:no-such-owner/no-such-model", {}, next_token(6), 0, "1")
+        build_model("hf:no-such-owner/no-such-model", {}, data=next_token(6), seed=0, cut="1")
 
 
 def test_a_frozen_front_cannot_be_trained(tmp_path: Path) -> None:
@@ -230,16 +230,16 @@ def test_places_are_counted_from_behind_the_padding_token_on(pad_token: int | No
     from heron_server.models.registry import build_model
 
     model = edited(tmp_path, "roberta", pad_token_id=pad_token)
-    assert build_model(model, {"weights": "random"}, three_classes(most), 0, "1").to_spec().cut.shape == (most, 16)
+    assert build_model(model, {"weights": "random"}, data=three_classes(most), seed=0, cut="1").to_spec().cut.shape == (most, 16)
     with pytest.raises(ConfigurationError, match=f"reads at most {most} tokens, but the data specification asks for {most + 1}"):
-        build_model(model, {"weights": "random"}, three_classes(most + 1), 0, "1")
+        build_model(model, {"weights": "random"}, data=three_classes(most + 1), seed=0, cut="1")
 
 
 @pytest.mark.parametrize(("name", "pad_token"), [("llama", -1), ("gpt2", None), ("bert", -1)])
 def test_a_padding_token_that_is_none_is_chosen(name: str, pad_token: int | None, tmp_path: Path) -> None:
     from heron_server.models.registry import build_model
 
-    build_model(edited(tmp_path, name, pad_token_id=pad_token), {"weights": "random"}, three_classes(6), 0, "1")
+    build_model(edited(tmp_path, name, pad_token_id=pad_token), {"weights": "random"}, data=three_classes(6), seed=0, cut="1")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_configurations_that_cannot_be_used_are_one_sentence(name: str, changes:
     from heron_server.models.registry import build_model
 
     with pytest.raises(ConfigurationError) as caught:
-        build_model(edited(tmp_path, name, **changes), {"weights": "random"}, three_classes(6), 0, "1")
+        build_model(edited(tmp_path, name, **changes), {"weights": "random"}, data=three_classes(6), seed=0, cut="1")
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -271,4 +271,4 @@ def test_a_tokenizer_that_cannot_be_read_is_one_sentence(content: bytes, tmp_pat
     folder = write_configuration("bert", tmp_path)
     (folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(ConfigurationError, match="holds no tokenizer that transformers can use"):
-        build_model(f"hf:{folder}", {"weights": "random"}, three_classes(6), 0, "1")
+        build_model(f"hf:{folder}", {"weights": "random"}, data=three_classes(6), seed=0, cut="1")

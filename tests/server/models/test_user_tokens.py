@@ -44,7 +44,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def build(name: str, data: str, cut: str | None, **options: Any) -> SplitModel:
-    return build_model(f"python:tokens_zoo:{name}", {"vocabulary_size": "30", **options}, parse_specification(data), 0, cut)
+    return build_model(f"python:tokens_zoo:{name}", {"vocabulary_size": "30", **options}, data=parse_specification(data), seed=0, cut=cut)
 
 
 def refusal(name: str, data: str, cut: str | None, **options: Any) -> str:
@@ -130,7 +130,7 @@ def test_programs_are_equal_to_the_model_gradients_of_embeddings_included(
     trained = [spec.name for spec in model.to_spec().client_model]
     assert any("embedding" in weight or "wte" in weight for weight in trained) is (name != "frozen_and_tied")
     for kind in kinds:
-        check_outputs(model, kind, export(compile_function(model, kind, 2)), 2, seed=0)
+        check_outputs(model, kind, program=export(compile_function(model, kind, micro_batch=2)), micro_batch=2, seed=0)
 
 
 def test_the_default_heads_know_the_mask_and_ones_own_may_ask_for_it() -> None:
@@ -147,7 +147,7 @@ def test_a_tokenizer_says_how_many_tokens_there_are_and_goes_to_clients(zoo: Pat
     document = word_tokenizer("a b c")
     (zoo / "tokenizer.json").write_bytes(document)
     data = parse_specification(NEXT)
-    model = build_model("python:tokens_zoo:language", {"tokenizer": "tokenizer.json"}, data, 0, "blocks.0")
+    model = build_model("python:tokens_zoo:language", {"tokenizer": "tokenizer.json"}, data=data, seed=0, cut="blocks.0")
     completed = model.completed(data)
     assert (model.num_tokens, model.tokenizer, completed.num_classes) == (6, document, 6)
     assert completed.tokenizer is not None and completed.tokenizer.size_bytes == len(document)
@@ -201,13 +201,18 @@ def test_a_token_that_the_vocabulary_has_not_is_the_datas_fault(zoo: Path) -> No
     x[1, 2] = 30
     with pytest.raises(DataError, match=r"from 0 to 29, but the run's own data have 30"):
         build_model(
-            "python:tokens_zoo:bag", {"vocabulary_size": "30"}, parse_specification(CLASSES), 0, "embedding", Probes(x, are_made_up=False)
+            "python:tokens_zoo:bag",
+            {"vocabulary_size": "30"},
+            data=parse_specification(CLASSES),
+            seed=0,
+            cut="embedding",
+            probes=Probes(x, are_made_up=False),
         )
 
 
 def test_what_cannot_work_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigurationError, match=r"tokenizer=FILE .* or vocabulary_size=N"):
-        build_model("python:tokens_zoo:language", {}, parse_specification(NEXT), 0, "blocks.0")
+        build_model("python:tokens_zoo:language", {}, data=parse_specification(NEXT), seed=0, cut="blocks.0")
     tied = refusal("language", NEXT, "blocks.0", tied="true")
     assert "wte.weight (which is unembed.weight) would be on both sides" in tied and "untie or freeze it" in tied
     assert "6 tokens from 0 to 29" in refusal("narrow", CLASSES, "embedding")
@@ -216,4 +221,4 @@ def test_what_cannot_work_is_refused_with_the_way_out() -> None:
     assert "write one, like text:6" in refusal("language", "text:3,6:next-token", "blocks.0")
     assert "whole number" in refusal("bag", CLASSES, "embedding", vocabulary_size="many")
     with pytest.raises(ConfigurationError, match="reads numbers"):
-        build_model("cnn", {}, parse_specification(CLASSES), 0)
+        build_model("cnn", {}, data=parse_specification(CLASSES), seed=0)

@@ -23,7 +23,7 @@ Conv = nn.Conv2d
 def differentiate(front: nn.Module, shape: tuple[int, ...], rows: int) -> None:
     """Compare the rules with autograd without exporting."""
     model = split(front, shape)
-    function = compile_function(model, ProgramKind.PULLBACK, rows)
+    function = compile_function(model, ProgramKind.PULLBACK, micro_batch=rows)
     data = samples(model, rows)
     traced = with_backward_rules(function.module, function.arguments)
     weights = [p.detach() for p in model.front.parameters()]
@@ -98,7 +98,7 @@ class FunctionalBatchNorm(nn.Module):
 def test_samples_that_depend_on_their_batch_are_refused(front: Callable[[], nn.Module], kind: ProgramKind) -> None:
     model = split(front(), (2, 5, 5))
     with pytest.raises(ProgramError, match="rest of its batch or on chance: use GroupNorm"):
-        compile_function(model, kind, 1)
+        compile_function(model, kind, micro_batch=1)
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_samples_that_depend_on_their_batch_are_refused(front: Callable[[], nn.M
 )
 def test_an_operation_without_a_rule_is_named(module: nn.Module, named: str) -> None:
     with pytest.raises(ProgramError, match=named):
-        export(compile_function(split(module, (2, 4, 4)), ProgramKind.PULLBACK, 1))
+        export(compile_function(split(module, (2, 4, 4)), ProgramKind.PULLBACK, micro_batch=1))

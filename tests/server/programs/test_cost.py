@@ -105,7 +105,7 @@ def test_the_count_is_torchs_own_to_the_digit(layers: Callable[[], nn.Module], x
 
 @pytest.mark.parametrize("family", ["cnn", "resnet"])
 def test_a_familys_cost_is_what_torchs_own_counter_says(family: str) -> None:
-    model = build_model(family, {}, DataSpecification("test", (3, 32, 32), num_classes=10), 0)
+    model = build_model(family, {}, data=DataSpecification("test", (3, 32, 32), num_classes=10), seed=0)
     x, y = (torch.from_numpy(array) for array in model.random_batch(2, np.random.Generator(np.random.Philox(key=0))))
     with torch.no_grad(), FlopCounterMode(display=False) as torchs:
         model.sample_losses(model.auxiliary_head(model.front(x)), y)
@@ -179,7 +179,7 @@ def test_all_mistakes_of_a_plan_come_at_once(tiny_model: SplitModel) -> None:
 
 
 def test_groups_that_do_not_divide_the_batch_are_named_and_nothing_else_is() -> None:
-    model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), num_classes=10), 0)
+    model = build_model("cnn", {}, data=DataSpecification("test", (1, 8, 8), num_classes=10), seed=0)
     with pytest.raises(ConfigurationError) as caught:
         completed(model, batch_size=64, direction_groups=7)
     assert "direction_groups 7" in str(caught.value) and "batch_size 64" in str(caught.value)
@@ -188,7 +188,9 @@ def test_groups_that_do_not_divide_the_batch_are_named_and_nothing_else_is() -> 
 
 def test_a_cut_of_one_float_completes_or_is_refused_with_a_sentence() -> None:
     try:
-        model = build_model("cnn", {"front_widths": [1], "front_strides": [4]}, DataSpecification("test", (1, 4, 4), num_classes=3), 0)
+        model = build_model(
+            "cnn", {"front_widths": [1], "front_strides": [4]}, data=DataSpecification("test", (1, 4, 4), num_classes=3), seed=0
+        )
         completed(model, batch_size=4)
     except HeronError as exc:
         assert "front" in str(exc)

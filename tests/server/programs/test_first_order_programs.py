@@ -107,7 +107,7 @@ FRONTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_gradients_equal_autograds(name: str) -> None:
     build, shape = FRONTS[name]
     model = split(build(), shape)
-    function = compile_function(model, ProgramKind.GRADIENT, 2)
+    function = compile_function(model, ProgramKind.GRADIENT, micro_batch=2)
     program = export(function)
     data = samples(model, 2, tokens=name == "embedded tokens")
     # Layer norms over a handful of values magnify rounding.
@@ -117,7 +117,7 @@ def test_gradients_equal_autograds(name: str) -> None:
 
 
 def test_a_rounds_gradient_is_the_sum_over_its_micro_batches(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    half, whole = (program_cache.program(tiny_model, ProgramKind.GRADIENT, rows) for rows in (2, 4))
+    half, whole = (program_cache.program(tiny_model, ProgramKind.GRADIENT, micro_batch=rows) for rows in (2, 4))
     data = samples(tiny_model, 4)
     pieces = [run(half, tiny_model, {name: array[i : i + 2] for name, array in data.items()}) for i in (0, 2)]
     wanted = autograd(tiny_model, ProgramKind.GRADIENT, data)
@@ -127,7 +127,7 @@ def test_a_rounds_gradient_is_the_sum_over_its_micro_batches(tiny_model: SplitMo
 
 
 def test_gradients_predict_how_losses_move(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    program = program_cache.program(tiny_model, ProgramKind.GRADIENT, 2)
+    program = program_cache.program(tiny_model, ProgramKind.GRADIENT, micro_batch=2)
     data = samples(tiny_model, 2)
     gradients = {name: value for name, value in run(program, tiny_model, data).items() if name.startswith("gradients.")}
     parameters = [*tiny_model.front.parameters(), *tiny_model.auxiliary_head.parameters()]
@@ -139,7 +139,7 @@ def test_gradients_predict_how_losses_move(tiny_model: SplitModel, program_cache
 
 
 def test_a_surrogates_difference_is_the_pullbacks_inner_product(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    surrogate, pullback = (program_cache.program(tiny_model, kind, 2) for kind in (ProgramKind.SURROGATE, ProgramKind.PULLBACK))
+    surrogate, pullback = (program_cache.program(tiny_model, kind, micro_batch=2) for kind in (ProgramKind.SURROGATE, ProgramKind.PULLBACK))
     data = samples(tiny_model, 2)
     parameters = list(tiny_model.front.parameters())
     generator = torch.Generator().manual_seed(2)
@@ -176,10 +176,10 @@ def test_a_residual_network_with_strides_and_projections() -> None:
     model = build_model(
         "resnet",
         {"width": 4, "groups": 2, "blocks": [1, 1], "front_blocks": 2},
-        DataSpecification("test", (3, 6, 6), num_classes=3),
+        data=DataSpecification("test", (3, 6, 6), num_classes=3),
         seed=0,
     )
-    program = export(compile_function(model, ProgramKind.GRADIENT, 1))
+    program = export(compile_function(model, ProgramKind.GRADIENT, micro_batch=1))
     data = samples(model, 1)
     assert_equal(run(program, model, data), autograd(model, ProgramKind.GRADIENT, data))
     operations = [node.op_type for node in onnx.load_from_string(program).graph.node]
@@ -188,7 +188,7 @@ def test_a_residual_network_with_strides_and_projections() -> None:
 
 def test_a_value_that_no_gradient_needs_stays_an_input_and_its_gradient_is_right() -> None:
     model = split(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (4,))
-    program = export(compile_function(model, ProgramKind.PULLBACK, 2))
+    program = export(compile_function(model, ProgramKind.PULLBACK, micro_batch=2))
     assert [value.name for value in onnx.load_from_string(program).graph.input] == ["x", "cut_gradient", "client_model.0", "client_model.1"]
     data = samples(model, 2)
     assert_equal(run(program, model, data), autograd(model, ProgramKind.PULLBACK, data))
@@ -196,6 +196,8 @@ def test_a_value_that_no_gradient_needs_stays_an_input_and_its_gradient_is_right
 
 def test_a_gradient_that_is_zero_in_theory_passes_the_gate(program_cache: ProgramCache) -> None:
     """The norm takes the bias of a single channel away again."""
-    model = build_model("cnn", {"front_widths": [1], "front_strides": [2]}, DataSpecification("test", (1, 8, 8), num_classes=3), seed=0)
-    program = program_cache.program(model, ProgramKind.GRADIENT, 2)
-    assert check_outputs(model, ProgramKind.GRADIENT, program, 2, seed=1) <= 1e-5
+    model = build_model(
+        "cnn", {"front_widths": [1], "front_strides": [2]}, data=DataSpecification("test", (1, 8, 8), num_classes=3), seed=0
+    )
+    program = program_cache.program(model, ProgramKind.GRADIENT, micro_batch=2)
+    assert check_outputs(model, ProgramKind.GRADIENT, program=program, micro_batch=2, seed=1) <= 1e-5

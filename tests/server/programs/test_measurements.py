@@ -75,14 +75,14 @@ def test_another_plan_is_measured_anew(measured: Measured, field: str) -> None:
 
 
 def test_what_is_said_to_have_no_effect_on_a_difference_has_none(tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    program = program_cache.program(tiny_model, ProgramKind.LOSS, 2)
-    found = difference_error(tiny_model, plan(), program, SCALES, 0)
+    program = program_cache.program(tiny_model, ProgramKind.LOSS, micro_batch=2)
+    found = difference_error(tiny_model, plan(), program=program, scales=SCALES, seed=0)
     for field in FIELDS_WITHOUT_EFFECT:
         value = getattr(plan(), field)
         changed = dataclasses.replace(
             plan(), **{field: "other" if isinstance(value, str) and not isinstance(value, Enum) else other_value(value)}
         )
-        assert difference_error(tiny_model, changed, program, SCALES, 0) == found, field
+        assert difference_error(tiny_model, changed, program=program, scales=SCALES, seed=0) == found, field
 
 
 @pytest.mark.parametrize("changes", [{"program": b"other"}, {"scales": SCALES * 2}, {"seed": 1}], ids=lambda changes: next(iter(changes)))
@@ -100,10 +100,10 @@ def test_a_cost_with_the_head_is_another_one(measured: Measured) -> None:
 def test_other_weights_are_measured_anew_also_by_the_same_measurements(measured: Measured, part: str, frozen: bool) -> None:
     weight = next(getattr(measured.model, part).parameters()).requires_grad_(not frozen)
     same = Measurements(measured.directory)
-    before = same.difference_error(measured.model, plan(), b"program", SCALES, 0)
+    before = same.difference_error(measured.model, plan(), program=b"program", scales=SCALES, seed=0)
     with torch.no_grad():
         weight.view(-1)[0] += 1
-    assert same.difference_error(measured.model, plan(), b"program", SCALES, 0) != before
+    assert same.difference_error(measured.model, plan(), program=b"program", scales=SCALES, seed=0) != before
     assert measured.difference() != before
 
 
@@ -203,7 +203,7 @@ def test_an_entry_that_cannot_be_true_is_measured_and_written_anew(
 def test_where_nothing_can_be_kept_it_is_measured_and_said_once(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
     (measured.directory / "file").write_text("")
     nowhere = Measurements(measured.directory / "file" / "cache")
-    assert [nowhere.difference_error(measured.model, plan(), b"program", SCALES, seed) for seed in (0, 1)] == [1, 2]
+    assert [nowhere.difference_error(measured.model, plan(), program=b"program", scales=SCALES, seed=seed) for seed in (0, 1)] == [1, 2]
     assert caplog.text.count("cannot be written") == 1
 
 
@@ -216,8 +216,10 @@ def test_of_a_users_model_only_what_its_program_says_is_kept(measured: Measured)
 
 
 def test_what_is_kept_is_what_was_measured(tmp_path: Path, tiny_model: SplitModel, program_cache: ProgramCache) -> None:
-    program = program_cache.program(tiny_model, ProgramKind.LOSS, 2)
+    program = program_cache.program(tiny_model, ProgramKind.LOSS, micro_batch=2)
     for _ in range(2):
         found = Measurements(tmp_path)
-        assert found.difference_error(tiny_model, plan(), program, SCALES, 0) == difference_error(tiny_model, plan(), program, SCALES, 0)
+        assert found.difference_error(tiny_model, plan(), program=program, scales=SCALES, seed=0) == difference_error(
+            tiny_model, plan(), program=program, scales=SCALES, seed=0
+        )
         assert found.client_cost(tiny_model, True) == client_cost(tiny_model, True)

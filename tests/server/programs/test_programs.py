@@ -36,7 +36,7 @@ def kind(request: pytest.FixtureRequest) -> ProgramKind:
 
 @pytest.fixture
 def program(tiny_model: SplitModel, kind: ProgramKind, program_cache: ProgramCache) -> bytes:
-    return program_cache.program(tiny_model, kind, MICRO_BATCH)
+    return program_cache.program(tiny_model, kind, micro_batch=MICRO_BATCH)
 
 
 def randomise(model: SplitModel, seed: int) -> None:
@@ -141,18 +141,20 @@ def test_a_program_uses_standard_operators_and_no_other_files(program: bytes) ->
 def test_a_program_is_exported_once(tiny_model: SplitModel, kind: ProgramKind, program: bytes, program_cache: ProgramCache) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "export", lambda _function: pytest.fail("exported again"))
-        assert program_cache.program(tiny_model, kind, MICRO_BATCH) == program
+        assert program_cache.program(tiny_model, kind, micro_batch=MICRO_BATCH) == program
 
 
 def test_programs_of_other_models_kinds_and_sizes_are_kept_apart(tiny_model: SplitModel, tmp_path: Path) -> None:
-    wider = build_model("cnn", {"front_widths": [3], "front_strides": [2]}, DataSpecification("test", (1, 4, 4), num_classes=3), 0)
+    wider = build_model(
+        "cnn", {"front_widths": [3], "front_strides": [2]}, data=DataSpecification("test", (1, 4, 4), num_classes=3), seed=0
+    )
     cache = ProgramCache(tmp_path)
     wanted = [(m, k, size) for m in (tiny_model, wider) for k in KINDS for size in (1, 2)]
     with pytest.MonkeyPatch.context() as patch:
         for number, (model, of_kind, size) in enumerate(wanted):
             patch.setattr(export_module, "export", lambda _function, data=b"%d" % number: data)
-            cache.program(model, of_kind, size)
-        assert [cache.program(*key) for key in wanted] == [b"%d" % number for number in range(len(wanted))]
+            cache.program(model, of_kind, micro_batch=size)
+        assert [cache.program(m, k, micro_batch=size) for m, k, size in wanted] == [b"%d" % number for number in range(len(wanted))]
 
 
 def test_a_cache_that_cannot_be_written_is_no_surprise(tiny_model: SplitModel, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_a_cache_that_cannot_be_written_is_no_surprise(tiny_model: SplitModel, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "export", lambda _function: b"program")
         try:
-            assert ProgramCache(tmp_path / "file" / "cache").program(tiny_model, ProgramKind.FRONT, MICRO_BATCH) == b"program"
+            assert ProgramCache(tmp_path / "file" / "cache").program(tiny_model, ProgramKind.FRONT, micro_batch=MICRO_BATCH) == b"program"
         except HeronError as exc:
             assert "cache" in str(exc)
 
@@ -170,8 +172,8 @@ def test_a_model_that_cannot_be_exported_is_a_program_error(tiny_model: SplitMod
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(np.sort(x.numpy()))
 
-    function = compile_function(tiny_model, ProgramKind.FRONT, 1)
-    broken = type(function)(function.kind, Opaque(), (torch.zeros(1),), ("x",), ("activations",))
+    function = compile_function(tiny_model, ProgramKind.FRONT, micro_batch=1)
+    broken = type(function)(function.kind, Opaque(), arguments=(torch.zeros(1),), input_names=("x",), output_names=("activations",))
     with pytest.raises(ProgramError, match="cannot be exported"):
         export_module.export(broken)
 
@@ -198,8 +200,8 @@ class Dividing(torch.nn.Module):
     [(Random(), "the operator 'RandomUniformLike'"), (Branching(), "the operator 'If'"), (Dividing(), "Mod may divide by anything")],
 )
 def test_what_devices_refuse_is_refused_before_a_run_by_name(tiny_model: SplitModel, module: torch.nn.Module, sentence: str) -> None:
-    function = compile_function(tiny_model, ProgramKind.FRONT, 1)
-    foreign = type(function)(function.kind, module, (torch.ones(2),), ("x",), ("activations",))
+    function = compile_function(tiny_model, ProgramKind.FRONT, micro_batch=1)
+    foreign = type(function)(function.kind, module, arguments=(torch.ones(2),), input_names=("x",), output_names=("activations",))
     with pytest.raises(ProgramError, match=sentence):
         export_module.export(foreign)
 
@@ -209,7 +211,7 @@ def test_no_program_is_compiled_once_the_process_was_asked_to_stop(tiny_model: S
     cache = ProgramCache(tmp_path, stop)
     stop.set()
     with pytest.raises(Interrupted):
-        cache.program(tiny_model, ProgramKind.FRONT, 1)
+        cache.program(tiny_model, ProgramKind.FRONT, micro_batch=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -224,9 +226,9 @@ def test_recurrent_fronts_are_among_what_devices_run(tiny_model: SplitModel, lay
             states: torch.Tensor = self.recurrent(x)[0]
             return states
 
-    function = compile_function(tiny_model, ProgramKind.FRONT, 1)
+    function = compile_function(tiny_model, ProgramKind.FRONT, micro_batch=1)
     module, x = Recurrent(), torch.randn(2, 5, 3)
-    program = export_module.export(type(function)(function.kind, module, (x,), ("x",), ("activations",)))
+    program = export_module.export(type(function)(function.kind, module, arguments=(x,), input_names=("x",), output_names=("activations",)))
     assert layer.__name__.encode() in program
     (found,) = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
     with torch.no_grad():

@@ -43,7 +43,7 @@ TEXTS = dataclasses.replace(
 
 def of_texts(model: ModelSpec = TEXTS) -> Attempt:
     plain = attempt()
-    return Attempt(plain.assignment, run_facts(model=model, evaluation_batches=2), plain.cohort)
+    return Attempt(plain.assignment, run_facts(model=model, evaluation_batches=2), cohort=plain.cohort)
 
 
 @pytest.mark.parametrize("length", TEXTS.lengths)
@@ -52,10 +52,10 @@ def test_an_upload_is_of_one_of_the_lengths_and_has_its_size(length: int, purpos
     a, at_length = of_texts(), of_length(TEXTS, length)
     plan = a.assignment.plan
     specs = upload_specs(plan, at_length) if purpose is UploadPurpose.TRAIN else evaluation_specs(plan, at_length, 3)
-    assert a.check_upload(key(purpose=purpose), 0, specs, total_bytes(specs)) == specs
+    assert a.check_upload(key(purpose=purpose), 0, tensors=specs, announced_bytes=total_bytes(specs)) == specs
     for announced, code in ((total_bytes(specs) + 1, ErrorCode.OVERSIZED), (total_bytes(specs) - 1, ErrorCode.INVALID_TENSOR)):
         with pytest.raises(RefusedError) as caught:
-            a.check_upload(key(purpose=purpose), 0, specs, announced)
+            a.check_upload(key(purpose=purpose), 0, tensors=specs, announced_bytes=announced)
         assert caught.value.code is code
     z, *beside = specs
     other = TensorSpec(z.name, z.dtype, (z.shape[0], {2: 4, 4: 8, 8: 2}[length], 2))
@@ -65,7 +65,7 @@ def test_an_upload_is_of_one_of_the_lengths_and_has_its_size(length: int, purpos
         ((odd, *beside), "lengths 2, 4, 8, but the header announces 3"),
     ):
         with pytest.raises(RefusedError, match=sentence) as caught:
-            a.check_upload(key(purpose=purpose), 0, tensors, total_bytes(tensors))
+            a.check_upload(key(purpose=purpose), 0, tensors=tensors, announced_bytes=total_bytes(tensors))
         assert caught.value.code is ErrorCode.INVALID_TENSOR
 
 
@@ -194,7 +194,7 @@ def test_programs_are_published_once_for_each_kind_and_length(tmp_path: Path, mo
     algorithm, _ = complete_algorithm(preset("heron"), several)
     programs, cache = [], NamedPrograms()
     for model in (several, one):
-        programs.append(publish(algorithm, model, cache, 0)[0])  # type: ignore[arg-type]
+        programs.append(publish(algorithm, model, cache=cache, seed=0)[0])  # type: ignore[arg-type]
     kinds = {ProgramKind.LOSS, ProgramKind.FRONT} if algorithm.warmup_rounds else {ProgramKind.LOSS}
     assert {(p.reference.kind, p.reference.length) for p in programs[0]} == {(kind, length) for kind in kinds for length in (2, 4, 8)}
     assert {p.reference.length for p in programs[1]} == {0}

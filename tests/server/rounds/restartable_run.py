@@ -99,7 +99,7 @@ class WatchedLedger(Ledger):
     def __init__(self, disk: Disk, begins: bool) -> None:
         self.disk = disk
         self.commits = 0
-        super().__init__(disk.directory / "ledger.sqlite", RUN_ID, begins, durable=False)
+        super().__init__(disk.directory / "ledger.sqlite", RUN_ID, begins=begins, durable=False)
 
     def _commit(self, batch: list[tuple[str, tuple[Any, ...]]]) -> None:
         if self.disk.refuses:
@@ -128,7 +128,7 @@ class FakeTrainer:
     def restore_inside_round(self, checkpoint: Checkpoint) -> InsideRound:
         self.restore(checkpoint)
         was = checkpoint.state["open_round"]
-        inputs = RoundInputs(bytes.fromhex(was["front"]), bytes.fromhex(was["head"]), (1.0, 1.0), 0.0)
+        inputs = RoundInputs(bytes.fromhex(was["front"]), bytes.fromhex(was["head"]), scales=(1.0, 1.0), second_moment=0.0)
         return InsideRound(RoundReference(*was["round"]), inputs, was["positions"])
 
     def skip_round(self, reference: RoundReference, num_members: int) -> bool:
@@ -140,7 +140,7 @@ class FakeTrainer:
     def inputs(self) -> RoundInputs:
         seed = int(self._state_digest()[:8], 16)
         numbers = np.random.default_rng(seed).standard_normal(14).astype("<f4")
-        return RoundInputs(numbers[:9].tobytes(), numbers[9:].tobytes(), (1.0, 1.0), 0.0)
+        return RoundInputs(numbers[:9].tobytes(), numbers[9:].tobytes(), scales=(1.0, 1.0), second_moment=0.0)
 
     def save(self) -> bool:
         checkpoint = Checkpoint(len(self.rounds), {}, self._state())
@@ -244,11 +244,20 @@ class RestartableRun:
         registry = ClientRegistry(10)
         self.trainer = FakeTrainer(FakeCheckpoints(disk), self.ledger, registry)
         skips = shape.without_quorum is WithoutQuorum.SKIP
-        left = resume(self.trainer, FakeCheckpoints(disk), self.ledger, registry, skips) if resumes else Resumption()  # type: ignore[arg-type]
-        self.spool = Spool(disk.directory / "spool", shape.spool_bytes, {n for a in left.recorded for n in a.files()}, durable=False)
+        checkpoints: Any = FakeCheckpoints(disk)
+        trainer: Any = self.trainer
+        left = resume(trainer, checkpoints, ledger=self.ledger, clients=registry, skips=skips) if resumes else Resumption()
+        self.spool = Spool(disk.directory / "spool", shape.spool_bytes, needed={n for a in left.recorded for n in a.files()}, durable=False)
         self.metrics = CollectorRegistry()
         rules = RoundRules(
-            shape.clients, shape.min_updates, shape.rounds, DEADLINE, LIVENESS, 0.0, run_seed=7, without_quorum=shape.without_quorum
+            shape.clients,
+            shape.min_updates,
+            num_rounds=shape.rounds,
+            round_deadline_seconds=DEADLINE,
+            liveness_seconds=LIVENESS,
+            cohort_wait_seconds=0.0,
+            run_seed=7,
+            without_quorum=shape.without_quorum,
         )
         self.state = RunState(
             facts=self.facts,
@@ -260,7 +269,7 @@ class RestartableRun:
             recorded=left.recorded,
             present=left.present,
         )
-        self.owner = RoundOwner(self.state, BlobStore(), self.spool)
+        self.owner = RoundOwner(self.state, BlobStore(), spool=self.spool)
         self.receiver = Receiver(self.owner, self.spool, run_seed=7)
         self.queue = TrainerQueue(self.owner, self.spool, clock)
         if not resumes:
@@ -291,7 +300,7 @@ class RestartableRun:
         attempt = self.state.attempt
         if attempt is not None and self.state.closing is None and self.state.start_is_saved:
             inputs = inputs_of_open_round(self.state)
-            self.trainer.run(SaveJob(attempt.assignment.round, attempt.cohort, attempt.positions, inputs), self.queue)
+            self.trainer.run(SaveJob(attempt.assignment.round, attempt.cohort, positions=attempt.positions, inputs=inputs), self.queue)
             self.owner._outbox.delete_given_up()
 
     def kill(self) -> None:

@@ -36,7 +36,7 @@ def header_refusal(of: Attempt, k: UploadKey, **changes: Any) -> RefusedError:
 def test_a_header_as_planned_is_admitted() -> None:
     a = attempt(upload_interval=2)
     for step in (0, 2, 4):
-        a.check_upload(key(step=step), 0, a.upload_specs, total_bytes(a.upload_specs))
+        a.check_upload(key(step=step), 0, tensors=a.upload_specs, announced_bytes=total_bytes(a.upload_specs))
 
 
 @pytest.mark.parametrize("reference", [RoundReference(2, 1), RoundReference(3, 0), RoundReference(3, 2), RoundReference(4, 1)])
@@ -57,7 +57,7 @@ def test_probes_are_expected_at_every_step_where_the_server_judges() -> None:
     a = attempt(preset_name="heron-server-loss", upload_interval=3)
     assert a.purpose is UploadPurpose.PROBE
     for step in range(6):
-        a.check_upload(key(step=step, purpose=UploadPurpose.PROBE), 1, a.upload_specs, total_bytes(a.upload_specs))
+        a.check_upload(key(step=step, purpose=UploadPurpose.PROBE), 1, tensors=a.upload_specs, announced_bytes=total_bytes(a.upload_specs))
     assert a.upload_specs[0].shape == (2 * 4, *MODEL.cut.shape)
     assert header_refusal(a, key()).code is ErrorCode.UNEXPECTED_UPLOAD
 
@@ -85,11 +85,11 @@ def test_tensors_and_sizes_must_be_those_of_the_round() -> None:
 def test_lockstep_refuses_what_is_too_far_ahead_with_a_retry_hint_but_not_a_repeat() -> None:
     a = attempt(schedule=ServerSchedule.LOCKSTEP)
     for step in range(3):
-        a.check_upload(key("b", step), 0, a.upload_specs, total_bytes(a.upload_specs))
+        a.check_upload(key("b", step), 0, tensors=a.upload_specs, announced_bytes=total_bytes(a.upload_specs))
         a.accept_upload(upload(key("b", step), ENTRY))
     early = header_refusal(a, key("b", 3))
     assert early.code is ErrorCode.TOO_FAR_AHEAD and early.retry_after_seconds
-    a.check_upload(key("b", 2), 0, a.upload_specs, total_bytes(a.upload_specs))
+    a.check_upload(key("b", 2), 0, tensors=a.upload_specs, announced_bytes=total_bytes(a.upload_specs))
     assert a.is_needed_next(key("a", 0)) and not a.is_needed_next(key("b", 0))
 
 
@@ -115,8 +115,8 @@ def test_an_attempt_holds_the_entries_of_uploads_that_no_checkpoint_covers_and_o
     for item in accepted:
         a.accept_upload(item)
     accepted[0].trained = True
-    a.updates["a"] = AcceptedUpdate("a", "d", entries[2], None)  # type: ignore[arg-type]
-    a.updates["b"] = AcceptedUpdate("b", "d", None, None)  # type: ignore[arg-type]
+    a.updates["a"] = AcceptedUpdate("a", "d", entry=entries[2], statistics=None)  # type: ignore[arg-type]
+    a.updates["b"] = AcceptedUpdate("b", "d", entry=None, statistics=None)  # type: ignore[arg-type]
     assert a.entries() == entries
     assert a.give_up_covered() == ([accepted[0]], [], [entries[0]])
     assert a.entries() == [entries[1], entries[2]]
@@ -133,14 +133,14 @@ def with_uploads(count: int, **changes: Any) -> Attempt:
 def test_an_update_follows_all_its_steps_and_uploads(uploads: int, steps: int) -> None:
     a = with_uploads(uploads)
     with pytest.raises(RefusedError) as caught:
-        a.check_update("a", steps, UpdateEncoding.DENSE, dense(a), total_bytes(dense(a)))
+        a.check_update("a", steps, encoding=UpdateEncoding.DENSE, tensors=dense(a), announced_bytes=total_bytes(dense(a)))
     assert caught.value.code is ErrorCode.UPDATE_INCOMPLETE
 
 
 def test_an_update_counts_its_own_clients_uploads_only() -> None:
     a = with_uploads(3)
     with pytest.raises(RefusedError) as caught:
-        a.check_update("b", 6, UpdateEncoding.DENSE, dense(a), total_bytes(dense(a)))
+        a.check_update("b", 6, encoding=UpdateEncoding.DENSE, tensors=dense(a), announced_bytes=total_bytes(dense(a)))
     assert caught.value.code is ErrorCode.UPDATE_INCOMPLETE
 
 
@@ -152,10 +152,10 @@ def test_an_update_holds_what_the_client_trained(preset_name: str, names: list[s
     a = with_uploads(3, preset_name=preset_name, direction_groups=1)
     assert [spec.name for spec in dense(a)] == names
     assert [spec.num_elements for spec in dense(a)] == sizes
-    a.check_update("a", 6, UpdateEncoding.DENSE, dense(a), total_bytes(dense(a)))
+    a.check_update("a", 6, encoding=UpdateEncoding.DENSE, tensors=dense(a), announced_bytes=total_bytes(dense(a)))
     for announced, code in ((total_bytes(dense(a)) + 4, ErrorCode.OVERSIZED), (2**62, ErrorCode.OVERSIZED)):
         with pytest.raises(RefusedError) as caught:
-            a.check_update("a", 6, UpdateEncoding.DENSE, dense(a), announced)
+            a.check_update("a", 6, encoding=UpdateEncoding.DENSE, tensors=dense(a), announced_bytes=announced)
         assert caught.value.code is code
 
 

@@ -23,7 +23,7 @@ def test_ten_thousand_clients_that_come_and_go_leave_a_bounded_trace(tmp_path: P
     for number in range(VISITORS):
         session = owner.join(f"visitor-{number}", KEY, num_examples=3, version="test").session
         record = owner.client(session)
-        owner.note(record, "up", "control", 5)
+        owner.note(record, "up", kind="control", size_bytes=5)
         if number % 2:
             owner.leave(record, "", 1000 + number)
         else:

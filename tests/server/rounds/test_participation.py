@@ -62,10 +62,10 @@ def test_a_draw_is_a_sorted_part_of_the_live_clients_of_the_right_size(
     participation: float, clients: int, seed: int, index: int, attempt: int
 ) -> None:
     live = tuple(f"client-{number:03d}" for number in range(clients))
-    drawn = draw_cohort(live, participation, seed, RoundReference(index, attempt))
+    drawn = draw_cohort(live, participation, run_seed=seed, reference=RoundReference(index, attempt))
     assert drawn == tuple(sorted(set(drawn))) and set(drawn) <= set(live)
     assert len(drawn) == cohort_size(participation, clients)
-    assert drawn == draw_cohort(live, participation, seed, RoundReference(index, attempt))
+    assert drawn == draw_cohort(live, participation, run_seed=seed, reference=RoundReference(index, attempt))
 
 
 def test_a_round_opens_with_a_share_of_those_who_are_there() -> None:
@@ -95,7 +95,7 @@ def test_every_client_gets_its_turn_and_about_equally_often() -> None:
 
 
 def test_all_take_part_unless_a_share_is_given() -> None:
-    assert RoundRules(3, 2, 1, 1.0, 1.0, 1.0).participation == 1.0
+    assert RoundRules(3, 2, num_rounds=1, round_deadline_seconds=1.0, liveness_seconds=1.0, cohort_wait_seconds=1.0).participation == 1.0
     assert everybody(machine(participation=1.0)) == NAMES
 
 

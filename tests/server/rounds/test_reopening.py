@@ -34,13 +34,15 @@ def file(number: int) -> StoredFile:
 
 def upload(of: UploadKey, number: int, state: str = "accepted", position: int | None = None, **changes: object) -> RecordedUpload:
     answer = ANSWER if state == "trained" else None
-    made = RecordedUpload(of, f"digest {number}", file(number), state, position, answer, None)
+    made = RecordedUpload(of, f"digest {number}", payload=file(number), state=state, position=position, answer=answer, cut_gradient=None)
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
 def recorded(*uploads: RecordedUpload, updates: tuple[RecordedUpdate, ...] = (), dropped: dict[str, str] | None = None) -> RecordedAttempt:
     cohort = {"a": "key of a", "b": "key of b", "c": "key of c"}
-    return RecordedAttempt(ROUND, cohort, "inputs", "open", None, dropped or {}, uploads, updates)
+    return RecordedAttempt(
+        ROUND, cohort, inputs_sha256="inputs", outcome="open", submitted=None, dropped=dropped or {}, uploads=uploads, updates=updates
+    )
 
 
 def taken(filled: object) -> list[tuple[str, int]]:
@@ -54,7 +56,7 @@ def fill(filled: Attempt, attempt_before: RecordedAttempt, spool: Spool, covered
     """Take up the payloads of an attempt, and put everything into another."""
     found = recover(attempt_before, spool, covered)
     assert not found.problem
-    refill(filled, attempt_before, found, covered, now)
+    refill(filled, attempt_before, files=found, covered=covered, now=now)
 
 
 def test_what_waits_is_trained_in_the_order_of_the_schedule_or_of_acceptance(files: Path) -> None:
@@ -64,13 +66,13 @@ def test_what_waits_is_trained_in_the_order_of_the_schedule_or_of_acceptance(fil
         (ServerSchedule.LOCKSTEP, [("a", 0), ("b", 0)]),
     ):
         filled = attempt(("a", "b", "c"), schedule)
-        fill(filled, recorded(*uploads), Spool(files, 1000, {file(n).name or "" for n in range(8)}), 0, 5.0)
+        fill(filled, recorded(*uploads), Spool(files, 1000, needed={file(n).name or "" for n in range(8)}), 0, 5.0)
         assert taken(filled) == order, schedule
 
 
 def test_what_a_checkpoint_covers_is_not_trained_again_and_what_it_does_not_cover_is(files: Path) -> None:
     filled = attempt(("a", "b", "c"), ServerSchedule.LOCKSTEP)
-    spool = Spool(files, 1000, {file(n).name or "" for n in range(8)})
+    spool = Spool(files, 1000, needed={file(n).name or "" for n in range(8)})
     uploads = (
         upload(key("a", 0), 0, "trained", 0, payload=StoredFile(None, 10)),
         upload(key("b", 0), 1, "trained", 1),
@@ -89,32 +91,32 @@ def test_what_a_checkpoint_covers_is_not_trained_again_and_what_it_does_not_cove
 
 def test_a_rejection_that_is_covered_has_an_answer_to_give(files: Path) -> None:
     filled = attempt(("a", "b", "c"))
-    fill(filled, recorded(upload(key("a", 0), 0, "rejected", 0)), Spool(files, 1000, {file(0).name or ""}), 1, 0.0)
+    fill(filled, recorded(upload(key("a", 0), 0, "rejected", 0)), Spool(files, 1000, needed={file(0).name or ""}), 1, 0.0)
     (rejected,) = filled.uploads.values()
     assert rejected.trained and rejected.answer == StoredAnswer(0, None, None)
 
 
 @pytest.mark.parametrize("missing", [0, 3, 5, 6])
 def test_a_payload_that_is_gone_is_an_error_and_nothing_is_held(missing: int, files: Path) -> None:
-    spool = Spool(files, 1000, {file(n).name or "" for n in range(8)})
+    spool = Spool(files, 1000, needed={file(n).name or "" for n in range(8)})
     (files / str(file(missing).name)).unlink()
     uploads = (upload(key("a", 0), 0), upload(key("b", 0), 5, cut_gradient=file(3)))
-    update = RecordedUpdate("a", "digest", file(6), STATISTICS, None)
+    update = RecordedUpdate("a", "digest", payload=file(6), statistics=STATISTICS, log=None)
     found = recover(recorded(*uploads, updates=(update,)), spool, covered=0)
     assert f"{missing:09d}.upload is gone" in found.problem
     assert spool.used_bytes == 0 and found.entries == {}
 
 
 def test_members_stand_where_they_stood() -> None:
-    update = RecordedUpdate("a", "digest", None, STATISTICS, None)
+    update = RecordedUpdate("a", "digest", payload=None, statistics=STATISTICS, log=None)
     statuses = member_statuses(recorded(updates=(update,), dropped={"a": "went silent after its update", "b": "left"}))
     assert statuses == {"a": MemberStatus.SUBMITTED, "b": MemberStatus.DROPPED, "c": MemberStatus.TRAINING}
 
 
 def test_training_waits_for_members_at_work_and_for_no_others(files: Path) -> None:
     filled = attempt(("a", "b", "c"), ServerSchedule.LOCKSTEP)
-    update = RecordedUpdate("a", "digest", file(1), STATISTICS, b"log")
-    spool = Spool(files, 100, {file(0).name or "", file(1).name or ""})
+    update = RecordedUpdate("a", "digest", payload=file(1), statistics=STATISTICS, log=b"log")
+    spool = Spool(files, 100, needed={file(0).name or "", file(1).name or ""})
     fill(filled, recorded(upload(key("c", 0), 0), updates=(update,), dropped={"b": "left"}), spool, 0, 0.0)
     # Of a and b nothing is missing, so c's is next; then c's own next step is awaited.
     assert taken(filled) == [("c", 0)]
@@ -126,7 +128,7 @@ def test_held_out_samples_that_were_scored_are_scored_no_second_time(files: Path
     filled = attempt(("a", "b", "c"))
     purpose = UploadPurpose.EVALUATE
     uploads = (upload(key("a", 0, purpose), 0, "scored", 0), upload(key("b", 0, purpose), 1, "scored", 1))
-    fill(filled, recorded(*uploads), Spool(files, 100, {file(0).name or "", file(1).name or ""}), 1, 0.0)
+    fill(filled, recorded(*uploads), Spool(files, 100, needed={file(0).name or "", file(1).name or ""}), 1, 0.0)
     again = filled.held_out.take()
     assert again is not None and again.key.client_id == "b" and filled.held_out.take() is None
 

@@ -109,12 +109,16 @@ def test_a_figure_is_the_median_of_those_that_are_known() -> None:
 
 
 def make_worker(root: Path) -> tuple[TrainWorker, list[dict[str, Any]]]:
-    model = build_model("cnn", TINY_OPTIONS, parse_specification(TINY_DATA), seed=0)
+    model = build_model("cnn", TINY_OPTIONS, data=parse_specification(TINY_DATA), seed=0)
     summaries: list[dict[str, Any]] = []
     metrics = ServerMetrics(CollectorRegistry(), lambda: 0.0, root)
     table: dict[str, Any] = {name: {"bytes_up": {}, "bytes_down": {}} for name in "abc"}
-    ledger: Any = SimpleNamespace(sync=lambda: None, balance=lambda: Balance(0, 0, 0, 0), drops=dict, abandoned=dict)
-    trainer = Trainer(model, TrainerSettings("adam", 0.01, 0.0, 0.0, "cpu", "fp32"), trains_head=False)
+    ledger: Any = SimpleNamespace(sync=lambda: None, balance=lambda: Balance(0, 0, scored=0, rejected=0), drops=dict, abandoned=dict)
+    trainer = Trainer(
+        model,
+        TrainerSettings("adam", 0.01, server_weight_decay=0.0, server_momentum=0.0, device="cpu", precision="fp32"),
+        trains_head=False,
+    )
     facts, clock = builders.run_facts(preset_name="frozen", model=model.to_spec()), ManualClock(0.0)
     checkpoints, gatekeeper = CheckpointStore(root / "checkpoints", 3), Gatekeeper(None, metrics)
     # Weights are not what this is about.
@@ -143,11 +147,20 @@ def make_worker(root: Path) -> tuple[TrainWorker, list[dict[str, Any]]]:
 
 
 def closing(round_index: int, said: list[LocalStatistics]) -> CloseJob:
-    updates = tuple(AcceptedUpdate(name, "", None, one) for name, one in zip("abc", said, strict=False))
+    updates = tuple(AcceptedUpdate(name, "", entry=None, statistics=one) for name, one in zip("abc", said, strict=False))
     # The plan trains a front, so that its figures count; its weights are not what this is about.
     plan = builders.plan("heron")
     rows = tuple([8] * len(updates))
-    return CloseJob(RoundReference(round_index, 0), plan, updates, rows, tuple("abc"), 0.0, np.zeros(0, np.float32), (1.0,))
+    return CloseJob(
+        RoundReference(round_index, 0),
+        plan,
+        updates=updates,
+        rows=rows,
+        cohort=tuple("abc"),
+        opened_at=0.0,
+        start=np.zeros(0, np.float32),
+        scales=(1.0,),
+    )
 
 
 several_rounds = st.lists(st.lists(statistics, min_size=1, max_size=3), min_size=2, max_size=3)
@@ -204,7 +217,14 @@ def test_a_checkpoint_that_an_earlier_version_poisoned_is_gone_on_with(tmp_path:
 def test_what_a_ledger_of_an_earlier_version_holds_is_drawn_into_range(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite", "run", begins=True, durable=False)
     ledger.round_opened(RoundReference(0, 0), {"a": ""}, "inputs")
-    ledger.update_accepted(RoundReference(0, 0), "a", "", None, LocalStatistics(second_moment=1e300, step_seconds=1.7e308), None)
+    ledger.update_accepted(
+        RoundReference(0, 0),
+        "a",
+        sha256="",
+        payload=None,
+        statistics=LocalStatistics(second_moment=1e300, step_seconds=1.7e308),
+        log_bytes=None,
+    )
     ledger.close()
     with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
         (update,) = read_attempts(connection)[0].updates
@@ -272,7 +292,7 @@ def test_running_statistics_are_averaged_by_the_runs_rule(tmp_path: Path, rule: 
     facts: Any = SimpleNamespace(model=SimpleNamespace(statistics=STATISTICS), algorithm=SimpleNamespace(aggregation=rule))
     no_audit: Any = None
     fronts = FrontAverage(facts, trainer, no_audit)
-    updates = tuple(AcceptedUpdate(str(i), "", entry, LocalStatistics()) for i, entry in enumerate(entries))
+    updates = tuple(AcceptedUpdate(str(i), "", entry=entry, statistics=LocalStatistics()) for i, entry in enumerate(entries))
     job: Any = SimpleNamespace(plan=SimpleNamespace(trains_front=False), updates=updates)
     fronts.take_over(job, np.full(5, 0.2))
     (flat,) = taken

@@ -30,7 +30,7 @@ class RoundLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        rules = RoundRules(4, 2, 3, DEADLINE, LIVENESS, COHORT_WAIT)
+        rules = RoundRules(4, 2, num_rounds=3, round_deadline_seconds=DEADLINE, liveness_seconds=LIVENESS, cohort_wait_seconds=COHORT_WAIT)
         self.clock = ManualClock()
         self.machine = RoundMachine(rules)
         self.opened: list[RoundReference] = []

@@ -212,7 +212,21 @@ def test_the_next_round_starts_from_the_median_of_the_second_moments_that_are_kn
 
 def test_the_summary_is_valid_json_when_the_model_has_diverged(serve: Serve) -> None:
     server = serve(trains=False)
-    server.parts.worker.rounds.append(RoundRecord(0, 0, 1, 1, 0.1, math.nan, None, math.inf, 0, 0.0, 0.0))
+    server.parts.worker.rounds.append(
+        RoundRecord(
+            0,
+            0,
+            cohort=1,
+            updates=1,
+            test_accuracy=0.1,
+            test_loss=math.nan,
+            local_loss=None,
+            server_loss=math.inf,
+            client_forward_passes=0,
+            client_forward_equivalents=0.0,
+            seconds=0.0,
+        )
+    )
     server.parts.worker.save()
 
     def refuse(name: str) -> None:

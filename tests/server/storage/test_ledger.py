@@ -46,7 +46,7 @@ def reopened(path: Path) -> Ledger:
 
 def accept(ledger: Ledger, *keys: UploadKey) -> None:
     for number, one in enumerate(keys):
-        ledger.upload_accepted(one, "digest", file(number))
+        ledger.upload_accepted(one, "digest", payload=file(number))
 
 
 def test_columns_are_kept_in_their_order_and_older_ledgers_have_none(tmp_path: Path, ledger: Ledger) -> None:
@@ -96,7 +96,7 @@ def test_whoever_syncs_first_commits_for_all(tmp_path: Path, ledger: Ledger, mon
         connection = sqlite3.connect(path)
         barrier.wait()
         for step in range(10):
-            ledger.upload_accepted(key(f"c{number}", step), "digest", file(number))
+            ledger.upload_accepted(key(f"c{number}", step), "digest", payload=file(number))
             ledger.sync()
             found = connection.execute("SELECT 1 FROM uploads WHERE client_id = ? AND local_step = ?", (f"c{number}", step)).fetchone()
             if found is None:
@@ -152,7 +152,7 @@ def test_a_disk_that_refuses_keeps_the_queue_in_order_and_the_next_sync_writes_i
         accept(ledger, key(step=0), key(step=1))
         with pytest.raises(StorageError, match="free some space"):
             ledger.attempts()
-    ledger.upload_trained(key(step=1), 0, StoredAnswer(0, 1.0, None), None)
+    ledger.upload_trained(key(step=1), 0, answer=StoredAnswer(0, 1.0, None), cut_gradient=None)
     ledger.sync()
     with_disk = reopened(tmp_path)
     (attempt,) = with_disk.attempts()
@@ -244,19 +244,19 @@ def test_the_last_attempt_that_was_begun_is_known_after_it_was_settled(ledger: L
 def test_the_balance_counts_open_closed_and_undone_attempts(ledger: Ledger) -> None:
     ledger.round_opened(FIRST, {}, "inputs")
     accept(ledger, key(step=0), key(step=1), key(step=2), key(step=3, purpose=UploadPurpose.EVALUATE), key(step=4))
-    ledger.upload_trained(key(step=0), 0, StoredAnswer(0, 1.0, None), None)
-    ledger.upload_trained(key(step=1), 1, StoredAnswer(1, 1.0, None), None)
+    ledger.upload_trained(key(step=0), 0, answer=StoredAnswer(0, 1.0, None), cut_gradient=None)
+    ledger.upload_trained(key(step=1), 1, answer=StoredAnswer(1, 1.0, None), cut_gradient=None)
     ledger.upload_scored(key(step=3, purpose=UploadPurpose.EVALUATE), 2)
     ledger.upload_rejected(key(step=2), 3, "its norm")
     assert ledger.balance() == Balance(accepted=5, trained=2, scored=1, rejected=1)
     assert ledger.balance().waiting == 1
-    ledger.upload_trained(key(step=4), 4, StoredAnswer(2, 1.0, None), None)
+    ledger.upload_trained(key(step=4), 4, answer=StoredAnswer(2, 1.0, None), cut_gradient=None)
     ledger.settled(FIRST)
     assert ledger.balance() == Balance(accepted=5, trained=3, scored=1, rejected=1)
     undone = RoundReference(1, 0)
     ledger.round_opened(undone, {}, "inputs")
     accept(ledger, key(step=0, reference=undone), key(step=1, reference=undone))
-    ledger.upload_trained(key(step=0, reference=undone), 0, StoredAnswer(0, 1.0, None), None)
+    ledger.upload_trained(key(step=0, reference=undone), 0, answer=StoredAnswer(0, 1.0, None), cut_gradient=None)
     ledger.settled(undone, "without a quorum")
     # Undone training is no training: all of it counts as rejected.
     assert ledger.balance() == Balance(accepted=7, trained=3, scored=1, rejected=3)
@@ -274,11 +274,13 @@ def test_a_recorded_attempt_comes_back_bit_for_bit(ledger: Ledger) -> None:
     cohort = {"b": "key of b", "a": "key of a", "ü": ""}
     ledger.round_opened(FIRST, cohort, "inputs")
     accept(ledger, key("b"), key("a"), key("ü"))
-    ledger.upload_trained(key("a"), 1, StoredAnswer(7, odd[0], odd), StoredFile("000000009.upload", 99))
-    ledger.upload_trained(key("b"), 0, StoredAnswer(6, None, None), None)
+    ledger.upload_trained(key("a"), 1, answer=StoredAnswer(7, odd[0], odd), cut_gradient=StoredFile("000000009.upload", 99))
+    ledger.upload_trained(key("b"), 0, answer=StoredAnswer(6, None, None), cut_gradient=None)
     ledger.member_dropped(FIRST, "ü", "went silent")
-    ledger.update_accepted(FIRST, "a", "update digest", StoredFile("000000010.upload", 5), STATISTICS, b"\x00log\xff")
-    ledger.update_accepted(FIRST, "b", "other digest", None, STATISTICS, None)
+    ledger.update_accepted(
+        FIRST, "a", sha256="update digest", payload=StoredFile("000000010.upload", 5), statistics=STATISTICS, log_bytes=b"\x00log\xff"
+    )
+    ledger.update_accepted(FIRST, "b", sha256="other digest", payload=None, statistics=STATISTICS, log_bytes=None)
     ledger.round_closing(FIRST, ("a", "b"))
     (attempt,) = ledger.attempts()
     assert (attempt.round, attempt.inputs_sha256, attempt.outcome, attempt.submitted) == (FIRST, "inputs", "closing", ("a", "b"))
@@ -305,8 +307,8 @@ def test_what_a_checkpoint_does_not_cover_waits_again_and_keeps_its_answer(ledge
     ledger.round_opened(FIRST, {}, "inputs")
     accept(ledger, key(step=0), key(step=1), key(step=2))
     answer = StoredAnswer(4, 0.5, (0.25,))
-    ledger.upload_trained(key(step=0), 0, answer, None)
-    ledger.upload_trained(key(step=1), 1, answer, None)
+    ledger.upload_trained(key(step=0), 0, answer=answer, cut_gradient=None)
+    ledger.upload_trained(key(step=1), 1, answer=answer, cut_gradient=None)
     ledger.upload_rejected(key(step=2), 2, "its norm")
     ledger.gone_on_with(FIRST, covered=1)
     uploads = ledger.attempts()[0].uploads

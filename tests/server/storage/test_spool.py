@@ -90,7 +90,7 @@ def test_what_an_earlier_process_left_is_removed_and_other_files_are_not(tmp_pat
 def test_what_is_needed_stays_is_taken_up_once_and_its_numbers_are_not_given_again(tmp_path: Path) -> None:
     earlier = Spool(tmp_path, 100)
     kept, left = stored(earlier, b"kept"), stored(earlier, b"left")
-    spool = Spool(tmp_path, 100, {kept.path.name})
+    spool = Spool(tmp_path, 100, needed={kept.path.name})
     assert not left.path.exists() and spool.used_bytes == 0
     with pytest.raises(StorageError, match="4 bytes instead of 5"):
         spool.recover(kept.path.name, 5)
@@ -98,12 +98,12 @@ def test_what_is_needed_stays_is_taken_up_once_and_its_numbers_are_not_given_aga
     assert bytes(again.read()) == b"kept" and spool.used_bytes == 4
     assert stored(spool, b"new").path.name > kept.path.name
     gone = "000000077.upload"
-    assert stored(Spool(tmp_path, 100, {gone}), b"new").path.name > gone, "a name in the ledger never comes to mean another payload"
+    assert stored(Spool(tmp_path, 100, needed={gone}), b"new").path.name > gone, "a name in the ledger never comes to mean another payload"
 
 
 def test_what_nobody_takes_up_is_discarded(tmp_path: Path) -> None:
     kept = stored(Spool(tmp_path, 100), b"kept")
-    spool = Spool(tmp_path, 100, {kept.path.name})
+    spool = Spool(tmp_path, 100, needed={kept.path.name})
     spool.discard([kept.path.name, "000000077.upload"])
     assert files(tmp_path) == [] and spool.used_bytes == 0
 

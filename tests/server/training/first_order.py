@@ -26,7 +26,9 @@ def split(front: nn.Module, shape: tuple[int, ...], classes: int = 3) -> SplitMo
                 nn.init.normal_(parameter)
         width = front(torch.zeros(2, *shape)).flatten(1).shape[1]
         head = nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
-    return SplitModel("test", front, head, nn.Identity(), cross_entropy, shape, classes)
+    return SplitModel(
+        "test", front, auxiliary_head=head, back=nn.Identity(), sample_losses=cross_entropy, input_shape=shape, num_classes=classes
+    )
 
 
 def samples(model: SplitModel, rows: int, tokens: bool = False) -> Arrays:

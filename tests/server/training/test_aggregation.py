@@ -223,22 +223,22 @@ def test_the_dispatcher_calls_each_rule_with_the_modules_constants(count: int) -
     }
     assert set(expected) == set(RULES)
     for rule in RULES:
-        np.testing.assert_array_equal(aggregate(rule, arrays, weights, reference), expected[rule], strict=True)
+        np.testing.assert_array_equal(aggregate(rule, arrays, weights=weights, reference=reference), expected[rule], strict=True)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_another_shape_or_number_of_weights_is_a_programming_error(rule: AggregationRule) -> None:
     with pytest.raises(ValueError, match=r"shape \(4,\), got \(1,\)"):
-        aggregate(rule, [np.ones(4, np.float32), np.ones(1, np.float32)], uniform(2), np.ones(4, np.float32))
+        aggregate(rule, [np.ones(4, np.float32), np.ones(1, np.float32)], weights=uniform(2), reference=np.ones(4, np.float32))
     with pytest.raises(ValueError, match="one weight for each of 2 arrays, got 3"):
-        aggregate(rule, clients(2, 4), uniform(3), np.ones(4, np.float32))
+        aggregate(rule, clients(2, 4), weights=uniform(3), reference=np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("rule", RULES)
 def test_clients_that_agree_get_their_weights_back(rule: AggregationRule, count: int) -> None:
     array = clients(1, 300)[0]
-    got = aggregate(rule, [array] * count, uniform(count), np.zeros(300, np.float32))
+    got = aggregate(rule, [array] * count, weights=uniform(count), reference=np.zeros(300, np.float32))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, array)
 
@@ -246,9 +246,9 @@ def test_clients_that_agree_get_their_weights_back(rule: AggregationRule, count:
 @pytest.mark.parametrize("rule", UNWEIGHTED)
 def test_an_unweighted_rule_gives_the_same_bits_for_any_order_of_clients(rule: AggregationRule) -> None:
     arrays = clients(6, 500)
-    expected = aggregate(rule, arrays, uniform(6), arrays[0])
+    expected = aggregate(rule, arrays, weights=uniform(6), reference=arrays[0])
     for order in itertools.islice(itertools.permutations(range(6)), 0, None, 37):
-        got = aggregate(rule, [arrays[i] for i in order], uniform(6), arrays[0])
+        got = aggregate(rule, [arrays[i] for i in order], weights=uniform(6), reference=arrays[0])
         assert got.tobytes() == expected.tobytes()
 
 
@@ -264,10 +264,10 @@ def test_the_order_of_clients_moves_the_norm_clipped_mean_by_rounding_only() -> 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_blocks_do_not_show(rule: AggregationRule, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, reference = clients(5, 301), np.ones(301, np.float32)
-    whole = aggregate(rule, arrays, uniform(5), reference)
+    whole = aggregate(rule, arrays, weights=uniform(5), reference=reference)
     for values in (1, 35, 1505):
         monkeypatch.setattr(aggregation, "_BLOCK_VALUES", values)
-        np.testing.assert_allclose(aggregate(rule, arrays, uniform(5), reference), whole, rtol=2**-22, atol=1e-12)
+        np.testing.assert_allclose(aggregate(rule, arrays, weights=uniform(5), reference=reference), whole, rtol=2**-22, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -276,7 +276,7 @@ def test_no_copy_of_all_clients_is_made_and_the_inputs_are_left_alone(rule: Aggr
     for array in (*arrays, reference):
         array.flags.writeable = False
     tracemalloc.start()
-    aggregate(rule, arrays, uniform(20), reference)
+    aggregate(rule, arrays, weights=uniform(20), reference=reference)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 9e6 < 20 * (1 << 17) * 4  # All clients together are 10 MB in float32, 21 MB in float64.
@@ -287,7 +287,7 @@ def aggregate_with_attacker(rule: AggregationRule, count: int) -> tuple[Float32A
     reference = clients(1, 200, seed=1)[0]
     honest = [(reference + np.float32(0.1) + np.float32(0.01) * x).astype(np.float32) for x in clients(count - 1, 200)]
     attacker = np.full(200, -1e30, np.float32)
-    return aggregate(rule, [*honest[:1], attacker, *honest[1:]], uniform(count), reference), honest, reference
+    return aggregate(rule, [*honest[:1], attacker, *honest[1:]], weights=uniform(count), reference=reference), honest, reference
 
 
 @pytest.mark.parametrize("count", [5, 10])

@@ -23,7 +23,7 @@ def offer(gate: Gate, client: str, norm: float = 1.0, loss: float = 1.0, gradien
     for verdict in (gate.judge_norm(client, round_index, norm), gate.judge_loss(client, round_index, loss)):
         if not verdict.accepted:
             return verdict
-    gate.accept(client, norm, loss, gradient)
+    gate.accept(client, norm, server_loss=loss, gradient_norm=gradient)
     return Verdict()
 
 
@@ -139,10 +139,10 @@ def test_refusals_are_counted_by_client_and_reason() -> None:
 
 
 def test_factors_of_zero_switch_each_gate_off() -> None:
-    gate = warm(GateSettings(0.0, 0.0, 0.0, 32, 0, 2))
+    gate = warm(GateSettings(0.0, 0.0, gradient_factor=0.0, gate_warmup_uploads=32, quarantine_after=0, quarantine_rounds=2))
     assert offer(gate, "a", norm=1e30, loss=1e30).accepted
     assert gate.limit_gradient() == math.inf
-    quiet = warm(GateSettings(10.0, 0.0, 0.0, 32, 0, 2))
+    quiet = warm(GateSettings(10.0, 0.0, gradient_factor=0.0, gate_warmup_uploads=32, quarantine_after=0, quarantine_rounds=2))
     assert not any(offer(quiet, "a", norm=1e9).quarantines for _ in range(50))
 
 

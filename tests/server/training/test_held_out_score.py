@@ -39,7 +39,7 @@ HELD_OUT = {"held_out": 0.25, "evaluation_batches": 2}
 
 def of_attempt(schedule: ServerSchedule = ServerSchedule.LOCKSTEP, evaluation_batches: int = 2) -> Attempt:
     plain = attempt(schedule=schedule)
-    return Attempt(plain.assignment, run_facts(schedule, evaluation_batches=evaluation_batches), plain.cohort)
+    return Attempt(plain.assignment, run_facts(schedule, evaluation_batches=evaluation_batches), cohort=plain.cohort)
 
 
 def held_out_key(client: str = "a", index: int = 0) -> UploadKey:
@@ -48,7 +48,7 @@ def held_out_key(client: str = "a", index: int = 0) -> UploadKey:
 
 def admit(of: Attempt, k: UploadKey, rows: int = 4, probes: int = 0) -> tuple[TensorSpec, ...]:
     specs = evaluation_specs(of.assignment.plan, MODEL, rows)
-    return of.check_upload(k, probes, specs, total_bytes(specs))
+    return of.check_upload(k, probes, tensors=specs, announced_bytes=total_bytes(specs))
 
 
 def test_batches_may_be_short_and_nothing_else() -> None:
@@ -65,10 +65,10 @@ def test_batches_may_be_short_and_nothing_else() -> None:
     ]
     for tensors in wrong:
         with pytest.raises(RefusedError) as caught:
-            a.check_upload(held_out_key(), 0, tensors, total_bytes(tensors))
+            a.check_upload(held_out_key(), 0, tensors=tensors, announced_bytes=total_bytes(tensors))
         assert caught.value.code is ErrorCode.INVALID_TENSOR
     with pytest.raises(RefusedError) as caught:
-        a.check_upload(held_out_key(), 0, (z, y), total_bytes((z, y)) + 1)
+        a.check_upload(held_out_key(), 0, tensors=(z, y), announced_bytes=total_bytes((z, y)) + 1)
     assert caught.value.code is ErrorCode.OVERSIZED
 
 

@@ -42,7 +42,7 @@ LOSSES = [2.3, 0.9, 0.4, 2.31, 5.0, math.nan, 1.0, 0.8]
 def after(losses: list[float | None], chance: float | None = CHANCE, missing: frozenset[int] = frozenset()) -> Recovery:
     known = Recovery()
     for index, loss in enumerate(losses):
-        known = known.after_round(index + 1, loss, None if index in missing else index, chance)
+        known = known.after_round(index + 1, loss, scored=None if index in missing else index, chance=chance)
     return known
 
 

@@ -13,7 +13,22 @@ CHANCE = math.log(10)
 
 
 def rounds(*losses: float | None) -> list[RoundRecord]:
-    return [RoundRecord(i, 0, 1, 1, None, None, None, loss, 0, 0, 0.0) for i, loss in enumerate(losses)]
+    return [
+        RoundRecord(
+            i,
+            0,
+            cohort=1,
+            updates=1,
+            test_accuracy=None,
+            test_loss=None,
+            local_loss=None,
+            server_loss=loss,
+            client_forward_passes=0,
+            client_forward_equivalents=0,
+            seconds=0.0,
+        )
+        for i, loss in enumerate(losses)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,24 @@ def scaled(upload: DecodedUpload, magnitude: float) -> DecodedUpload:
 
 
 def make_trainer(optimiser: str, trains_head: bool, replicates: bool, rate: float = 0.01, back: torch.nn.Module | None = None) -> Trainer:
-    model = build_model("cnn", TINY_OPTIONS, parse_specification(TINY_DATA), seed=0)
+    model = build_model("cnn", TINY_OPTIONS, data=parse_specification(TINY_DATA), seed=0)
     if back is not None:
-        model = SplitModel("own", model.front, model.auxiliary_head, back, cross_entropy, (2, 2, 2), CLASSES)
+        model = SplitModel(
+            "own",
+            model.front,
+            auxiliary_head=model.auxiliary_head,
+            back=back,
+            sample_losses=cross_entropy,
+            input_shape=(2, 2, 2),
+            num_classes=CLASSES,
+        )
     name, momentum = OPTIMISERS[optimiser]
-    return Trainer(model, TrainerSettings(name, rate, 0.001, momentum, "cpu", "fp32"), trains_head, replicates)
+    return Trainer(
+        model,
+        TrainerSettings(name, rate, server_weight_decay=0.001, server_momentum=momentum, device="cpu", precision="fp32"),
+        trains_head=trains_head,
+        replicates_back=replicates,
+    )
 
 
 class Line:
@@ -248,7 +261,7 @@ def test_running_statistics_of_a_back_are_put_back(tiny_model: SplitModel) -> No
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(magnitude=magnitudes)
 def test_a_head_is_aligned_to_finite_weights_or_stays(magnitude: float) -> None:
-    model = build_model("cnn", TINY_OPTIONS, parse_specification(TINY_DATA), seed=0)
+    model = build_model("cnn", TINY_OPTIONS, data=parse_specification(TINY_DATA), seed=0)
     alignment = HeadAlignment(model, Alignment(epochs=2, learning_rate=1e-2))
     for seed, upload in enumerate([scaled(honest(0), magnitude), honest(1)]):
         alignment.keep("ab"[seed], upload)

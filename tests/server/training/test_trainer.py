@@ -56,7 +56,7 @@ def test_steps_are_those_of_plain_torch(tiny_model: SplitModel, name: str, train
     twins = {"back": copy.deepcopy(tiny_model.back), "head": copy.deepcopy(tiny_model.auxiliary_head)}
     plain = {part: plain_optimiser(name, module) for part, module in twins.items()}
     front = copy.deepcopy(tiny_model.front.state_dict())
-    trainer = Trainer(tiny_model, settings(name), trains_head)
+    trainer = Trainer(tiny_model, settings(name), trains_head=trains_head)
     for step in range(3):
         z, y = batch(step)
         expected = {}
@@ -127,11 +127,11 @@ def test_training_goes_on_after_a_skipped_step(tiny_model: SplitModel) -> None:
 @pytest.mark.parametrize("trains_head", [False, True])
 def test_a_restored_trainer_continues_bit_for_bit(tiny_model: SplitModel, name: str, trains_head: bool) -> None:
     other_model = copy.deepcopy(tiny_model)
-    trainer = Trainer(tiny_model, settings(name), trains_head)
+    trainer = Trainer(tiny_model, settings(name), trains_head=trains_head)
     for step in range(3):
         trainer.train(DecodedUpload(*batch(step)))
     kept, version = trainer.tensors(), trainer.server_version
-    restored = Trainer(other_model, settings(name), trains_head)
+    restored = Trainer(other_model, settings(name), trains_head=trains_head)
     restored.train(DecodedUpload(*batch(99)))
     restored.load_tensors(kept, version)
     assert_same(state_of(restored), kept)
@@ -196,7 +196,7 @@ def test_a_head_of_many_inputs_does_not_overshoot(name: str) -> None:
     torch.manual_seed(0)
     front, back = torch.nn.Identity(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32_768, 4))
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32_768, 4))
-    model = SplitModel("wide", front, head, back, cross_entropy, (8, 64, 64), 4)
+    model = SplitModel("wide", front, auxiliary_head=head, back=back, sample_losses=cross_entropy, input_shape=(8, 64, 64), num_classes=4)
     trainer = Trainer(model, settings(name, server_learning_rate=2e-3, server_weight_decay=0.0), trains_head=True)
     generator = np.random.default_rng(0)
     losses = []

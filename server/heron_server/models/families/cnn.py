@@ -40,7 +40,7 @@ class CnnOptions(FamilyOptions):
 class ConvolutionBlock(nn.Sequential):
     """Convolution, GroupNorm over all channels of a sample, ReLU; [B, c_in, H, W] -> [B, c_out, H/stride, W/stride]."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int) -> None:
         super().__init__(
             nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2), nn.GroupNorm(1, channels_out), nn.ReLU()
         )
@@ -60,17 +60,24 @@ def build_cnn(options: CnnOptions, data: DataSpecification, name: str) -> SplitM
     channels, height, width = data.input_shape
     front: list[nn.Module] = []
     for out, stride in zip(options.front_widths, options.front_strides, strict=True):
-        front.append(ConvolutionBlock(channels, out, options.kernel, stride))
+        front.append(ConvolutionBlock(channels, out, kernel=options.kernel, stride=stride))
         channels, height, width = out, math.ceil(height / stride), math.ceil(width / stride)
     features = channels * height * width
     head = nn.Sequential(nn.Flatten(), nn.Linear(features, data.num_classes))
     back: list[nn.Module] = []
     for out in options.back_widths:
-        back.append(ConvolutionBlock(channels, out, 3, 1))
+        back.append(ConvolutionBlock(channels, out, kernel=3, stride=1))
         channels = out
     back += [nn.Flatten(), nn.Linear(channels * height * width, options.hidden), nn.ReLU(), nn.Linear(options.hidden, data.num_classes)]
     model = SplitModel(
-        name, nn.Sequential(*front), head, nn.Sequential(*back), sample_losses_of(data.task), data.input_shape, data.num_classes, data.task
+        name,
+        nn.Sequential(*front),
+        auxiliary_head=head,
+        back=nn.Sequential(*back),
+        sample_losses=sample_losses_of(data.task),
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        task=data.task,
     )
     with torch.no_grad():
         model.back(model.front(torch.zeros(2, *data.input_shape)))

@@ -17,7 +17,7 @@ from heron_server.models.split_model import SplitModel, device_of, trained_param
 from heron_server.models.transformer.token_head import token_head
 
 
-def with_block_heads(model: SplitModel, losses: LocalLosses, blocks: tuple[str, ...], seed: int) -> SplitModel:
+def with_block_heads(model: SplitModel, losses: LocalLosses, *, blocks: tuple[str, ...], seed: int) -> SplitModel:
     """Return the model with heads behind blocks of its front, under a name of its own; `blocks` names these, or none to find them.
 
     Raises:
@@ -51,7 +51,7 @@ def with_block_heads(model: SplitModel, losses: LocalLosses, blocks: tuple[str, 
 
 def _head(model: SplitModel, shape: tuple[int, ...]) -> nn.Module:
     if model.tokens:
-        return token_head(shape, model.input_shape[0], model.task, model.num_classes)
+        return token_head(shape, model.input_shape[0], task=model.task, num_classes=model.num_classes)
     return auxiliary_head(shape, model.num_classes)
 
 

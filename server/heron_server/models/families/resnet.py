@@ -139,7 +139,17 @@ def build_resnet(options: ResnetOptions, data: DataSpecification, name: str) -> 
     back = nn.Sequential(*remaining, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels_out, data.num_classes))
     by_batch = options.norm is ResnetNorm.BATCH
     losses = sample_losses_of(data.task)
-    model = SplitModel(name, front, head, back.eval(), losses, data.input_shape, data.num_classes, data.task, batch_statistics=by_batch)
+    model = SplitModel(
+        name,
+        front,
+        auxiliary_head=head,
+        back=back.eval(),
+        sample_losses=losses,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        task=data.task,
+        batch_statistics=by_batch,
+    )
     with torch.no_grad():
         model.back(torch.zeros(2, channels, height, width))
     return model
@@ -148,8 +158,8 @@ def build_resnet(options: ResnetOptions, data: DataSpecification, name: str) -> 
 def _stem(options: ResnetOptions, channels: int) -> list[nn.Module]:
     norm = _norm(options)
     if options.stem is ResnetStem.CIFAR:
-        return [convolution(channels, options.width, 3, 1), norm(options.width), nn.ReLU()]
-    return [convolution(channels, options.width, 7, 2), norm(options.width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+        return [convolution(channels, options.width, kernel=3, stride=1), norm(options.width), nn.ReLU()]
+    return [convolution(channels, options.width, kernel=7, stride=2), norm(options.width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
 
 
 def _blocks(options: ResnetOptions) -> list[nn.Module]:
@@ -159,7 +169,7 @@ def _blocks(options: ResnetOptions) -> list[nn.Module]:
     for stage, count in enumerate(options.blocks):
         for index in range(count):
             stride = 2 if stage > 0 and index == 0 else 1
-            blocks.append(kind(channels, options.width << stage, stride, _norm(options)))
+            blocks.append(kind(channels, options.width << stage, stride=stride, norm=_norm(options)))
             channels = _channels_out(options, stage)
     return blocks
 

@@ -16,13 +16,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels_in: int, width: int, stride: int, norm: MakeNorm) -> None:
+    def __init__(self, channels_in: int, width: int, *, stride: int, norm: MakeNorm) -> None:
         super().__init__()
-        self.convolution1 = convolution(channels_in, width, 3, stride)
+        self.convolution1 = convolution(channels_in, width, kernel=3, stride=stride)
         self.norm1 = norm(width)
-        self.convolution2 = convolution(width, width, 3, 1)
+        self.convolution2 = convolution(width, width, kernel=3, stride=1)
         self.norm2 = norm(width)
-        self.shortcut = _shortcut(channels_in, width, stride, norm)
+        self.shortcut = _shortcut(channels_in, width, stride=stride, norm=norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = nn.functional.relu(self.norm1(self.convolution1(x)))
@@ -34,15 +34,15 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels_in: int, width: int, stride: int, norm: MakeNorm) -> None:
+    def __init__(self, channels_in: int, width: int, *, stride: int, norm: MakeNorm) -> None:
         super().__init__()
-        self.convolution1 = convolution(channels_in, width, 1, 1)
+        self.convolution1 = convolution(channels_in, width, kernel=1, stride=1)
         self.norm1 = norm(width)
-        self.convolution2 = convolution(width, width, 3, stride)
+        self.convolution2 = convolution(width, width, kernel=3, stride=stride)
         self.norm2 = norm(width)
-        self.convolution3 = convolution(width, width * self.expansion, 1, 1)
+        self.convolution3 = convolution(width, width * self.expansion, kernel=1, stride=1)
         self.norm3 = norm(width * self.expansion)
-        self.shortcut = _shortcut(channels_in, width * self.expansion, stride, norm)
+        self.shortcut = _shortcut(channels_in, width * self.expansion, stride=stride, norm=norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = nn.functional.relu(self.norm1(self.convolution1(x)))
@@ -50,13 +50,13 @@ class Bottleneck(nn.Module):
         return nn.functional.relu(self.shortcut(x) + self.norm3(self.convolution3(hidden)))
 
 
-def _shortcut(channels_in: int, channels_out: int, stride: int, norm: MakeNorm) -> nn.Module:
+def _shortcut(channels_in: int, channels_out: int, *, stride: int, norm: MakeNorm) -> nn.Module:
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
-    return nn.Sequential(convolution(channels_in, channels_out, 1, stride), norm(channels_out))
+    return nn.Sequential(convolution(channels_in, channels_out, kernel=1, stride=stride), norm(channels_out))
 
 
-def convolution(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Conv2d:
+def convolution(channels_in: int, channels_out: int, *, kernel: int, stride: int) -> nn.Conv2d:
     """Return a convolution without bias, which the norm behind it would shift away, drawn as in He et al. 2015."""
     made = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")

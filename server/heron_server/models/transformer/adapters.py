@@ -18,7 +18,7 @@ class Adapter(StrEnum):
     VERA = "vera"
 
 
-def add_adapter(model: Any, adapter: Adapter, rank: int, alpha: int, targets: tuple[str, ...], seed: int) -> Any:
+def add_adapter(model: Any, adapter: Adapter, *, rank: int, alpha: int, targets: tuple[str, ...], seed: int) -> Any:
     """Return the model with adapters in its blocks as peft wraps it; every other weight is frozen.
 
     Args:

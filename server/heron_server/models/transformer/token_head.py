@@ -40,7 +40,7 @@ class Unmasked(nn.Module):
         return self.inner(z, **{self.mask_argument: mask.to(torch.int64) if self.mask_argument == "attention_mask" else mask})
 
 
-def token_head(cut: tuple[int, ...], length: int, task: Task, num_classes: int) -> nn.Module:
+def token_head(cut: tuple[int, ...], length: int, *, task: Task, num_classes: int) -> nn.Module:
     """Return a head for activations of this shape per sample: [T, D] for next tokens; that, or any other that a head of numbers takes, otherwise.
 
     Raises:

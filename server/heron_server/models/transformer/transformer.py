@@ -101,7 +101,7 @@ class Tail(nn.Module):
         return self.last(hidden, mask)
 
 
-def build_transformer(model: str, options: Mapping[str, Any], data: DataSpecification, seed: int, cut: str | None) -> SplitModel:
+def build_transformer(model: str, options: Mapping[str, Any], *, data: DataSpecification, seed: int, cut: str | None) -> SplitModel:
     """Build a model of transformers, cut behind `cut` blocks; the caller seeds torch's global generator.
 
     Raises:
@@ -116,7 +116,7 @@ def build_transformer(model: str, options: Mapping[str, Any], data: DataSpecific
         check_length(loaded.config, data, reference)
         front_blocks = _cut_place(cut, loaded.config.num_hidden_layers, chosen.head_blocks)
         whole = adapted(loaded, chosen, seed)
-        split = split_at(loaded, family, chosen, data, front_blocks, model)
+        split = split_at(loaded, family, chosen=chosen, data=data, cut=front_blocks, model=model)
         rounding = _round(split, chosen.base)
         split = dataclasses.replace(split, whole=whole, base_error=rounding)
         _check_cut(split, loaded.model, data)
@@ -128,7 +128,7 @@ def adapted(loaded: Pretrained, chosen: TransformerOptions, seed: int) -> Any:
     if chosen.adapter is Adapter.NONE:
         return loaded.model
     # peft puts its layers into the model itself.
-    return add_adapter(loaded.model, chosen.adapter, chosen.rank, chosen.alpha, chosen.targets, seed)
+    return add_adapter(loaded.model, chosen.adapter, rank=chosen.rank, alpha=chosen.alpha, targets=chosen.targets, seed=seed)
 
 
 def parse_options(model: str, options: Mapping[str, Any], data: DataSpecification) -> TransformerOptions:
@@ -176,7 +176,9 @@ def _cut_place(cut: str | None, num_blocks: int, head_blocks: int) -> int:
     return int(text)
 
 
-def split_at(loaded: Pretrained, family: Family, chosen: TransformerOptions, data: DataSpecification, cut: int, model: str) -> SplitModel:
+def split_at(
+    loaded: Pretrained, family: Family, *, chosen: TransformerOptions, data: DataSpecification, cut: int, model: str
+) -> SplitModel:
     """Return the three parts of a model that has its adapters; they share its tensors, and what requires a gradient of these is set anew."""
     whole = loaded.model
     base = getattr(whole, family.base)
@@ -193,21 +195,21 @@ def split_at(loaded: Pretrained, family: Family, chosen: TransformerOptions, dat
         Blocks([copy.deepcopy(block) for block in blocks[cut : cut + chosen.head_blocks]], base, family) if chosen.head_blocks else None
     )
     head = Tail(copied, copy.deepcopy(norm), head_last)
-    _freeze(front, head, back, chosen)
+    _freeze(front, head, back=back, chosen=chosen)
     name = f"{model}:{json.dumps(chosen.model_dump(mode='json'), sort_keys=True)}:{cut}:{data.task.value}:{list(data.input_shape)}:{data.num_classes}"
     return SplitModel(
         # Programs hold no weights, but their shapes are the configuration's.
         f"{name}:{loaded.config.to_json_string(use_diff=False)}",
         front,
-        head,
-        back.eval(),
-        sample_losses_of(data.task),
-        data.input_shape,
-        loaded.config.vocab_size if asks_tokens else data.num_classes,
-        data.task,
-        True,
-        chosen.base,
-        loaded.tokenizer,
+        auxiliary_head=head,
+        back=back.eval(),
+        sample_losses=sample_losses_of(data.task),
+        input_shape=data.input_shape,
+        num_classes=loaded.config.vocab_size if asks_tokens else data.num_classes,
+        task=data.task,
+        tokens=True,
+        base_storage=chosen.base,
+        tokenizer=loaded.tokenizer,
         lengths=data.lengths,
     )
 
@@ -227,7 +229,7 @@ def _round(split: SplitModel, storage: BaseStorage) -> float:
     return error
 
 
-def _freeze(front: Front, head: Tail, back: Tail, chosen: TransformerOptions) -> None:
+def _freeze(front: Front, head: Tail, *, back: Tail, chosen: TransformerOptions) -> None:
     """Freeze what is not trained: embeddings always, the unembedding too, which may be the same tensor; blocks but for their adapters, if they have any."""
     adapted = chosen.adapter is not Adapter.NONE
     marks = ("lora_", "ia3_", "vera_lambda")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -31,22 +31,23 @@ class Family:
 
     base: str
     blocks: str
+    _: KW_ONLY
     norm: str
     embeddings: tuple[str, ...]
     causal: bool
     rotary: bool
 
 
-_DECODER = Family("model", "layers", "norm", ("embed_tokens", "rotary_emb"), causal=True, rotary=True)
+_DECODER = Family("model", "layers", norm="norm", embeddings=("embed_tokens", "rotary_emb"), causal=True, rotary=True)
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("transformer", "h", "ln_f", ("wte", "wpe"), causal=True, rotary=False),
+    "gpt2": Family("transformer", "h", norm="ln_f", embeddings=("wte", "wpe"), causal=True, rotary=False),
     "llama": _DECODER,
     "mistral": _DECODER,
     "qwen2": _DECODER,
     "qwen3": _DECODER,
-    "bert": Family("bert", "encoder.layer", "", ("embeddings",), causal=False, rotary=False),
-    "roberta": Family("roberta", "encoder.layer", "", ("embeddings",), causal=False, rotary=False),
+    "bert": Family("bert", "encoder.layer", norm="", embeddings=("embeddings",), causal=False, rotary=False),
+    "roberta": Family("roberta", "encoder.layer", norm="", embeddings=("embeddings",), causal=False, rotary=False),
 }
 
 

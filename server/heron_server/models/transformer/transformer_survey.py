@@ -47,7 +47,7 @@ def block_places(
         with warnings.catch_warnings():
             # torch warns of copies of tensors without values.
             warnings.simplefilter("ignore", UserWarning)
-            return split_at(made[0], family, chosen, data, int(place), model)
+            return split_at(made[0], family, chosen=chosen, data=data, cut=int(place), model=model)
 
     return places, tuple(str(number) for number in numbers[len(places) :]), client_side
 

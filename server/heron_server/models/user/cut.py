@@ -53,7 +53,7 @@ class Cutter:
     """A model's places to cut and the two sides of each."""
 
     def __init__(
-        self, model: nn.Module, example: Callable[[int], torch.Tensor], by_batch: bool = False, tokens: TokenInput | None = None
+        self, model: nn.Module, example: Callable[[int], torch.Tensor], *, by_batch: bool = False, tokens: TokenInput | None = None
     ) -> None:
         """Trace the model and run two small batches through a copy of it to learn its shapes.
 
@@ -104,14 +104,16 @@ class Cutter:
 
     def front(self, name: str) -> fx.GraphModule:
         """Return the front of a place where a cut works; its tensors are the model's own."""
-        return front_module(self._trace, self._flow, self._place(name), self._state)
+        return front_module(self._trace, self._flow, cut=self._place(name), state=self._state)
 
     def back(self, name: str) -> fx.GraphModule:
         """Return the back of a place where a cut works; its tensors are copies."""
         x, front = self._example(2), copied(self.front(name))
         with torch.no_grad(), generators_kept():
             z = front(x)
-        return back_module(self._trace, self._flow, self._place(name), self._state, z, None if self._trace.tokens is None else x >= 0)
+        return back_module(
+            self._trace, self._flow, cut=self._place(name), state=self._state, z=z, mask=None if self._trace.tokens is None else x >= 0
+        )
 
     def captured(self) -> fx.GraphModule:
         """Return the whole as it was captured, which takes what the model takes; its tensors are copies."""

@@ -53,7 +53,7 @@ class InTurn(nn.Module):
         return outputs
 
 
-def capture_difference(theirs: nn.Module, ours: nn.Module, call: Call, x: torch.Tensor) -> str:
+def capture_difference(theirs: nn.Module, ours: nn.Module, *, call: Call, x: torch.Tensor) -> str:
     """Return what differs between a model and its capture on the same samples with the same seeds; empty if nothing does.
 
     The text goes on from the model's name. Copies of both are run.
@@ -61,11 +61,11 @@ def capture_difference(theirs: nn.Module, ours: nn.Module, call: Call, x: torch.
     theirs, ours = copied(theirs), copied(ours)
     for mode in _MODES:
         try:
-            expected = one_pass(theirs, call, x, mode == "training")
+            expected = one_pass(theirs, call, x=x, training=mode == "training")
         except Exception as exc:
             return f"was run in {mode} mode, but {reason_of(exc)}"
         try:
-            found = one_pass(ours, call, x, mode == "training")
+            found = one_pass(ours, call, x=x, training=mode == "training")
         except Exception as exc:
             return f"was captured and run in {mode} mode, but {reason_of(exc)}"
         differing = _differing(expected, found)
@@ -74,9 +74,9 @@ def capture_difference(theirs: nn.Module, ours: nn.Module, call: Call, x: torch.
     return ""
 
 
-def cut_difference(whole: nn.Module, model: SplitModel, call: Call, x: torch.Tensor) -> str:
+def cut_difference(whole: nn.Module, model: SplitModel, *, call: Call, x: torch.Tensor) -> str:
     """Return what differs between a model and both its sides in a row, or what weights in front clients could not train; as `capture_difference`."""
-    expected = one_pass(copied(whole), call, x, training=False)
+    expected = one_pass(copied(whole), call, x=x, training=False)
     found = sides_pass(model, model.back, x)
     differing = _differing(expected, found)
     if differing:
@@ -102,12 +102,12 @@ def sides_pass(model: SplitModel, last: nn.Module, x: torch.Tensor) -> Pass:
         outputs: torch.Tensor = module(samples, model.mask(samples))
         return outputs
 
-    found = one_pass(copied(InTurn(model.front, last)), call, x, training=False)
+    found = one_pass(copied(InTurn(model.front, last)), call, x=x, training=False)
     gradients = {tuple(name.partition(".")[2] for name in names): gradient for names, gradient in found.gradients.items()}
     return Pass(found.outputs, gradients, {name.partition(".")[2]: value for name, value in found.buffers.items()})
 
 
-def one_pass(module: nn.Module, call: Call, x: torch.Tensor, training: bool) -> Pass:
+def one_pass(module: nn.Module, call: Call, *, x: torch.Tensor, training: bool) -> Pass:
     """Run samples forward and the gradient of a weighted sum of outputs back; generators begin at the same place each time."""
     module.train(training)
     names: dict[nn.Parameter, list[str]] = {}

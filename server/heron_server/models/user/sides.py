@@ -17,7 +17,7 @@ _CONSTANTS = "traced_constants"
 """Tensors that forward makes itself live below this name and outside the state, which holds the model's own tensors alone."""
 
 
-def front_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
+def front_module(traced: Trace, flow: Flow, *, cut: fx.Node, state: Set[str]) -> fx.GraphModule:
     """Return x -> z in evaluation mode: without dropout, which a device's programs cannot draw. Its tensors are the model's own."""
     graph, wanted = fx.Graph(), flow.front(cut)
     copies: dict[fx.Node, Any] = _tokens_in_front(graph, traced) if traced.tokens else {}
@@ -42,28 +42,28 @@ def _mask(graph: fx.Graph, traced: Trace, mask: fx.Node) -> fx.Node:
     return graph.call_method("to", (mask, torch.int64)) if traced.tokens.mask_argument == "attention_mask" else mask
 
 
-def back_module(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], z: torch.Tensor, mask: torch.Tensor | None) -> fx.GraphModule:
+def back_module(traced: Trace, flow: Flow, *, cut: fx.Node, state: Set[str], z: torch.Tensor, mask: torch.Tensor | None) -> fx.GraphModule:
     """Return z -> logits; dropout acts in training mode. Its tensors are copies, and z stays as it is, whatever the model does in place.
 
     The back of a model of tokens takes their mask too, whether it needs it or not. It is tried on `z` and `mask`.
     """
-    back = _back(traced, flow, cut, state, keeps_input=False)
+    back = _back(traced, flow, cut=cut, state=state, keeps_input=False)
     probe, tried = copied(back).train(), z.clone()
     with torch.no_grad(), generators_kept():
         probe(tried) if mask is None else probe(tried, mask)
     # The server's step needs the activations again: for the head, and for the gradient at the cut.
-    return back if tried._version == 0 else _back(traced, flow, cut, state, keeps_input=True)
+    return back if tried._version == 0 else _back(traced, flow, cut=cut, state=state, keeps_input=True)
 
 
 def whole_module(traced: Trace, state: Set[str]) -> fx.GraphModule:
     """Return the whole of a trace, to be called as the model is; dropout acts in training mode. Its tensors are copies."""
     graph, objects, copies = fx.Graph(), dict(traced.objects), dict[fx.Node, Any]()
     for node in traced.graph.nodes:
-        copies[node] = _node_copy(graph, node, traced, objects, copies)
+        copies[node] = _node_copy(graph, node, traced=traced, objects=objects, copies=copies)
     return copied(_assembled(graph, objects, state))
 
 
-def _node_copy(graph: fx.Graph, node: fx.Node, traced: Trace, objects: dict[str, Any], copies: dict[fx.Node, Any]) -> fx.Node:
+def _node_copy(graph: fx.Graph, node: fx.Node, *, traced: Trace, objects: dict[str, Any], copies: dict[fx.Node, Any]) -> fx.Node:
     """Copy a node, one that is dropout in training mode as a layer of that."""
     if node not in traced.dropouts:
         return graph.node_copy(node, copies.__getitem__)
@@ -71,7 +71,7 @@ def _node_copy(graph: fx.Graph, node: fx.Node, traced: Trace, objects: dict[str,
     return graph.call_module(f"functional_{node.name}", (copies[node.all_input_nodes[0]],))
 
 
-def _back(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], keeps_input: bool) -> fx.GraphModule:
+def _back(traced: Trace, flow: Flow, *, cut: fx.Node, state: Set[str], keeps_input: bool) -> fx.GraphModule:
     graph, wanted, numbers = fx.Graph(), flow.back(cut), flow.needed(cut)
     objects = dict(traced.objects)
     z = graph.placeholder("activations")
@@ -87,7 +87,7 @@ def _back(traced: Trace, flow: Flow, cut: fx.Node, state: Set[str], keeps_input:
             assert known is not None
             copies[node] = known(graph, z)
         elif node in wanted:
-            copies[node] = _node_copy(graph, node, traced, objects, copies)
+            copies[node] = _node_copy(graph, node, traced=traced, objects=objects, copies=copies)
     return copied(_assembled(graph, objects, state))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class Trace:
 
     graph: fx.Graph
     objects: dict[str, Any]
+    _: KW_ONLY
     outputs: dict[str, list[object]]
     closed: dict[str, str]
     dropouts: dict[fx.Node, nn.Module]
@@ -94,14 +95,14 @@ def trace(model: nn.Module, tokens: TokenInput | None = None) -> Trace:
     """
     closed: dict[str, str] = {}
     while True:
-        inference = _trace(model, False, closed, tokens)
-        training = _trace(model, True, closed, tokens) if inference else None
+        inference = _trace(model, False, closed=closed, tokens=tokens)
+        training = _trace(model, True, closed=closed, tokens=tokens) if inference else None
         if inference is None or training is None:
             continue
         dropouts = _mode_differences(inference, training, closed)
         if dropouts is not None:
             graph, objects, outputs = inference
-            return Trace(graph, objects, outputs, closed, dropouts, tokens)
+            return Trace(graph, objects, outputs=outputs, closed=closed, dropouts=dropouts, tokens=tokens)
 
 
 _Traced = tuple[fx.Graph, dict[str, Any], dict[str, list[object]]]
@@ -127,7 +128,7 @@ def _holds_tensors(value: object) -> bool:
     return isinstance(value, tuple) and any(isinstance(item, torch.Tensor) or _holds_tensors(item) for item in value)
 
 
-def _trace(model: nn.Module, training: bool, closed: dict[str, str], tokens: TokenInput | None) -> _Traced | None:
+def _trace(model: nn.Module, training: bool, *, closed: dict[str, str], tokens: TokenInput | None) -> _Traced | None:
     """Trace a copy of the model in one mode; None if one more submodule had to be closed."""
     scratch, tracer = copied(model), ModelTracer(closed, tokens)
     scratch.train(training)

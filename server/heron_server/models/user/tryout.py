@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Tryout:
 
     data: DataSpecification
     num_classes: int
+    _: KW_ONLY
     tokens: TokenInput | None
     probes: Probes | None
 

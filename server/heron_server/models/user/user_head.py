@@ -18,7 +18,7 @@ from heron_server.models.user.user_code import load_callable
 
 
 def build_head(
-    own: str | None, shape: tuple[int, ...], num_classes: int, task: Task, tokens: TokenInput | None, by_batch: bool
+    own: str | None, shape: tuple[int, ...], *, num_classes: int, task: Task, tokens: TokenInput | None, by_batch: bool
 ) -> nn.Module:
     """Return a head for activations of this shape per sample; `own` names the callable that builds it, if one does.
 
@@ -28,7 +28,7 @@ def build_head(
     """
     if own is None:
         try:
-            return token_head(shape, tokens.length, task, num_classes) if tokens else auxiliary_head(shape, num_classes)
+            return token_head(shape, tokens.length, task=task, num_classes=num_classes) if tokens else auxiliary_head(shape, num_classes)
         except ValueError as exc:
             raise ConfigurationError(str(exc)) from exc
     build = load_callable(own)

@@ -44,7 +44,7 @@ class UserModel:
     its running statistics are trained beside the weights - devices then hold the activations of a whole batch at once. The back trains as the model would.
     """
 
-    def __init__(self, family: str, options: Mapping[str, Any], data: DataSpecification, probes: Probes | None = None) -> None:
+    def __init__(self, family: str, options: Mapping[str, Any], *, data: DataSpecification, probes: Probes | None = None) -> None:
         """Call the callable, check what it returns and trace a copy of it; torch's global generator draws the weights.
 
         `probes` are what it is tried on; normal numbers or random tokens by default.
@@ -69,10 +69,12 @@ class UserModel:
                     f"{family!r} is traced for one length of text, but the data specification has {', '.join(map(str, data.lengths))}: "
                     f"write one, like text:{length}"
                 )
-            self._tokens = TokenInput(length, self._vocabulary.size, self._vocabulary.pad_token, mask_argument_of(called))
+            self._tokens = TokenInput(
+                length, self._vocabulary.size, pad_token=self._vocabulary.pad_token, mask_argument=mask_argument_of(called)
+            )
             _check_vocabulary(probes, self._vocabulary.size)
         own = probes or (made_up(data.input_shape) if self._tokens is None else None)
-        self._tryout = Tryout(data, self._num_classes, self._tokens, own)
+        self._tryout = Tryout(data, self._num_classes, tokens=self._tokens, probes=own)
         try:
             check_weights(called)
             self._tryout.check(called)
@@ -82,7 +84,7 @@ class UserModel:
             # The model that the callable returned stays as it is: whoever holds it sees no trace of what is done with the copy.
             self.whole = copied(called)
             staying = keep_evaluation_modes(self.whole, self._by_batch)
-            self.cutter = Cutter(self.whole, self._tryout.samples, self._by_batch, self._tokens)
+            self.cutter = Cutter(self.whole, self._tryout.samples, by_batch=self._by_batch, tokens=self._tokens)
         except ConfigurationError as exc:
             raise ConfigurationError(f"model {family!r} cannot be cut: {exc}") from exc
         if staying:
@@ -122,10 +124,20 @@ class UserModel:
         front, shape = self.cutter.front(cut), self.cutter.shape(cut)
         data = self._data
         own = None if self._head is None else str(self._head)
-        head = build_head(own, shape, self._num_classes, data.task, self._tokens, self._by_batch)
+        head = build_head(own, shape, num_classes=self._num_classes, task=data.task, tokens=self._tokens, by_batch=self._by_batch)
         name = f"{self.family}:{cut}:{list(data.input_shape)}:{self._num_classes}:{data.task.value}"
         losses = sample_losses_of(data.task)
-        model = SplitModel(name, front, head, back, losses, data.input_shape, self._num_classes, data.task, whole=self.whole)
+        model = SplitModel(
+            name,
+            front,
+            auxiliary_head=head,
+            back=back,
+            sample_losses=losses,
+            input_shape=data.input_shape,
+            num_classes=self._num_classes,
+            task=data.task,
+            whole=self.whole,
+        )
         model = dataclasses.replace(model, probes=self._tryout.probes)
         if self._vocabulary is not None:
             model = dataclasses.replace(model, tokens=True, tokenizer=self._vocabulary.tokenizer, token_input=self._tokens)
@@ -154,9 +166,9 @@ class UserModel:
             tryout.check_activations(model.front)
         except ConfigurationError as exc:
             raise ConfigurationError(f"model {self.family!r} {exc}") from exc
-        found = capture_difference(self.whole, self.cutter.captured(), tryout.call, tryout.samples(_COMPARED))
+        found = capture_difference(self.whole, self.cutter.captured(), call=tryout.call, x=tryout.samples(_COMPARED))
         for rows in (2, _COMPARED):
-            found = found or cut_difference(self.whole, model, tryout.call, tryout.samples(rows))
+            found = found or cut_difference(self.whole, model, call=tryout.call, x=tryout.samples(rows))
         if found:
             raise ConfigurationError(f"model {self.family!r} cut at {cut!r} {found}")
         if self._head is not None:
