@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -17,6 +17,7 @@ class Option:
     """What an operator is told of a field, and between which bounds its value lies."""
 
     description: str
+    _: KW_ONLY
     name: str
     """Of flag, variable and TOML key; empty where it is the field's."""
     at_least: float | None
@@ -35,7 +36,7 @@ def option(
     below: float | None = None,
 ) -> dict[str, Option]:
     """Return the metadata of a field that an operator may set: `steps: int = field(metadata=option("steps of a round", at_least=1))`."""
-    return {_KEY: Option(description, name, at_least, above, at_most, below)}
+    return {_KEY: Option(description, name=name, at_least=at_least, above=above, at_most=at_most, below=below)}
 
 
 def option_of(field: dataclasses.Field[Any]) -> Option:

@@ -80,13 +80,13 @@ class ImageFiles:
             raise ConfigurationError(
                 "images are decoded by the library pillow, which is not installed here: pip install 'heron-sfl[images]'"
             ) from None
-        return ImageRows(self.files, (shape[0], shape[1], shape[2]), self._resizes, self._whole)
+        return ImageRows(self.files, (shape[0], shape[1], shape[2]), resizes=self._resizes, whole=self._whole)
 
 
 class ImageRows:
     """Images [n, channels, height, width]: bytes, or float32 from 0 to 255 where one has finer grey."""
 
-    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int], resizes: bool, whole: set[Path]) -> None:
+    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int], *, resizes: bool, whole: set[Path]) -> None:
         """`whole` are files that are known to be, and takes further ones."""
         self._files = files
         self._whole = whole
