@@ -152,12 +152,8 @@ def assemble_run(
     left = _resumed(config, side, ledger=parts.ledger, clients=clients)
     spool = _spool(config, directory, left=left, durable=durable)
     machine = RoundMachine(_round_rules(config), len(side.worker.rounds), parts.ledger.begun_attempts())
-    owner = RoundOwner(
-        _run_state(parts, directory, machine=machine, clients=clients, spool=spool, left=left),
-        _blobs(parts, directory),
-        spool=spool,
-        pace=pace,
-    )
+    state = _run_state(parts, directory, machine=machine, clients=clients, spool=spool, left=left)
+    owner = RoundOwner(state, _blobs(parts, directory), spool=spool, pace=pace)
     metrics.before_scrape = owner.add_up_bytes
     receiver = Receiver(owner, spool, parts.facts.run_seed)
     _log_plan(parts)

@@ -19,7 +19,7 @@ from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.zeroth_order import FiniteDifference, directional_derivatives
 from heron_common.specification.model_spec import WEIGHTS_BY_DIRECTION
 from heron_server.models.split_model import SplitModel, flat_parameters, predict, trained_parameters
-from heron_server.programs.compile import ClientPart
+from heron_server.programs.client_part import ClientPart
 from heron_server.programs.cost import ClientCost, client_cost
 from heron_server.programs.parity import NamedRunner, base_feeds, load_runner
 

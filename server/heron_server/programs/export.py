@@ -80,13 +80,8 @@ def export(function: CompiledFunction) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = function.module
-            if function.is_rewritten:
-                module = with_backward_rules(module, function.arguments)
-            elif function.directions > 1:
-                module = traced(module, function.arguments)
             exported = torch.onnx.export(
-                module,
+                _written_out(function),
                 function.arguments,
                 dynamo=True,
                 verbose=False,
@@ -117,6 +112,12 @@ def export(function: CompiledFunction) -> bytes:
     # What devices refuse is not published.
     check_program(data)
     return data
+
+
+def _written_out(function: CompiledFunction) -> torch.nn.Module:
+    if function.is_rewritten:
+        return with_backward_rules(function.module, function.arguments)
+    return traced(function.module, function.arguments) if function.directions > 1 else function.module
 
 
 def _strip(proto: object) -> None:

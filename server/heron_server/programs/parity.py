@@ -15,7 +15,8 @@ from torch import nn
 from heron_common.errors import ParityError, ProgramError
 from heron_common.specification.model_spec import WEIGHTS_BY_DIRECTION, ProgramKind
 from heron_server.models.split_model import SplitModel, trained_parameters
-from heron_server.programs.compile import ByDirection, ClientPart, CompiledFunction, compile_function
+from heron_server.programs.client_part import ClientPart
+from heron_server.programs.compile import ByDirection, CompiledFunction, compile_function
 
 TOLERANCE = 1e-4
 """For losses, activations and gradients of transformers, relative to the largest value of the output (or 1e-3)."""
