@@ -57,8 +57,8 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(getattr(function, "overloadpacket", function))
-        if formula is None and isinstance(function, torch._ops.OpOverload):
-            # What has no formula may be made of what has.
+        if formula is None and isinstance(function, torch._ops.OpOverload) and function.namespace != "prim":
+            # What has no formula may be made of what has; questions to a tensor, as of its device, are not.
             with self:
                 parts = function.decompose(*args, **kwargs)
             if parts is not NotImplemented:

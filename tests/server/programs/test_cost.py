@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from heron_common.algorithm.plan import Estimator, ServerSchedule
@@ -101,6 +102,15 @@ def test_the_count_is_torchs_own_to_the_digit(layers: Callable[[], nn.Module], x
     # None of a fused LSTM is counted by either.
     assert count.total == torchs.get_total_flops()
     assert count.total > 0 or isinstance(module, nn.LSTM)
+
+
+def test_shapes_without_numbers_are_counted_alike() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
+    with FakeTensorMode() as fake, torch.no_grad(), FlopCount() as count:
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))(fake.from_tensor(torch.ones(2, 1, 6, 6)))
+    with torch.no_grad(), FlopCounterMode(display=False) as torchs:
+        module(torch.ones(2, 1, 6, 6))
+    assert count.total == torchs.get_total_flops()
 
 
 @pytest.mark.parametrize("family", ["cnn", "resnet"])
