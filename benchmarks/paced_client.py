@@ -88,7 +88,7 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
             drain = UploadPipeline(
                 discard, sender._retry_policy, clock=self._context.clock, round_over=sender._round_over, on_answer=lambda _: None
             )
-            dry = LocalRound(self._context, self._assignment, drain, lambda *_: None)
+            dry = LocalRound(self._context, self._assignment, sender=drain, on_step=lambda *_: None)
 
             def step() -> None:
                 dry.run_step(local_step)

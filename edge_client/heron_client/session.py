@@ -244,7 +244,7 @@ class Session:
         # What came over the wire was copied into buffers; a step needs the room.
         self._give_memory_back()
         crash_point(CrashPoint.CLIENT_WEIGHTS_LOADED)
-        local_round = LocalRound(context, assignment, pipeline, self._metrics.step_done)
+        local_round = LocalRound(context, assignment, sender=pipeline, on_step=self._metrics.step_done)
         send_held_out(context, assignment, pipeline)
         for local_step in range(assignment.plan.local_steps):
             pipeline.check()

@@ -141,13 +141,22 @@ def run_round(
     kinds = needed_programs(dataclasses.replace(PRESETS["heron"], plan=plan, warmup_rounds=0))
     references = [tiny.reference(kind, at_once if kind is plan.judged_program else 1) for kind in kinds]
     programs = Programs(references, lambda r: wrap(r.kind, tiny.load(r.kind, parameters, directions=r.directions)))
-    context = LocalContext(client_id, RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), NUM_EXAMPLES, ManualClock())
+    context = LocalContext(
+        client_id,
+        RUN_SEED,
+        model=spec,
+        parameters=parameters,
+        programs=programs,
+        read_batch=lambda i, _: (data[i], labels[i]),
+        num_examples=NUM_EXAMPLES,
+        clock=ManualClock(),
+    )
     scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
     local_round = LocalRound(
         context,
         Assignment(reference, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=scales, second_moment=0.0),
-        pipeline_to(network.send),
-        lambda *_: None,
+        sender=pipeline_to(network.send),
+        on_step=lambda *_: None,
     )
     for step in range(plan.local_steps):
         local_round.run_step(step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -123,6 +123,7 @@ class Plan:
 
     preset: str
     objective: Objective = field(metadata=option("whose loss the front descends: none, auxiliary, server or cut_gradient"))
+    _: KW_ONLY
     estimator: Estimator = field(metadata=option("how the client finds its direction: none, zeroth_order or first_order"))
     difference: FiniteDifference = field(metadata=option("forward or central"))
     distribution: DirectionDistribution = field(metadata=option("directions: rademacher, gaussian or sphere"))
@@ -266,6 +267,7 @@ class Alignment:
         default=10,
         metadata=option("passes of an alignment over the rows that were kept (fsl-sage)", name="alignment_epochs", at_least=1),
     )
+    _: KW_ONLY
     learning_rate: float = field(
         default=1e-3, metadata=option("Adam's rate of an alignment (fsl-sage)", name="alignment_learning_rate", above=0)
     )
@@ -288,6 +290,7 @@ class Algorithm:
             name="server_schedule",
         )
     )
+    _: KW_ONLY
     weighting: Weighting = field(metadata=option("how clients count in the average: examples or uniform"))
     direction_scale: DirectionScale = field(
         metadata=option(
@@ -332,7 +335,7 @@ class Algorithm:
         """Return the largest client learning rate for so many trained weights."""
         return self.rate_times_dimension / dimension
 
-    def plan_for_round(self, round_index: int, num_rounds: int, rests: bool = False, step_factor: float = 1.0) -> Plan:
+    def plan_for_round(self, round_index: int, num_rounds: int, *, rests: bool = False, step_factor: float = 1.0) -> Plan:
         """Return the plan of one round: the front rests while head and back warm up, then the length of a step decays linearly.
 
         Args:
@@ -343,6 +346,5 @@ class Algorithm:
         """
         if round_index < self.warmup_rounds or rests:
             return dataclasses.replace(self.plan, objective=Objective.NONE, estimator=Estimator.NONE)
-        progress = round_index / num_rounds
-        share = (1.0 - (1.0 - self.final_rate_fraction) * progress) * step_factor
+        share = (1.0 - (1.0 - self.final_rate_fraction) * round_index / num_rounds) * step_factor
         return dataclasses.replace(self.plan, learning_rate=self.plan.learning_rate * share, relative_step=self.plan.relative_step * share)

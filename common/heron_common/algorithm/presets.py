@@ -53,8 +53,24 @@ _FIRST_ORDER = dataclasses.replace(
     relative_step=0.0,
 )
 
-_HERON = Algorithm(_ZEROTH_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.GLOBAL_RMS, 1e-2, 1, 0.0)
-_RIVAL = Algorithm(_FIRST_ORDER, ServerSchedule.ARRIVAL, Weighting.EXAMPLES, DirectionScale.UNIT, 1e-2, 0, 0.0)
+_HERON = Algorithm(
+    _ZEROTH_ORDER,
+    ServerSchedule.ARRIVAL,
+    weighting=Weighting.EXAMPLES,
+    direction_scale=DirectionScale.GLOBAL_RMS,
+    scale_floor=1e-2,
+    warmup_rounds=1,
+    final_rate_fraction=0.0,
+)
+_RIVAL = Algorithm(
+    _FIRST_ORDER,
+    ServerSchedule.ARRIVAL,
+    weighting=Weighting.EXAMPLES,
+    direction_scale=DirectionScale.UNIT,
+    scale_floor=1e-2,
+    warmup_rounds=0,
+    final_rate_fraction=0.0,
+)
 
 
 def _row(base: Algorithm, name: str, *, around: dict[str, object] | None = None, **plan: object) -> Algorithm:

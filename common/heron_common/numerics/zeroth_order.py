@@ -7,7 +7,7 @@ c_g the directional derivative of direction g. The gradient estimate is ghat = (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -113,13 +113,14 @@ class GuardedDerivatives:
 
     values: Float64Array
     num_clipped: int
+    _: KW_ONLY
     num_non_finite: int
     second_moment: SecondMoment
     quantile: RunningQuantile
 
 
 def directional_derivatives(
-    plus: Float32Array, minus: Float32Array, direction_groups: int, smoothing_radius: float, difference: FiniteDifference
+    plus: Float32Array, minus: Float32Array, *, direction_groups: int, smoothing_radius: float, difference: FiniteDifference
 ) -> Float64Array:
     """Return c_g = mean over group g of (plus_i - minus_i) / (mu or 2 mu), [direction_groups], float64.
 
@@ -140,7 +141,7 @@ def directional_derivatives(
     return means
 
 
-def guard(derivatives: Float64Array, second_moment: SecondMoment, quantile: RunningQuantile, clip_factor: float) -> GuardedDerivatives:
+def guard(derivatives: Float64Array, second_moment: SecondMoment, *, quantile: RunningQuantile, clip_factor: float) -> GuardedDerivatives:
     """Zero what is not finite, clip the rest at clip_factor times the running quantile of sizes, and update both running figures.
 
     While the quantile rests on fewer than ESTABLISHED_COUNT sizes, what the median within this step makes one expect is taken instead.
@@ -153,7 +154,13 @@ def guard(derivatives: Float64Array, second_moment: SecondMoment, quantile: Runn
     limit = clip_factor * reference if reference > 0 else math.inf
     num_clipped = int((np.abs(values) > limit).sum())
     values = np.clip(values, -limit, limit)
-    return GuardedDerivatives(values, num_clipped, int((~finite).sum()), second_moment.updated(values[finite]), quantile.updated(sizes))
+    return GuardedDerivatives(
+        values,
+        num_clipped,
+        num_non_finite=int((~finite).sum()),
+        second_moment=second_moment.updated(values[finite]),
+        quantile=quantile.updated(sizes),
+    )
 
 
 def sgd_coefficients(derivatives: Float64Array, learning_rate: float) -> Float64Array:

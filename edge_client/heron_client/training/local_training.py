@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class HeldOutSamples:
 
     read_batch: ReadBatch
     num_examples: int
+    _: KW_ONLY
     max_batches: int
     lengths: Int64Array | None = None
 
@@ -64,6 +65,7 @@ class LocalContext:
 
     client_id: str
     run_seed: int
+    _: KW_ONLY
     model: ModelSpec
     parameters: LocalParameters
     programs: Programs
@@ -86,7 +88,7 @@ class LocalRound:
     """
 
     def __init__(
-        self, context: LocalContext, assignment: Assignment, sender: UploadPipeline, on_step: Callable[[int, float, float], None]
+        self, context: LocalContext, assignment: Assignment, *, sender: UploadPipeline, on_step: Callable[[int, float, float], None]
     ) -> None:
         plan = assignment.plan
         self._context, self._plan, self._assignment = context, plan, assignment
@@ -111,7 +113,7 @@ class LocalRound:
         self._inexact = make_zeroth_order_optimiser(plan, self._trained.size) if plan.perturbs else None
         self._coefficients: list[Float64Array] = []
         self.meter = RoundMeter(SecondMoment.received(assignment.second_moment), RunningQuantile.received(assignment.derivative_quantile))
-        self._passes = Passes(plan, context.parameters, self._trained.size, self._scales, self.meter)
+        self._passes = Passes(plan, context.parameters, num_trained=self._trained.size, scales=self._scales, meter=self.meter)
 
     def run_step(self, local_step: int) -> None:
         """Take one local step: base pass (streamed up where the plan says so), perturbed passes or a gradient, step."""
@@ -209,14 +211,16 @@ class LocalRound:
         stream = UploadStream(upload, noise)
         gradient = None if upload.repeats else self._cleared_gradient()
         program = self._base_program(batch.length)
-        losses = self._passes.whole(program, batch, stream, gradient)
+        losses = self._passes.whole(program, batch, stream=stream, gradient=gradient)
         if not upload.repeats:
             self._move_statistics(program)
         if self._plan.num_probes:
             directions = self._directions(local_step)
             # Whoever sends probes waits for their answer before theta moves.
             for first, sign in self._perturbations():
-                self._passes.perturbed(program, batch, directions, first, sign, context.parameters.front, stream)
+                self._passes.perturbed(
+                    program, batch, directions=directions, first_direction=first, sign=sign, base=context.parameters.front, stream=stream
+                )
         upload.write(LABELS, raw_bytes(batch.y))
         if context.model.context:
             upload.write(MASK, raw_bytes((batch.x >= 0).astype(np.uint8)))
@@ -249,14 +253,14 @@ class LocalRound:
         if self._exact is not None:
             self._step_exactly(batch, outcome, cut_gradient)
         else:
-            self._step_by_differences(local_step, batch, outcome, cut_gradient)
+            self._step_by_differences(local_step, batch, outcome=outcome, cut_gradient=cut_gradient)
 
     def _step_exactly(self, batch: Batch, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
         if cut_gradient is not None:
             self._context.parameters.show_base()
             self._gradient[:] = 0
             program = self._context.programs.program(ProgramKind.PULLBACK, batch.length)
-            self._passes.whole(program, batch, None, self._gradient, cut_gradient)
+            self._passes.whole(program, batch, stream=None, gradient=self._gradient, cut_gradient=cut_gradient)
         elif outcome is not None:
             self.meter.add_losses(outcome.losses)
             self._note_explosion(outcome.losses)
@@ -270,10 +274,12 @@ class LocalRound:
             self._sent.before_move()
             self._exact.step(self._trained, self._gradient)
 
-    def _step_by_differences(self, local_step: int, batch: Batch, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
+    def _step_by_differences(self, local_step: int, batch: Batch, *, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
         plan = self._plan
         directions = self._directions(local_step)
-        base, passes = self._judged(outcome) if plan.num_probes else self._evaluated(batch, outcome, directions, cut_gradient)
+        base, passes = (
+            self._judged(outcome) if plan.num_probes else self._evaluated(batch, outcome, directions=directions, cut_gradient=cut_gradient)
+        )
         if plan.difference is FiniteDifference.FORWARD:
             if base is None:
                 raise ValueError("a forward difference needs the base losses")
@@ -284,8 +290,13 @@ class LocalRound:
         if plan.objective is not Objective.CUT_GRADIENT:
             self.meter.add_losses(shown)
         self._note_explosion(shown)
-        found = [directional_derivatives(a, b, plan.direction_groups, plan.smoothing_radius, plan.difference) for a, b in pairs]
-        guarded = guard(np.concatenate(found), self.meter.second_moment, self.meter.quantile, plan.clip_factor)
+        found = [
+            directional_derivatives(
+                a, b, direction_groups=plan.direction_groups, smoothing_radius=plan.smoothing_radius, difference=plan.difference
+            )
+            for a, b in pairs
+        ]
+        guarded = guard(np.concatenate(found), self.meter.second_moment, quantile=self.meter.quantile, clip_factor=plan.clip_factor)
         if guarded.num_non_finite == guarded.values.size or float(np.max(np.abs(guarded.values))) > EXPLODED:
             self.meter.diverged = True
         self.meter.add_differences(guarded)
@@ -301,7 +312,7 @@ class LocalRound:
         return judged[0], list(judged[1:])
 
     def _evaluated(
-        self, batch: Batch, outcome: SendOutcome | None, directions: Directions, cut_gradient: CutGradient | None
+        self, batch: Batch, outcome: SendOutcome | None, *, directions: Directions, cut_gradient: CutGradient | None
     ) -> tuple[Float32Array | None, list[Float32Array]]:
         """Return this device's own losses of the base, if the plan has them, and of each perturbed pass."""
         kind = ProgramKind.LOSS if cut_gradient is None else ProgramKind.SURROGATE
@@ -313,7 +324,16 @@ class LocalRound:
                 self._context.parameters.show_base()
                 base = self._passes.whole(program, batch, cut_gradient=cut_gradient)
         passes = [
-            self._passes.perturbed(program, batch, directions, first, sign, self._trained, None, cut_gradient)
+            self._passes.perturbed(
+                program,
+                batch,
+                directions=directions,
+                first_direction=first,
+                sign=sign,
+                base=self._trained,
+                stream=None,
+                cut_gradient=cut_gradient,
+            )
             for first, sign in self._perturbations()
         ]
         return base, passes

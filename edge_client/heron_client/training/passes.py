@@ -59,7 +59,7 @@ class CutGradient:
 class Passes:
     """Runs the plan's programs from whatever weights stand in the working buffer."""
 
-    def __init__(self, plan: Plan, parameters: LocalParameters, num_trained: int, scales: Float64Array, meter: RoundMeter) -> None:
+    def __init__(self, plan: Plan, parameters: LocalParameters, *, num_trained: int, scales: Float64Array, meter: RoundMeter) -> None:
         self._plan = plan
         self._parameters = parameters
         self._num_trained = num_trained
@@ -70,6 +70,7 @@ class Passes:
         self,
         program: Program,
         batch: Batch,
+        *,
         stream: UploadStream | None = None,
         gradient: Float32Array | None = None,
         cut_gradient: CutGradient | None = None,
@@ -85,13 +86,14 @@ class Passes:
 
         """
         losses = np.zeros(len(batch.x), np.float32)
-        self._rows(program, batch, slice(0, len(batch.x)), losses, stream, gradient, cut_gradient)
+        self._rows(program, batch, rows=slice(0, len(batch.x)), losses=losses, stream=stream, gradient=gradient, cut_gradient=cut_gradient)
         return losses
 
     def perturbed(
         self,
         program: Program,
         batch: Batch,
+        *,
         directions: Directions,
         first_direction: int,
         sign: float,
@@ -106,13 +108,22 @@ class Passes:
         magnitudes = sign * self._plan.smoothing_radius * self._scales
         for group in range(0, self._plan.direction_groups, at_once):
             directions.add_each(first_direction + group, magnitudes, base=base, targets=working)
-            self._rows(program, batch, slice(group * size, (group + at_once) * size), losses, stream, None, cut_gradient)
+            self._rows(
+                program,
+                batch,
+                rows=slice(group * size, (group + at_once) * size),
+                losses=losses,
+                stream=stream,
+                gradient=None,
+                cut_gradient=cut_gradient,
+            )
         return losses
 
     def _rows(
         self,
         program: Program,
         batch: Batch,
+        *,
         rows: slice,
         losses: Float32Array,
         stream: UploadStream | None,

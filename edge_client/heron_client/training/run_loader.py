@@ -63,19 +63,22 @@ class RunLoader:
         split = split_shard(membership.run_seed, client_name, num_examples=reader.num_examples, fraction=membership.held_out)
         lengths = _lengths(reader)
         held_out = HeldOutSamples(
-            _reader(reader, split.held_out), len(split.held_out), membership.evaluation_batches, _some(lengths, split.held_out)
+            _reader(reader, split.held_out),
+            len(split.held_out),
+            max_batches=membership.evaluation_batches,
+            lengths=_some(lengths, split.held_out),
         )
         return LocalContext(
             client_name,
             membership.run_seed,
-            membership.model,
-            parameters,
-            programs,
-            _reader(reader, split.training),
-            len(split.training),
-            self._clock,
-            held_out if held_out.num_examples else None,
-            _some(lengths, split.training),
+            model=membership.model,
+            parameters=parameters,
+            programs=programs,
+            read_batch=_reader(reader, split.training),
+            num_examples=len(split.training),
+            clock=self._clock,
+            held_out=held_out if held_out.num_examples else None,
+            lengths=_some(lengths, split.training),
         )
 
     def programs(self, membership: Membership, threads: int, arenas: bool) -> tuple[LocalParameters, Programs]:

@@ -170,11 +170,7 @@ def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, 
 
     """
     _refuse_dependent_samples(model)
-    spec = model.to_spec()
-    x = model.example(micro_batch)
-    labels = torch.int64 if spec.labels.dtype is DType.INT64 else torch.float32
-    y = torch.zeros(micro_batch, *spec.labels.shape, dtype=labels)
-    cut_gradient = torch.zeros(micro_batch, *spec.cut.shape)
+    x, y, cut_gradient = (samples := _samples(model, micro_batch)).values()
     front = [p.detach().cpu() for _, p in trained_parameters(model.front)]
     head = [p.detach().cpu() for _, p in trained_parameters(model.auxiliary_head)]
     part = ClientPart(model, with_head=kind in (ProgramKind.LOSS, ProgramKind.GRADIENT))
@@ -199,7 +195,7 @@ def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, 
             arguments, inputs = (x, cut_gradient, front, base), ("x", "cut_gradient", *fronts)
             outputs = ("activations", "inner_products") if kind is ProgramKind.SURROGATE else gradients[: len(front)]
     if directions > 1:
-        samples = {name: sample for name, sample in (("x", x), ("y", y), ("cut_gradient", cut_gradient)) if name in inputs}
+        samples = {name: sample for name, sample in samples.items() if name in inputs}
         module, weights = _by_direction(kind, module, front=front, head=head, directions=directions)
         arguments, inputs = (*samples.values(), weights, base), (*samples, WEIGHTS_BY_DIRECTION)
     return CompiledFunction(
@@ -211,6 +207,17 @@ def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, 
         by_batch=model.batch_statistics,
         directions=directions,
     )
+
+
+def _samples(model: SplitModel, rows: int) -> dict[str, torch.Tensor]:
+    """Return example samples, labels and gradients at the cut by the name of their input."""
+    spec = model.to_spec()
+    labels = torch.int64 if spec.labels.dtype is DType.INT64 else torch.float32
+    return {
+        "x": model.example(rows),
+        "y": torch.zeros(rows, *spec.labels.shape, dtype=labels),
+        "cut_gradient": torch.zeros(rows, *spec.cut.shape),
+    }
 
 
 def _by_direction(

@@ -78,7 +78,9 @@ def difference_error(
         directions.add(k, -plan.smoothing_radius * scales, base=theta, target=minus)
         directions.add(k, scales, base=direction, target=direction)
         other = run(minus, x[rows], y[rows]) if base is None else base
-        found = directional_derivatives(run(plus, x[rows], y[rows]), other, 1, plan.smoothing_radius, plan.difference)[0]
+        found = directional_derivatives(
+            run(plus, x[rows], y[rows]), other, direction_groups=1, smoothing_radius=plan.smoothing_radius, difference=plan.difference
+        )[0]
         exact = float(np.dot(gradient, direction.astype(np.float64)))
         errors.append(abs(found - exact) / max(abs(exact), 1e-12))
     return float(np.median(errors))

@@ -41,7 +41,7 @@ def begin_attempt(
 ) -> tuple[Attempt, str]:
     """Return an attempt that starts from what was prepared, and the digest of that."""
     inputs = prepared.inputs
-    plan = facts.algorithm.plan_for_round(reference.round_index, num_rounds, inputs.rests, inputs.step_factor)
+    plan = facts.algorithm.plan_for_round(reference.round_index, num_rounds, rests=inputs.rests, step_factor=inputs.step_factor)
     heads = {name: prepared.heads[name] for name in cohort if plan.needs_head and name in prepared.heads}
     assignment = Assignment(
         reference,

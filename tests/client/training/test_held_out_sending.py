@@ -36,9 +36,19 @@ def sent(
     parameters = LocalParameters(spec)
     parameters.theta[:] = tiny.random_weights(1)
     data, labels = samples()
-    held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches)
+    held_out = HeldOutSamples(lambda i, _: (data[i], labels[i]), num_held_out, max_batches=max_batches)
     programs = Programs([tiny.reference(kind)], lambda r: tiny.load(r.kind, parameters))
-    context = LocalContext("a", RUN_SEED, spec, parameters, programs, lambda i, _: (data[i], labels[i]), 1, ManualClock(), held_out)
+    context = LocalContext(
+        "a",
+        RUN_SEED,
+        model=spec,
+        parameters=parameters,
+        programs=programs,
+        read_batch=lambda i, _: (data[i], labels[i]),
+        num_examples=1,
+        clock=ManualClock(),
+        held_out=held_out,
+    )
     send_held_out(
         context,
         Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(), second_moment=0.0),

@@ -120,7 +120,9 @@ def test_every_round_starts_with_fresh_moments() -> None:
 
 def guarded(step: int, count: int) -> GuardedDerivatives:
     values = np.random.default_rng(1000 + step).standard_normal(count)
-    return GuardedDerivatives(values, 0, 0, SecondMoment(float(np.mean(values**2)), step + 1, count), RunningQuantile())
+    return GuardedDerivatives(
+        values, 0, num_non_finite=0, second_moment=SecondMoment(float(np.mean(values**2)), step + 1, count), quantile=RunningQuantile()
+    )
 
 
 @functools.cache

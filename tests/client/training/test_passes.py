@@ -80,13 +80,22 @@ def round_of(plan: Plan) -> tuple[LocalRound, Drain]:
     x, y = np.zeros((BATCH_SIZE, 2), np.float32), np.zeros(BATCH_SIZE, np.int64)
     references = [ProgramReference(kind, BLOB, micro_batch=plan.micro_batch) for kind in ProgramKind]
     load: Any = lambda reference: Stand(reference.kind, plan.micro_batch)  # noqa: E731
-    context = LocalContext("a", 1, MODEL, parameters, Programs(references, load), lambda *_: (x, y), BATCH_SIZE, ManualClock())
+    context = LocalContext(
+        "a",
+        1,
+        model=MODEL,
+        parameters=parameters,
+        programs=Programs(references, load),
+        read_batch=lambda *_: (x, y),
+        num_examples=BATCH_SIZE,
+        clock=ManualClock(),
+    )
     tensors = parameters.trained_layout(plan.trains_head).specs
     network = Drain(plan, total_bytes(cut_gradient_specs(plan, MODEL)))
     assignment = Assignment(
         RoundReference(0, 0), plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(1.0,) * len(tensors), second_moment=0.0
     )
-    return LocalRound(context, assignment, pipeline_to(network.send, MAX_CHUNK_BYTES), lambda *_: None), network
+    return LocalRound(context, assignment, sender=pipeline_to(network.send, MAX_CHUNK_BYTES), on_step=lambda *_: None), network
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [

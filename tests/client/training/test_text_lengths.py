@@ -112,9 +112,20 @@ def context_of(of: Published, held_out: bool = False) -> LocalContext:
     parameters = LocalParameters(spec)
     parameters.theta[:] = np.random.default_rng(1).standard_normal(parameters.theta.size).astype(np.float32) * np.float32(0.3)
     lengths = smallest_lengths(of.x, of.y if of.y.ndim > 1 else None, LENGTHS)
-    kept = HeldOutSamples(of.read, NUM_TEXTS, 2, lengths) if held_out else None
+    kept = HeldOutSamples(of.read, NUM_TEXTS, max_batches=2, lengths=lengths) if held_out else None
     programs = Programs(of.references, lambda reference: of.load(reference, parameters))
-    return LocalContext("a", RUN_SEED, spec, parameters, programs, of.read, NUM_TEXTS, ManualClock(), kept, lengths)
+    return LocalContext(
+        "a",
+        RUN_SEED,
+        model=spec,
+        parameters=parameters,
+        programs=programs,
+        read_batch=of.read,
+        num_examples=NUM_TEXTS,
+        clock=ManualClock(),
+        held_out=kept,
+        lengths=lengths,
+    )
 
 
 class CutOffOnce(Network):
@@ -133,8 +144,8 @@ def run_round(of: Published, plan: Plan, all_longest: bool, network: Network | N
     local_round = LocalRound(
         context,
         Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=scales, second_moment=0.0),
-        pipeline_to(network.send),
-        lambda *_: None,
+        sender=pipeline_to(network.send),
+        on_step=lambda *_: None,
     )
     if all_longest:
         local_round._order = AllLongest(local_round._order)  # type: ignore[assignment]

@@ -68,7 +68,16 @@ def test_a_zeroth_order_round_copies_no_weights(tiny: TinyModel, interval: int) 
     x, y = np.zeros((40, 1, 6, 6), np.float32), np.zeros(40, np.int64)
     program: Any = NothingToCompute(parameters.working)
     programs = Programs([tiny.reference(ProgramKind.LOSS)], lambda _: program)
-    context = LocalContext("a", 1, spec, parameters, programs, lambda rows, _: (x[rows], y[rows]), 40, ManualClock())
+    context = LocalContext(
+        "a",
+        1,
+        model=spec,
+        parameters=parameters,
+        programs=programs,
+        read_batch=lambda rows, _: (x[rows], y[rows]),
+        num_examples=40,
+        clock=ManualClock(),
+    )
 
     def send(_request: UploadRequest, chunks: Iterator[Chunk]) -> UploadAnswer:
         for _ in chunks:
@@ -79,8 +88,8 @@ def test_a_zeroth_order_round_copies_no_weights(tiny: TinyModel, interval: int) 
     local_round = LocalRound(
         context,
         Assignment(ROUND, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=(10.0,), second_moment=0.0),
-        sender,
-        lambda *_: None,
+        sender=sender,
+        on_step=lambda *_: None,
     )
 
     def work() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_common.algorithm.plan import Algorithm, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.plan import Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes
 from heron_common.algorithm.plan_counts import REPLAY_ADDITIONS_PER_BYTE, forward_equivalents, prefers_log, round_bytes
 from heron_common.algorithm.presets import PRESETS, preset
@@ -156,13 +156,8 @@ HAND: list[tuple[Plan, dict[str, dict[str, int]]]] = [
 @pytest.mark.invariant(17)
 @pytest.mark.parametrize(("plan", "expected"), HAND, ids=[f"{plan.preset}-{index}" for index, (plan, _) in enumerate(HAND)])
 def test_the_bytes_of_a_round_are_those_worked_out_by_hand(plan: Plan, expected: dict[str, dict[str, int]]) -> None:
-    assert algorithm_mistakes(Algorithm(plan, *_around(plan.preset))) == []
+    assert algorithm_mistakes(dataclasses.replace(preset(plan.preset), plan=plan)) == []
     assert round_bytes(plan, MODEL) == expected
-
-
-def _around(name: str) -> tuple[Any, ...]:
-    row = preset(name)
-    return tuple(getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "plan")
 
 
 def model_of(front: int, head: int = 0) -> ModelSpec:

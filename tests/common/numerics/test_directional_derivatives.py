@@ -23,8 +23,8 @@ def test_both_differences_are_exact_on_a_linear_loss_for_any_mu(distribution: Di
     base, plus, minus = gradient @ THETA, (THETA + mu * u) @ gradient, (THETA - mu * u) @ gradient
     # Losses are of size 1 + mu; float64 rounding of either divided by mu.
     rounding = 1e-14 * (1 + mu) / mu
-    forward = directional_derivatives(plus, np.full(64, base), 64, mu, FORWARD)
-    central = directional_derivatives(plus, minus, 64, mu, CENTRAL)
+    forward = directional_derivatives(plus, np.full(64, base), direction_groups=64, smoothing_radius=mu, difference=FORWARD)
+    central = directional_derivatives(plus, minus, direction_groups=64, smoothing_radius=mu, difference=CENTRAL)
     np.testing.assert_allclose(forward, u @ gradient, rtol=1e-12, atol=10 * rounding)
     np.testing.assert_allclose(central, u @ gradient, rtol=1e-12, atol=10 * rounding)
 
@@ -32,7 +32,9 @@ def test_both_differences_are_exact_on_a_linear_loss_for_any_mu(distribution: Di
 def cubic_error(u: np.ndarray, mu: float, difference: FiniteDifference) -> np.ndarray:
     """Return the error of c on f(x) = sum_i x_i^3, whose gradient is 3 x^2."""
     plus, base, minus = (np.power(THETA + shift * u, 3).sum(axis=1) for shift in (mu, 0.0, -mu))
-    c = directional_derivatives(plus, base if difference is FORWARD else minus, len(u), mu, difference)
+    c = directional_derivatives(
+        plus, base if difference is FORWARD else minus, direction_groups=len(u), smoothing_radius=mu, difference=difference
+    )
     return np.asarray(c - u @ (3 * THETA**2))
 
 
@@ -61,21 +63,27 @@ def test_each_groups_derivative_is_the_mean_over_its_own_consecutive_samples(gro
     plus, minus = generator.standard_normal((2, 12)).astype(np.float32)
     size = 12 // groups
     naive = [sum((float(plus[i]) - float(minus[i])) / 0.1 for i in range(g * size, (g + 1) * size)) / size for g in range(groups)]
-    np.testing.assert_allclose(directional_derivatives(plus, minus, groups, 0.1, FORWARD), naive, rtol=1e-12)
-    np.testing.assert_allclose(directional_derivatives(plus, minus, groups, 0.1, CENTRAL), np.array(naive) / 2, rtol=1e-12)
+    np.testing.assert_allclose(
+        directional_derivatives(plus, minus, direction_groups=groups, smoothing_radius=0.1, difference=FORWARD), naive, rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        directional_derivatives(plus, minus, direction_groups=groups, smoothing_radius=0.1, difference=CENTRAL),
+        np.array(naive) / 2,
+        rtol=1e-12,
+    )
 
 
 def test_small_differences_of_large_losses_survive_because_means_are_taken_in_float64() -> None:
     # In float32 the sum of 4096 losses near 1000 has a spacing of 0.25; the true mean difference is 2^-13.
     minus = np.full(4096, 1000.0, np.float32)
     plus = minus + np.float32(2**-13)
-    assert directional_derivatives(plus, minus, 1, 1.0, FORWARD)[0] == 2**-13
+    assert directional_derivatives(plus, minus, direction_groups=1, smoothing_radius=1.0, difference=FORWARD)[0] == 2**-13
 
 
 def test_one_bad_sample_spoils_its_own_group_only() -> None:
     plus = np.array([1.0, np.nan, 3.0, np.inf, 5.0, 6.0], np.float32)
     minus = np.array([0.0, 0.0, 1.0, np.inf, 4.0, 4.0], np.float32)
-    c = directional_derivatives(plus, minus, 3, 0.5, FORWARD)
+    c = directional_derivatives(plus, minus, direction_groups=3, smoothing_radius=0.5, difference=FORWARD)
     assert np.isnan(c[:2]).all()
     assert c[2] == 1.5 / 0.5
 
@@ -99,7 +107,9 @@ def test_a_step_through_add_descends_the_gradient_times_the_squared_scales(
             if difference is FORWARD
             else _group_losses(loss, directions, groups, -mu * per_tensor, theta)
         )
-        derivatives = directional_derivatives(plus, np.broadcast_to(minus, groups), groups, mu, difference)
+        derivatives = directional_derivatives(
+            plus, np.broadcast_to(minus, groups), direction_groups=groups, smoothing_radius=mu, difference=difference
+        )
         moved = np.zeros_like(theta)
         for group, coefficient in enumerate(sgd_coefficients(derivatives, rate)):
             directions.add(group, coefficient * per_tensor, base=moved, target=moved)

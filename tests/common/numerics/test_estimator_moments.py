@@ -23,7 +23,7 @@ THETA = np.array([0.3, -1.2, 0.8, 0.1, -0.4, 1.5])
 def derivatives(loss: Quadratic, u: np.ndarray, mu: float, difference: FiniteDifference) -> np.ndarray:
     """Return c for each row of `u`, every direction with a group of its own."""
     minus = loss(np.tile(THETA, (len(u), 1))) if difference is FORWARD else loss(THETA - mu * u)
-    return directional_derivatives(loss(THETA + mu * u), minus, len(u), mu, difference)
+    return directional_derivatives(loss(THETA + mu * u), minus, direction_groups=len(u), smoothing_radius=mu, difference=difference)
 
 
 def estimates(distribution: DirectionDistribution, difference: FiniteDifference, loss: Quadratic, mu: float = MU) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_a_group_of_samples_has_its_own_direction_and_its_own_mean_gradient(grou
     for step_directions in u:
         shift = MU * np.repeat(step_directions, per_group, axis=0)
         plus = ((THETA + shift) * gradients).sum(axis=1)
-        c = directional_derivatives(plus, gradients @ THETA, groups, MU, FORWARD)
+        c = directional_derivatives(plus, gradients @ THETA, direction_groups=groups, smoothing_radius=MU, difference=FORWARD)
         squared.append(np.square((c[:, None] * step_directions).mean(axis=0) - gradients.mean(axis=0)).sum())
     group_means = gradients.reshape(groups, per_group, DIMENSION).mean(axis=1)
     assert_mean(np.array(squared), (DIMENSION - 1) * float(np.square(group_means).sum()) / groups**2)

@@ -53,7 +53,7 @@ def estimate(loss: Quadratic, directions: np.ndarray, difference: FiniteDifferen
     for u in directions:
         plus = np.full(SAMPLES, loss((THETA + MU * u)[None])[0])
         minus = np.full(SAMPLES, loss((THETA if difference is FORWARD else THETA - MU * u)[None])[0])
-        (c,) = directional_derivatives(plus, minus, 1, MU, difference)
+        (c,) = directional_derivatives(plus, minus, direction_groups=1, smoothing_radius=MU, difference=difference)
         total += c * u
     return total / len(directions)
 
@@ -76,7 +76,7 @@ def squared_errors(distribution: DirectionDistribution, groups: int, num_directi
             shift = MU * np.repeat(u, SAMPLES // groups, axis=0)
             plus = ((THETA + shift) * gradients).sum(axis=1)
             minus = gradients @ THETA if difference is FORWARD else ((THETA - shift) * gradients).sum(axis=1)
-            total += directional_derivatives(plus, minus, groups, MU, difference) @ u
+            total += directional_derivatives(plus, minus, direction_groups=groups, smoothing_radius=MU, difference=difference) @ u
         found.append(np.square(total / per_step - gradients.mean(axis=0)).sum())
     return np.array(found)
 
@@ -128,7 +128,9 @@ def front_moment(distribution: DirectionDistribution, front: np.ndarray, head: n
 def test_a_head_that_shares_the_fronts_scalar_leaks_its_own_gradient_into_the_fronts_estimate(distribution: DirectionDistribution) -> None:
     gradient = np.array([0.5, -1.0, 2.0, 0.3, -1.5, 0.7])
     u = direction_table(distribution, COUNT)
-    c = directional_derivatives((THETA + MU * u) @ gradient, np.full(COUNT, THETA @ gradient), COUNT, MU, FORWARD)
+    c = directional_derivatives(
+        (THETA + MU * u) @ gradient, np.full(COUNT, THETA @ gradient), direction_groups=COUNT, smoothing_radius=MU, difference=FORWARD
+    )
     squared = np.square(c[:, None] * u[:, :FRONT]).sum(axis=1)
     assert_mean(squared, front_moment(distribution, gradient[:FRONT], gradient[FRONT:]))
 
@@ -139,7 +141,9 @@ def test_with_the_head_frozen_nothing_leaks(distribution: DirectionDistribution)
     gradient = np.array([0.5, -1.0, 2.0, 0.3, -1.5, 0.7])
     # Directions of a front alone are the beginning of those of front and head, see test_direction_reproducibility.
     u = direction_table(distribution, COUNT) * (np.arange(DIMENSION) < FRONT)
-    c = directional_derivatives((THETA + MU * u) @ gradient, np.full(COUNT, THETA @ gradient), COUNT, MU, FORWARD)
+    c = directional_derivatives(
+        (THETA + MU * u) @ gradient, np.full(COUNT, THETA @ gradient), direction_groups=COUNT, smoothing_radius=MU, difference=FORWARD
+    )
     squared = np.square(c[:, None] * u[:, :FRONT]).sum(axis=1)
     alone = front_moment(distribution, gradient[:FRONT], np.zeros(1))
     assert_mean(squared, alone)

@@ -35,7 +35,7 @@ def known(quantile: float) -> RunningQuantile:
 
 @pytest.mark.parametrize("poison", POISON)
 def test_a_derivative_that_is_not_finite_becomes_zero_and_is_counted(poison: float) -> None:
-    guarded = guard(np.array([1.0, poison, -2.0, poison]), SecondMoment.received(4.0), known(2.0), 10.0)
+    guarded = guard(np.array([1.0, poison, -2.0, poison]), SecondMoment.received(4.0), quantile=known(2.0), clip_factor=10.0)
     assert guarded.values.tolist() == [1.0, 0.0, -2.0, 0.0]
     assert (guarded.num_non_finite, guarded.num_clipped) == (2, 0)
 
@@ -46,7 +46,7 @@ def test_a_derivative_that_is_not_finite_becomes_zero_and_is_counted(poison: flo
 def test_a_step_of_nothing_but_poison_moves_nothing_and_teaches_nothing(
     poison: float, moment: SecondMoment, quantile: RunningQuantile
 ) -> None:
-    guarded = guard(np.full(3, poison), moment, quantile, 4.0)
+    guarded = guard(np.full(3, poison), moment, quantile=quantile, clip_factor=4.0)
     assert guarded.values.tolist() == [0.0, 0.0, 0.0]
     assert (guarded.num_non_finite, guarded.num_clipped) == (3, 0)
     assert (guarded.second_moment, guarded.quantile) == (moment, quantile)
@@ -55,13 +55,13 @@ def test_a_step_of_nothing_but_poison_moves_nothing_and_teaches_nothing(
 @pytest.mark.invariant(21)
 def test_clipping_starts_beyond_the_factor_times_the_running_quantile() -> None:
     limit = 4.0 * 3.0
-    guarded = guard(np.array([limit, -limit, np.nextafter(limit, 99), -1e30, 1.0]), UNKNOWN, known(3.0), 4.0)
+    guarded = guard(np.array([limit, -limit, np.nextafter(limit, 99), -1e30, 1.0]), UNKNOWN, quantile=known(3.0), clip_factor=4.0)
     assert guarded.values.tolist() == [limit, -limit, limit, -limit, 1.0]
     assert (guarded.num_clipped, guarded.num_non_finite) == (2, 0)
 
 
 def test_a_first_step_is_clipped_by_the_median_of_its_own_finite_derivatives() -> None:
-    guarded = guard(np.array([1.0, -2.0, 3.0, 1e6, math.inf]), UNKNOWN, NO_QUANTILE, 4.0)
+    guarded = guard(np.array([1.0, -2.0, 3.0, 1e6, math.inf]), UNKNOWN, quantile=NO_QUANTILE, clip_factor=4.0)
     limit = 4.0 * QUANTILE_OVER_MEDIAN * 2.5
     assert guarded.values.tolist() == [1.0, -2.0, 3.0, limit, 0.0]
     assert (guarded.num_clipped, guarded.num_non_finite) == (1, 1)
@@ -70,26 +70,26 @@ def test_a_first_step_is_clipped_by_the_median_of_its_own_finite_derivatives() -
 
 @pytest.mark.parametrize(("count", "limit"), [(ESTABLISHED_COUNT - 1, 4.0 * QUANTILE_OVER_MEDIAN * 2.0), (ESTABLISHED_COUNT, 4.0 * 0.3)])
 def test_the_running_quantile_sets_the_limit_only_once_it_is_established(count: int, limit: float) -> None:
-    guarded = guard(np.array([1.0, 2.0, 1e6]), UNKNOWN, RunningQuantile(0.3, count), 4.0)
+    guarded = guard(np.array([1.0, 2.0, 1e6]), UNKNOWN, quantile=RunningQuantile(0.3, count), clip_factor=4.0)
     assert guarded.values.tolist() == [min(1.0, limit), min(2.0, limit), limit]
 
 
 def test_one_direction_a_step_is_not_called_an_outlier_by_itself_before_the_quantile_is_established() -> None:
     quantile, clipped = NO_QUANTILE, 0
     for size in np.geomspace(1e-6, 1e6, ESTABLISHED_COUNT):
-        guarded = guard(np.array([size]), UNKNOWN, quantile, 4.0)
+        guarded = guard(np.array([size]), UNKNOWN, quantile=quantile, clip_factor=4.0)
         quantile, clipped = guarded.quantile, clipped + guarded.num_clipped
     assert (clipped, quantile.count) == (0, ESTABLISHED_COUNT)
-    assert guard(np.array([1e9]), UNKNOWN, quantile, 4.0).num_clipped == 1
+    assert guard(np.array([1e9]), UNKNOWN, quantile=quantile, clip_factor=4.0).num_clipped == 1
 
 
 def test_a_flat_loss_is_not_clipped_and_leaves_everything_at_zero() -> None:
     moment, quantile = UNKNOWN, NO_QUANTILE
     for _ in range(ESTABLISHED_COUNT + 1):
-        guarded = guard(np.zeros(4), moment, quantile, 4.0)
+        guarded = guard(np.zeros(4), moment, quantile=quantile, clip_factor=4.0)
         moment, quantile = guarded.second_moment, guarded.quantile
         assert (guarded.values.tolist(), guarded.num_clipped, moment.value, quantile.value) == ([0.0] * 4, 0, 0.0, 0.0)
-    assert guard(np.array([3.0]), moment, quantile, 4.0).values.tolist() == [3.0]
+    assert guard(np.array([3.0]), moment, quantile=quantile, clip_factor=4.0).values.tolist() == [3.0]
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
@@ -129,7 +129,7 @@ def test_the_running_mean_is_plain_until_its_memory_is_full_and_forgets_exponent
 
 
 def test_the_mean_is_made_of_the_clipped_finite_derivatives() -> None:
-    guarded = guard(np.array([3.0, math.nan, -100.0]), SecondMoment.received(4.0), known(2.0), 5.0)
+    guarded = guard(np.array([3.0, math.nan, -100.0]), SecondMoment.received(4.0), quantile=known(2.0), clip_factor=5.0)
     clipped = 5.0 * 2.0
     expected = SECOND_MOMENT_DECAY * 4.0 + (1 - SECOND_MOMENT_DECAY) * (3.0**2 + clipped**2) / 2
     assert guarded.second_moment.value == pytest.approx(expected, rel=1e-12)
@@ -148,14 +148,14 @@ def test_receiving_no_mean_is_starting_anew(nothing: float) -> None:
 
 def test_an_outlier_raises_an_established_mean_by_a_bounded_factor() -> None:
     clip = 4.0
-    after = guard(np.array([3e38]), SecondMoment.received(2.0), known(math.sqrt(2.0)), clip).second_moment.value
+    after = guard(np.array([3e38]), SecondMoment.received(2.0), quantile=known(math.sqrt(2.0)), clip_factor=clip).second_moment.value
     assert after / 2.0 <= SECOND_MOMENT_DECAY + (1 - SECOND_MOMENT_DECAY) * clip**2 + 1e-12
 
 
 def test_the_derivatives_that_came_in_are_left_alone() -> None:
     derivatives = np.array([1.0, math.nan, 1e9])
     derivatives.setflags(write=False)
-    guard(derivatives, SecondMoment.received(1.0), known(1.0), 2.0)
+    guard(derivatives, SecondMoment.received(1.0), quantile=known(1.0), clip_factor=2.0)
 
 
 @pytest.mark.invariant(24)
@@ -169,7 +169,10 @@ def test_poisoned_losses_never_reach_a_coefficient(poisoned: int, figure: float,
     plus[poisoned:] = np.linspace(1.0, 2.0, 8)[poisoned:]
     minus[poisoned:] = 1.5
     guarded = guard(
-        directional_derivatives(plus, minus, 8, 1e-6, difference), SecondMoment.received(figure), RunningQuantile.received(figure), 4.0
+        directional_derivatives(plus, minus, direction_groups=8, smoothing_radius=1e-6, difference=difference),
+        SecondMoment.received(figure),
+        quantile=RunningQuantile.received(figure),
+        clip_factor=4.0,
     )
     for coefficients in (
         sgd_coefficients(guarded.values, 1e6),
@@ -186,7 +189,7 @@ def test_poisoned_losses_never_reach_a_coefficient(poisoned: int, figure: float,
 def test_a_received_second_moment_that_is_not_finite_never_reaches_a_coefficient(poison: float) -> None:
     moment = SecondMoment.received(poison)
     for _ in range(3):
-        guarded = guard(np.array([1.0, -2.0]), moment, NO_QUANTILE, 4.0)
+        guarded = guard(np.array([1.0, -2.0]), moment, quantile=NO_QUANTILE, clip_factor=4.0)
         moment = guarded.second_moment
         assert np.isfinite(relative_coefficients(guarded.values, moment.value, 1.0)).all()
     assert moment.value == pytest.approx(2.5)

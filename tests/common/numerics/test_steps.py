@@ -70,7 +70,7 @@ def test_adaptive_steps_do_not_depend_on_the_scale_of_the_loss(factor: float) ->
         derivatives = random.standard_normal(4)
         pair = []
         for index, scale in enumerate((1.0, factor)):
-            guarded = guard(derivatives * scale, *known[index], 1.5)
+            guarded = guard(derivatives * scale, known[index][0], quantile=known[index][1], clip_factor=1.5)
             known[index] = (guarded.second_moment, guarded.quantile)
             pair.append(relative_coefficients(guarded.values, guarded.second_moment.value, 0.3))
         steps.append(pair)
