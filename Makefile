@@ -48,7 +48,7 @@ bench-backpressure: install  ## what 200 greedy clients do to the server's memor
 bench-client: install  ## a client's step on ResNet-18's front: memory, seconds, bytes, beside plain PyTorch (under 8 minutes; QUICK=1 under 4); writes docs/results/client.md
 	$(BIN)/python benchmarks/client.py
 
-bench-deep: install  ## what was tried to train a deep front by forward passes alone (about 10 minutes); writes docs/results/deep-front.md
+bench-deep: install  ## fronts that lose much when frozen: forward passes, local losses, exact gradients (about an hour); writes docs/results/deep-front.md
 	$(BIN)/python benchmarks/deep_front.py
 
 bench-ingest: install  ## what receiving costs beside a bare gRPC server: 50, 200 and 1,000 clients, large uploads (about 6 minutes); writes docs/results/ingest.md

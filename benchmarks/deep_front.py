@@ -1,6 +1,6 @@
-"""What was tried to train a deep front by forward passes alone; writes docs/results/deep-front.md. Run by `make bench-deep`.
+"""Fronts that lose much when frozen: forward passes, local losses and exact gradients; writes docs/results/deep-front.md. Run by `make bench-deep`.
 
-One factor at a time from the default of `heron`, at equal steps, one seed, beside `frozen` and exact gradients (`cse-fsl`).
+Every row at equal steps beside `frozen` and `cse-fsl`; differences are of runs with the same seed. Cells are written as they end and skipped the next time.
 """
 
 from __future__ import annotations
@@ -9,116 +9,140 @@ import json
 import multiprocessing
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from accuracy_cells import BATCH_SIZE, CLIENTS, DATA, FRONTS, LAST_ROUNDS, LOCAL_STEPS
 
 from heron_common.files.atomic import write_json_atomically
 from heron_common.process.quiet_libraries import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = (0, 1)
-ROUNDS = 16
-"""Of every row: with fewer, exact gradients have not yet paid for the unrest that a moving front causes the server."""
+SEEDS = (0, 1, 2)
+LAST_ROUNDS = 3
+"""A run's score is the mean over so many last rounds: one round's score jumps by half a point."""
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, front and length of the runs that are compared."""
+
+    name: str
+    says: str
+    options: dict[str, Any]
+
+
+TASKS = (
+    Task(
+        "digits-deep",
+        "scikit-learn's digits, 4 clients, 50 rounds of 10 steps; 14,790 weights, 32 floats a sample at the cut",
+        {
+            "data": "digits",
+            "eval_data": "digits:test",
+            "clients": 4,
+            "rounds": 50,
+            "local_steps": 10,
+            "model_options": "front_widths=16,32,32,2 front_strides=1,2,1,1",
+        },
+    ),
+    Task(
+        "deep-narrow",
+        "Fashion-MNIST, 5 clients, 60 rounds of 20 steps; 15,372 weights, 64 floats a sample at the cut",
+        {
+            "data": "fashion-mnist",
+            "clients": 5,
+            "rounds": 60,
+            "local_steps": 20,
+            "model_options": "front_widths=16,32,32,4 front_strides=2,2,2,1 back_widths=32",
+        },
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A row: what is changed, its options, and its passes a sample."""
+    """A row: its options, and the passes of a sample through the front in a step, a backward pass counting as two."""
 
     name: str
-    options: dict[str, Any]
-    passes: int = 2
+    passes: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 TRIALS = (
-    Trial("cse-fsl (exact gradients)", {"preset": "cse-fsl"}, 3),
-    Trial("frozen", {"preset": "frozen"}, 1),
-    Trial("heron (default)", {}),
-    Trial("four directions a sample", {"num_directions": 4}, 5),
-    Trial("central difference", {"difference": "central"}, 3),
-    Trial("one direction a batch", {"direction_groups": 1}),
-    Trial("16 groups", {"direction_groups": 16}),
-    Trial("radius 1e-4", {"smoothing_radius": 1e-4}),
-    Trial("a scale for each tensor", {"direction_scale": "tensor_rms"}),
-    Trial("one layer a round, in turn", {"direction_scale": "block_rms"}),
-    Trial("one layer a round", {"direction_scale": "block_rms"}),
-    Trial("half the step", {"relative_step": 0.025}),
-    Trial("twice the step", {"relative_step": 0.1}),
-    Trial("k = 5 (an upload every fifth step)", {"upload_interval": 5}),
+    Trial("cse-fsl (exact gradients)", "3", {"preset": "cse-fsl"}),
+    Trial("frozen", "1", {"preset": "frozen"}),
+    Trial("heron (default)", "2"),
+    Trial("heron, norms only", "2", {"train_weights": "norms"}),
+    Trial("heron, norms and last layer", "2", {"train_weights": "norms+last"}),
+    Trial("heron, half the step", "2", {"relative_step": 0.05}),
+    Trial("blockwise (exact local losses)", "3 at most", {"preset": "blockwise"}),
+    Trial("pairs (of blocks)", "3 at most", {"preset": "pairs"}),
+    Trial("cse-fsl, last layer only", "1 and little", {"preset": "cse-fsl", "train_weights": "last"}),
 )
 
+EXACT, FROZEN = TRIALS[0].name, TRIALS[1].name
 
-def run_trial(job: tuple[int, int]) -> float:
-    """Return a trial's score: mean test accuracy of the last rounds."""
+Scores = dict[str, dict[str, dict[str, float]]]
+"""By task, trial and seed."""
+
+
+def run_cell(task: int, trial: int, *, seed: int) -> float:
+    """Return the mean test accuracy of a run's last rounds."""
     from heron_cli.simulation.configuration import simulation_config
     from heron_cli.simulation.run import simulate
 
-    trial, seed = TRIALS[job[0]], job[1]
-    options = {
-        "preset": "heron",
-        "data": DATA,
-        "clients": CLIENTS,
-        "seed": seed,
-        "rounds": ROUNDS,
-        "local_steps": LOCAL_STEPS,
-        "batch_size": BATCH_SIZE,
-        "model_options": next(front.options for front in FRONTS if front.name == "deep"),
-        **trial.options,
-    }
+    options = {"preset": "heron", "batch_size": BATCH_SIZE, "seed": seed, **TASKS[task].options, **TRIALS[trial].options}
     rounds = simulate(simulation_config(**options))["rounds"]
     return statistics.fmean(row["test_accuracy"] for row in rounds[-LAST_ROUNDS:])
 
 
 def main() -> int:
-    """Run what is missing, two at a time, and write the table."""
+    """Run what is missing, two at a time, seed by seed, and write the tables."""
     quiet_libraries()
     path = ROOT / "docs" / "results" / "deep-front.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scores: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    jobs = [(i, seed) for seed in SEEDS for i, trial in enumerate(TRIALS) if str(seed) not in scores.get(trial.name, {})]
+    scores: Scores = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    cells = [(task, trial, seed) for seed in SEEDS for task in range(len(TASKS)) for trial in range(len(TRIALS))]
+    missing = [(i, j, seed) for i, j, seed in cells if str(seed) not in scores.get(TASKS[i].name, {}).get(TRIALS[j].name, {})]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
-        for (index, seed), score in zip(jobs, pool.map(run_trial, jobs), strict=True):
-            scores.setdefault(TRIALS[index].name, {})[str(seed)] = round(score, 4)
+        futures = {} if "--report-only" in sys.argv else {pool.submit(run_cell, i, j, seed=seed): (i, j, seed) for i, j, seed in missing}
+        for future in as_completed(futures):
+            i, j, seed = futures[future]
+            of_trial = scores.setdefault(TASKS[i].name, {}).setdefault(TRIALS[j].name, {})
+            of_trial[str(seed)] = round(future.result(), 4)
             write_json_atomically(path, scores)
-            print(f"{TRIALS[index].name}, seed {seed}: {score:.2%}", flush=True)
-    (path.with_suffix(".md")).write_text("\n".join(_report(scores)) + "\n", encoding="utf-8")
+            print(f"{TASKS[i].name}, {TRIALS[j].name}, seed {seed}: {of_trial[str(seed)]:.2%}", flush=True)
+    path.with_suffix(".md").write_text("\n".join(_report(scores)) + "\n", encoding="utf-8")
     return 0
 
 
-def _report(scores: dict[str, dict[str, float]]) -> list[str]:
-    mean = {name: statistics.fmean(found.values()) for name, found in scores.items()}
-    exact, frozen = mean[TRIALS[0].name], mean[TRIALS[1].name]
-    best = max((trial.name for trial in TRIALS[2:] if trial.name in mean), key=lambda name: mean[name])
+def _report(scores: Scores) -> list[str]:
     lines = [
-        "# A deep front from scratch, by forward passes alone",
+        "# Fronts that lose much when frozen",
         "",
-        f"Written by `make bench-deep`: Fashion-MNIST, {CLIENTS} clients, IID, {ROUNDS} rounds of {LOCAL_STEPS} steps, batch {BATCH_SIZE}, a front of four",
-        f"convolutions (23,520 weights). Test accuracy in per cent, mean of the last {LAST_ROUNDS} rounds, seeds {', '.join(map(str, SEEDS))}: differences below half a point mean",
-        "little. Passes: of a sample through the front in a step, a backward pass counting as two. Rows below `heron` change one thing of its defaults.",
-        "",
-        "| what | passes | accuracy | against frozen |",
-        "|---|---|---|---|",
+        f"Written by `make bench-deep`: IID, batch {BATCH_SIZE}, default options but those that a row names. Test accuracy in per cent, mean of the last",
+        f"{LAST_ROUNDS} rounds. Differences are means over the seeds of a row, each against the run of the same seed, ± their standard deviation.",
+        "`blockwise` and `pairs` are exact local learning, not zeroth order: a loss behind every block or every second one, and no gradient crosses them.",
     ]
-    lines += [
-        f"| {trial.name} | {trial.passes} | {100 * mean[trial.name]:.2f} | {100 * (mean[trial.name] - frozen):+.2f} |"
-        for trial in TRIALS
-        if trial.name in mean
-    ]
-    return [
-        *lines,
-        "",
-        f'The best forward-only row is "{best}", {100 * (mean[best] - frozen):+.2f} points against `frozen`;',
-        f"exact gradients stand at {100 * (exact - frozen):+.2f}. The share of an estimate that is signal is G / (G + d): {BATCH_SIZE} directions a step for",
-        "23,520 weights make 0.3 %, and no choice of groups, radius, scale or uploads changes that ratio; training one layer at a time raises it by the number of",
-        "layers at most, and more directions cost passes in proportion. `heron` answers by moving little, so that it does no harm. Where such a front must be",
-        "trained from scratch, `cse-fsl` within its memory ceiling (client.md) is the answer.",
-    ]
+    for task in TASKS:
+        found = scores.get(task.name, {})
+        if EXACT not in found or FROZEN not in found:
+            continue
+        lines += ["", f"## {task.name}", "", f"{task.says}.", ""]
+        lines += ["| what | passes | seeds | accuracy | against frozen | of the gap |", "|---|---|---|---|---|---|"]
+        lines += [_row(trial, found) for trial in TRIALS if trial.name in found]
+    return lines
+
+
+def _row(trial: Trial, found: dict[str, dict[str, float]]) -> str:
+    own = found[trial.name]
+    paired = [100 * (score - found[FROZEN][seed]) for seed, score in own.items() if seed in found[FROZEN]]
+    gaps = [100 * (found[EXACT][seed] - found[FROZEN][seed]) for seed in own if seed in found[FROZEN] and seed in found[EXACT]]
+    spread = f" ± {statistics.stdev(paired):.2f}" if len(paired) > 1 else ""
+    closed = f"{statistics.fmean(paired) / statistics.fmean(gaps):.0%}" if gaps and trial.name != FROZEN else ""
+    accuracy = 100 * statistics.fmean(own.values())
+    return f"| {trial.name} | {trial.passes} | {len(own)} | {accuracy:.2f} | {statistics.fmean(paired):+.2f}{spread} | {closed} |"
 
 
 if __name__ == "__main__":
