@@ -52,7 +52,7 @@ ROOMS = {
         "models.families": "models models.transformer models.user",
         "programs": "models",
         "training": "metrics models programs rounds storage summary",
-        "configuration": "models.families rounds storage training",
+        "configuration": "models models.families rounds storage training",
         "exports": "configuration models models.families models.transformer models.user storage",
         "publication": "configuration models models.families models.user programs storage training",
         "resumption": "rounds storage summary training",
