@@ -12,8 +12,14 @@ import pytest
 
 from deploy.reference import pages
 from tests.harness.browser import open_browser
+from tests.harness.sources import only_in_checkout
 
 ROOT = Path(__file__).resolve().parents[2]
+GENERATED = {"algorithm-defaults.md"}
+WRITTEN = [*sorted(ROOT.glob("*.md")), *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in GENERATED)]
+"""Pages that people write, not commands."""
+
+EDITOR_COLUMNS = 120
 
 
 def test_the_site_builds_with_warnings_as_errors_and_its_pages_fetch_nothing(tmp_path: Path) -> None:
@@ -72,3 +78,19 @@ def test_every_measured_number_of_the_guide_to_algorithms_stands_in_the_results(
     assert rows is not None
     for name, peak, seconds in re.findall(r"\| (`[a-z0-9-]+`) \| (\d+) \| ([\d.]+) \|", rows.group()):
         assert re.search(rf"\| {name} \| \d+ \| float32 \| {peak} \|.*\| {seconds} \|", results), name
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_prose_stands_in_lines_that_an_editor_shows(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in prose.splitlines() if len(line) > EDITOR_COLUMNS and not line.startswith("|")] == []
+
+
+@only_in_checkout
+def test_modules_that_pages_name_exist() -> None:
+    folders = ("benchmarks", "common", "deploy", "edge_client", "examples", "proto", "server", "tests")
+    modules = [f"/{path.relative_to(ROOT)}" for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(modules) > 400
+    for page in WRITTEN:
+        named = re.findall(r"`([\w./]+\.py)(?:::\w+)?`", page.read_text(encoding="utf-8"))
+        assert [name for name in named if not any(module.endswith(f"/{name}") for module in modules)] == [], page.name
