@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PART := 1/1
 
-.PHONY: help install demo test test-unit test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-ingest bench-minilm bench-radius bench-start bench-defaults bench-binary
+.PHONY: help install demo test test-unit test-slow test-all bench-accuracy bench-backpressure bench-client bench-deep bench-gpt2 bench-ingest bench-minilm bench-radius bench-start bench-step bench-defaults bench-binary
 .PHONY: client-binary client-binary-wheels wheel wheel-check test-versions sbom docs reference invariants lint format proto dashboards clean
 
 help:  ## show this list
@@ -62,6 +62,9 @@ bench-minilm: install  ## MiniLM with LoRA on tweets: heron, its rivals and a fr
 
 bench-radius: install  ## how true finite differences are by radius on every model that ships (minutes); writes docs/results/smoothing-radius.md
 	$(BIN)/python benchmarks/smoothing_radius.py
+
+bench-step: install  ## what a step of heron on digits costs beside cse-fsl, and a simulation beside AGAINST=/path/to/another/checkout (minutes)
+	$(BIN)/python benchmarks/digits_step.py
 
 bench-start: install  ## how long a warm server takes until it listens, beside AGAINST=/path/to/another/checkout (about 15 minutes)
 	$(BIN)/python benchmarks/start.py

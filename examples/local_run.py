@@ -53,7 +53,7 @@ def run_locally(run: Run) -> int:
     try:
         with ProcessGroup(directory / "logs") as group:
             print(f"$ heron-server {shlex.join(words)}", flush=True)
-            server, address = start_server(group, "server", directory, words)
+            server, address = start_server(group, "server", run_dir=directory, arguments=words)
             clients = [_start_client(group, run, directory, address, index) for index in range(options.clients)]
             _watch(server, clients, directory)
             for client in clients:
@@ -71,7 +71,7 @@ def _start_client(group: ProcessGroup, run: Run, directory: Path, address: str, 
     words = _words(given)
     if index in (0, count - 1):
         print(f"$ heron-client {shlex.join(words)}" if index == 0 or count == 1 else f"  ... and {count - 1} more", flush=True)
-    return group.start(f"client-{index}", "heron_client", [*words, *_words({"state-dir": directory / "state" / str(index)})])
+    return group.start(f"client-{index}", "heron_client", arguments=[*words, *_words({"state-dir": directory / "state" / str(index)})])
 
 
 def _watch(server: LoggedProcess, clients: list[LoggedProcess], directory: Path) -> None:

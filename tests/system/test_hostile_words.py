@@ -163,7 +163,7 @@ def test_what_cannot_be_read_of_a_command_is_said_as_text(verb: str, capsys: pyt
 
 
 def test_demo_and_simulate_say_what_went_wrong_in_a_child(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise HeronError(HOSTILE)
 
     monkeypatch.setattr(demo, "_run_preset", fail)

@@ -50,7 +50,7 @@ BAD = [
 def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a model is built or a client begins."""
 
-    def begun(*_: object) -> None:
+    def begun(*_: object, **__: object) -> None:
         raise AssertionError("it began")
 
     monkeypatch.setattr("heron_server.publication.build_model", begun)

@@ -131,7 +131,7 @@ def test_a_failing_client_ends_the_simulation_in_a_sentence(monkeypatch: pytest.
 
 
 def test_a_failing_trainer_ends_the_simulation_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Trainer, "train", fail)

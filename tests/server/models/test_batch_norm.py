@@ -199,7 +199,7 @@ def test_a_gradient_that_one_draw_of_samples_spoils_passes_and_one_that_every_dr
     model = dataclasses.replace(vectors(), batch_statistics=False, front=nn.Sequential(nn.Conv1d(2, 2, 1)), input_shape=(2, 2))
     draws: list[float] = []
 
-    def errors(*_: object) -> dict[str, float]:
+    def errors(*_: object, **__: object) -> dict[str, float]:
         return {"gradients.client_model.0": draws.pop(0)}
 
     monkeypatch.setattr(parity_module, "_output_errors", errors)

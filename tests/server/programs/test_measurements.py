@@ -50,8 +50,8 @@ class Measured:
 @pytest.fixture
 def measured(tmp_path: Path, tiny_model: SplitModel, monkeypatch: pytest.MonkeyPatch) -> Measured:
     numbers = itertools.count(1)
-    monkeypatch.setattr(module, "difference_error", lambda *_: float(next(numbers)))
-    monkeypatch.setattr(module, "client_cost", lambda *_: ClientCost(next(numbers), 2, 3))
+    monkeypatch.setattr(module, "difference_error", lambda *_, **__: float(next(numbers)))
+    monkeypatch.setattr(module, "client_cost", lambda *_, **__: ClientCost(next(numbers), 2, 3))
     return Measured(tmp_path, tiny_model)
 
 

@@ -183,12 +183,12 @@ class NamedPrograms:
 def test_programs_are_published_once_for_each_kind_and_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proved: list[tuple[ProgramKind, bytes]] = []
 
-    def prove(model: SplitModel, kind: ProgramKind, data: bytes, *_: Any) -> float:
-        proved.append((kind, data))
+    def prove(model: SplitModel, kind: ProgramKind, *, program: bytes, **_: Any) -> float:
+        proved.append((kind, program))
         return 0.0
 
     monkeypatch.setattr("heron_server.programs.publish.check_outputs", prove)
-    monkeypatch.setattr("heron_server.programs.publish.check_difference", lambda *_: 0.0)
+    monkeypatch.setattr("heron_server.programs.publish.check_difference", lambda *_, **__: 0.0)
     several = build(tmp_path, "bert", dataclasses.replace(three_classes(8), lengths=(2, 4, 8)))
     one = build(tmp_path, "bert", three_classes(8))
     algorithm, _ = complete_algorithm(preset("heron"), several)

@@ -80,7 +80,9 @@ def test_payloads_that_were_to_be_given_up_when_the_server_was_killed_are_remove
 ) -> None:
     # The checkpoint inside the round is written, and nothing was released yet.
     save_inside_the_round_at(monkeypatch, 2)
-    monkeypatch.setattr(TrainerQueue, "open_round_saved", lambda *_: monkeypatch.setattr(progress, "_is_worth_saving", lambda *_: False))
+    monkeypatch.setattr(
+        TrainerQueue, "open_round_saved", lambda *_, **__: monkeypatch.setattr(progress, "_is_worth_saving", lambda *_, **__: False)
+    )
     run = start()
     begin_round(joined(run.server, "a", "b"), 0, 2)
     run.trained(4)

@@ -161,7 +161,7 @@ def test_a_restart_deletes_what_is_covered_only_once_the_ledger_names_it_no_more
         life.ask(life.devices[name])
     life.go_on("a", 1)
     life.work(1)
-    monkeypatch.setattr(life.run.queue, "open_round_saved", lambda *_: None)
+    monkeypatch.setattr(life.run.queue, "open_round_saved", lambda *_, **__: None)
     life.run.save_inside_round()
     seen = []
     take_snapshot = life.take_snapshot

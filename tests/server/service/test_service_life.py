@@ -96,7 +96,7 @@ def test_an_error_while_writing_frees_the_stream_and_the_spool(serve: Serve, mon
     server = serve(trains=False)
     (client,) = assigned(server, "a")
     with monkeypatch.context() as patch:
-        patch.setattr("heron_server.service.streams.check_values", lambda *_: 1 / 0)
+        patch.setattr("heron_server.service.streams.check_values", lambda *_, **__: 1 / 0)
         with refused(server, ErrorCode.INTERNAL):
             client.upload(0)
     client.upload(0)
