@@ -64,7 +64,7 @@ class Life(DrivenRun):
         before = copy.deepcopy((self.known, self.devices, self.closed, self.undone))
         self.snapshot, left = None, [hit]
 
-        def at(*_: Any) -> None:
+        def at(*_: Any, **__: Any) -> None:
             if left[0] == 0:
                 self.snapshot = self.take_snapshot()
             left[0] -= 1

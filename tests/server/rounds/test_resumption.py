@@ -150,7 +150,7 @@ def test_a_damaged_newest_checkpoint_repeats_its_round_and_the_open_one(
 
 
 def refuse_checkpoints(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise CheckpointError("no space left: free some space")
 
     monkeypatch.setattr(run.server.parts.worker._checkpoints, "write", refuse)

@@ -210,7 +210,7 @@ def test_a_dead_trainer_ends_the_server_even_while_probes_wait(serve: Serve, mon
     server = serve(trains=False, preset="heron-server-loss", clients=2)
     a, _b = assigned(server, "a", "b")
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError("gone")
 
     monkeypatch.setattr(server.parts.worker._trainer, "judge", fail)
