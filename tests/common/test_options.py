@@ -54,7 +54,7 @@ def test_options_reach_plan_algorithm_and_alignment() -> None:
     assert row.with_options(given) == expected
 
 
-@pytest.mark.parametrize("name", ["heron", "heron-paper"])
+@pytest.mark.parametrize("name", ["heron-paper"])
 def test_a_client_learning_rate_that_was_given_is_taken_as_it_is(name: str) -> None:
     assert PRESETS[name].rate_at_most(10**6) < 1
     assert PRESETS[name].with_options({"client_learning_rate": 9.0}).rate_at_most(10**6) == math.inf

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from heron_cli.simulation.configuration import simulation_config
-from heron_common.algorithm.plan import Algorithm, HeadTraining, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.plan import Algorithm, HeadTraining, LocalLosses, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.plan_counts import forward_equivalents, round_bytes
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
+from heron_server.models.families.local_losses import with_block_heads
 from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.publish import complete_algorithm
@@ -30,8 +31,12 @@ NOT_COUNTED = {"control", "losses", "program"}
 
 SHAPE: dict[str, Any] = {"clients": CLIENTS, "rounds": ROUNDS, "local_steps": STEPS, "batch_size": BATCH}
 
+WITHIN = "0.0"
+"""Where the tiny front's one block can be parted."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"preset": name} for name in PRESETS},
+    **{name: {"preset": name, "blocks": WITHIN} for name in ("blockwise", "pairs")},
     "heron, dense": {"preset": "heron", "update_encoding": "dense"},
     "heron, every other step": {"preset": "heron", "upload_interval": 2},
     "heron, int8": {"preset": "heron", "wire_dtype": "int8"},
@@ -43,14 +48,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model() -> SplitModel:
-    return build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=0)
+def tiny_model(losses: LocalLosses = LocalLosses.END) -> SplitModel:
+    model = build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=0)
+    return with_block_heads(model, losses, blocks=(WITHIN,) if losses is not LocalLosses.END else (), seed=0)
 
 
 def algorithm_of(summary: dict[str, Any], **options: Any) -> Algorithm:
     """Return the completed algorithm that a run of these options has; the summary must say the same."""
     config = simulation_config(**SHAPE, **options)
-    completed, _ = complete_algorithm(config.algorithm, tiny_model())
+    completed, _ = complete_algorithm(config.algorithm, tiny_model(config.algorithm.local_losses))
     assert summary["algorithm"]["plan"]["update_encoding"] == completed.plan.update_encoding
     return completed
 
@@ -61,7 +67,7 @@ def plans_of(algorithm: Algorithm) -> list[Plan]:
 
 def counted_by_hand(algorithm: Algorithm) -> dict[str, Counter[str]]:
     """Return one client's bytes, written down as a walk over its steps instead of a formula over its plan."""
-    model = tiny_model()
+    model = tiny_model(algorithm.local_losses)
     front, head = (sum(p.numel() for p in part.parameters()) for part in (model.front, model.auxiliary_head))
     sample = math.prod(model.to_spec().cut.shape)
     up: Counter[str] = Counter()
@@ -89,7 +95,7 @@ def counted_by_hand(algorithm: Algorithm) -> dict[str, Counter[str]]:
 def summed_over_rounds(algorithm: Algorithm) -> dict[str, Counter[str]]:
     total: dict[str, Counter[str]] = {"up": Counter(), "down": Counter()}
     for plan in plans_of(algorithm):
-        for direction, kinds in round_bytes(plan, tiny_model().to_spec()).items():
+        for direction, kinds in round_bytes(plan, tiny_model(algorithm.local_losses).to_spec()).items():
             total[direction].update(kinds)
     return total
 

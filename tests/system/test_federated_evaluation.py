@@ -15,6 +15,7 @@ from heron_cli.simulation.clients import client_name, shares
 from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
 from heron_common.algorithm.payload_shapes import evaluation_specs
+from heron_common.algorithm.plan import LocalLosses
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.partition import Partition
@@ -69,10 +70,11 @@ def figures(run: SimulatedRun, name: str) -> list[Any]:
 def test_a_run_with_held_out_samples_is_the_run_without_them_and_their_score_is_the_starting_models(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_simulation(tmp_path / "held-out", **SHAPE, preset=preset, held_out=FRACTION)
+    within = {"blocks": "0.0"} if PRESETS[preset].local_losses is not LocalLosses.END else {}
+    run = run_simulation(tmp_path / "held-out", **SHAPE, **within, preset=preset, held_out=FRACTION)
     with monkeypatch.context() as patch:
         patch.setattr(heron_cli.simulation.run, "shares", without_held_out)
-        plain = run_simulation(tmp_path / "plain", **SHAPE, preset=preset)
+        plain = run_simulation(tmp_path / "plain", **SHAPE, **within, preset=preset)
     assert [differing(*pair) for pair in zip(run.boundaries, plain.boundaries, strict=True)] == [[]] * (SHAPE["rounds"] + 1)
     for name in ("local_loss", "server_loss", "client_forward_equivalents", "test_accuracy"):
         assert [row[name] for row in run.summary["rounds"]] == [row[name] for row in plain.summary["rounds"]]

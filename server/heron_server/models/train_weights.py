@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 
 from torch import nn
 
@@ -23,8 +24,11 @@ def check_train_weights(chosen: str) -> None:
 
     """
     try:
-        re.compile(chosen)
-    except re.error as exc:
+        with warnings.catch_warnings():
+            # What Python warns of will mean something else one day.
+            warnings.simplefilter("error")
+            re.compile(chosen)
+    except (re.error, FutureWarning, RecursionError, OverflowError) as exc:
         raise ConfigurationError(f"{chosen!r} is no regular expression ({exc}): give {FORMS}") from exc
 
 

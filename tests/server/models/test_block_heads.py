@@ -87,7 +87,7 @@ def test_the_program_is_the_function(tmp_path: Path) -> None:
     ("widths", "blocks", "words"),
     [
         ((2, 2), ("5",), ["no block '5'", "0, 1"]),
-        ((2,), (), ["fewer than two blocks", "deeper cut"]),
+        ((2,), (), ["has 1 blocks", "deeper cut"]),
         ((2, 2, 2), ("1", "0"), ["in order", "1, 0"]),
     ],
 )
@@ -95,6 +95,12 @@ def test_blocks_that_are_none_are_named(widths: tuple[int, ...], blocks: tuple[s
     with pytest.raises(ConfigurationError) as caught:
         with_block_heads(cnn(*widths), BLOCKS, blocks=blocks, seed=0)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_pairs_of_two_blocks_have_no_loss_within_them() -> None:
+    with pytest.raises(ConfigurationError, match="has 2 blocks, too few"):
+        with_block_heads(cnn(2, 2), PAIRS, blocks=(), seed=0)
+    assert places(with_block_heads(cnn(2, 2), PAIRS, blocks=("0",), seed=0)) == ("0",)
 
 
 def test_without_losses_within_it_a_model_is_left_alone() -> None:

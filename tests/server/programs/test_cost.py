@@ -129,9 +129,9 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_server.models.registry import build_model
 from heron_server.programs.cost import client_cost
 from heron_server.training.trainer import Trainer, TrainerSettings
-model = build_model("cnn", {}, DataSpecification("test", (1, 8, 8), 10), 0)
+model = build_model("cnn", {}, data=DataSpecification("test", (1, 8, 8), num_classes=10), seed=0)
 client_cost(model, with_head=True)
-Trainer(model, TrainerSettings("adam", 1e-3, 0.0, 0.0, "cpu", "fp32"), trains_head=True).tensors()
+Trainer(model, TrainerSettings("adam", 1e-3, server_weight_decay=0.0, server_momentum=0.0, device="cpu", precision="fp32"), trains_head=True).tensors()
 print("torch._dynamo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True).stdout == "False\n"

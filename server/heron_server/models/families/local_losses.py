@@ -35,9 +35,7 @@ def with_block_heads(model: SplitModel, losses: LocalLosses, *, blocks: tuple[st
             f"local_losses={losses.value} needs a small head behind every block, and for the next token there is none: set local_losses to end, or "
             "choose preset cse-fsl"
         )
-    places = _inner_places(model, blocks)
-    if losses is LocalLosses.PAIRS:
-        places = places[-2::-2][::-1]
+    places = _inner_places(model, losses, blocks)
     outputs = _outputs_at(model, places)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,21 +86,21 @@ def _outputs_at(model: SplitModel, places: tuple[str, ...]) -> list[torch.Tensor
     return outputs
 
 
-def _inner_places(model: SplitModel, blocks: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the blocks that are named, or all that are found but the last, which ends at the cut."""
+def _inner_places(model: SplitModel, losses: LocalLosses, blocks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the blocks that are named, or of those that are found all or every second one but the last, which ends at the cut."""
     known = {name for name, _ in model.front.named_modules() if name}
     if blocks:
         if unknown := [block for block in blocks if block not in known]:
             shown = ", ".join(_found(model.front)) or ", ".join(sorted(known)[:8])
             raise ConfigurationError(f"the front has no block {unknown[0]!r}: its blocks are {shown}")
         return blocks
-    found = _found(model.front)
-    if len(found) < 2:
+    found, each = _found(model.front), 2 if losses is LocalLosses.PAIRS else 1
+    if len(found) <= each:
         raise ConfigurationError(
-            "the front has fewer than two blocks, so that a loss behind each is the loss at its end: choose a deeper cut, name its places in blocks, "
-            "or set local_losses to end"
+            f"the front has {len(found)} blocks, too few for a loss within it with local_losses={losses.value}: choose a deeper cut, name its places in "
+            "blocks, or set local_losses to end"
         )
-    return tuple(found[:-1])
+    return tuple(found[-1 - each :: -each][::-1])
 
 
 def _found(module: nn.Module, prefix: str = "") -> list[str]:
