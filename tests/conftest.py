@@ -23,6 +23,7 @@ from heron_server.rounds.owner_lock import DISCIPLINE_VARIABLE, install_discipli
 from tests.client.models import TinyModel, tiny_model  # noqa: E402 - the libraries read their environment when they are imported
 from tests.harness.cluster import Cluster  # noqa: E402 - the libraries read their environment when they are imported
 from tests.harness.isolation import Isolation  # noqa: E402 - the libraries read their environment when they are imported
+from tests.slow_variants import is_slow_variant  # noqa: E402 - with the others of tests
 
 DISCIPLINE = install_discipline()
 os.environ[DISCIPLINE_VARIABLE] = "exit"
@@ -30,22 +31,20 @@ os.environ[DISCIPLINE_VARIABLE] = "exit"
 
 _LONGEST_FIRST = (
     "test_crashes",
+    "test_first_order_programs",
+    "test_bad_input",
+    "test_lean_client",
+    "test_demo",
     "test_learning",
     "test_export",
-    "test_examples",
-    "test_transformers",
-    "test_first_order_programs",
+    "test_network_faults",
     "test_simulation",
     "test_algorithms_reference",
     "test_algorithms_ledger",
     "test_recovery",
-    "test_network_faults",
-    "test_backpressure",
-    "test_lean_client",
-    "test_client_memory",
-    "test_demo",
     "test_lockstep",
-    "test_bad_input",
+    "test_examples",
+    "test_transformers",
     "test_prometheus",
     "test_audit",
     "test_resnet",
@@ -67,8 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Isolation(Path(__file__).parent), "isolation")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the slow tests of other parts; begin with the files that take longest, so that two workers end at about the same time."""
+    for item in items:
+        if is_slow_variant(item.nodeid):
+            item.add_marker("slow")
     part, parts = map(int, config.getoption("--slow-part").split("/"))
     # By name, so that a test stays in its part whatever is added.
     others = [item for item in items if item.get_closest_marker("slow") and zlib.crc32(item.nodeid.encode()) % parts != part - 1]
