@@ -8,6 +8,7 @@ SLOW_VARIANTS = (
     # Exports: text and images like tokens; every kind of layer and family has one in `make test`.
     "tests/system/test_export.py::test_text_is_read_without_heron*",
     "tests/system/test_export.py::test_images_are_classified_without_heron*",
+    "tests/system/test_export.py::test_onnx_files_hold_standard_operators_only*",
     "tests/server/models/test_resnet.py::test_programs_equal_the_network*ImageNet stem*gradient*",
     "tests/server/models/test_resnet.py::test_programs_equal_the_network*50, CIFAR stem*gradient*",
     "tests/server/models/test_transformers.py::test_programs_equal_torch_gradients_included*llama*",
@@ -42,6 +43,7 @@ SLOW_VARIANTS = (
     "tests/system/test_backpressure.py::*",
     "tests/system/test_client_memory.py::test_a_small_batch_stays_under_the_ceiling*",
     "tests/system/test_lean_client.py::test_a_client_stays_under_its_memory_ceiling*64*",
+    "tests/system/test_lean_client.py::test_memory_does_not_grow_from_round_to_round*",
     "tests/system/test_lean_client.py::test_nothing_of_the_runtime_reports_to_its_maker*",
     # Time is what they are about.
     "tests/server/service/test_idle_connections.py::test_idle_connections_are_closed_in_time*",

@@ -107,7 +107,7 @@ def test_weights_have_the_names_of_the_original_and_a_note_says_what_they_are(ru
     note = json.loads((runs.folder / "out/resnet.json").read_text())
     assert note["sample_shape"] == [1, 8, 8] and note["num_outputs"] == 10 and note["standard_deviation"] == trained_deviation(runs)
     assert note["inputs"] == {"x": ["batch", 1, 8, 8]} and note["run"]["completed_rounds"] == 2
-    user = load_file(runs.folder / "out/user.safetensors")
+    user = load_file(export(runs, "user", "safetensors"))
     assert user.keys() == zoo_of_exports.resnet((1, 8, 8), 10).state_dict().keys()
     tied = load_file(export(runs, "gpt2", "safetensors"))
     assert torch.equal(tied["lm_head.weight"], tied["transformer.wte.weight"]) and not [name for name in tied if "lora" in name]

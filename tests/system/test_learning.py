@@ -86,11 +86,9 @@ def _train_in_plain_torch(seed: int, train_front: bool) -> float:
 
 
 def _check(seed: int, train: Mapping[str, Callable[[], float]]) -> None:
-    exact, frozen_exact = _train_in_plain_torch(seed, True), _train_in_plain_torch(seed, False)
-    assert exact - frozen_exact >= EXACT_GAP, "the task must be one where freezing the front costs something"
     frozen = _train_simulated("frozen", seed)
     scores = {preset: trained() for preset, trained in train.items()}
-    print(f"seed {seed}: exact {exact:.3f}, frozen in torch {frozen_exact:.3f}, frozen {frozen:.3f}, {scores}")
+    print(f"seed {seed}: frozen {frozen:.3f}, {scores}")
     short = {preset: score for preset, score in scores.items() if score < frozen + MARGINS[preset]}
     assert short == {}, f"frozen reached {frozen:.3f}"
 
@@ -102,5 +100,7 @@ def test_heron_beats_a_frozen_front_by_its_margin() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [7, 8, 9])
 def test_every_preset_beats_a_frozen_front_by_its_margin(tmp_path: Path, seed: int) -> None:
+    exact, frozen = _train_in_plain_torch(seed, True), _train_in_plain_torch(seed, False)
+    assert exact - frozen >= EXACT_GAP, "the task must be one where freezing the front costs something"
     others = {preset: partial(_train_simulated, preset, seed) for preset in MARGINS if preset != "heron"}
     _check(seed, {"heron": lambda: _train_through_processes(tmp_path, "heron", seed), **others})

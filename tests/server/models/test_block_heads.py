@@ -78,9 +78,6 @@ def test_the_program_is_the_function(tmp_path: Path) -> None:
     model = with_block_heads(cnn(2, 3, 2), BLOCKS, blocks=(), seed=0)
     program = export(compile_function(model, ProgramKind.GRADIENT, micro_batch=2))
     assert check_outputs(model, ProgramKind.GRADIENT, program=program, micro_batch=2, seed=1) <= 10 * CONVOLUTION_GRADIENT_TOLERANCE
-    whole = cnn(2, 3, 2)
-    other = export(compile_function(with_block_heads(whole, PAIRS, blocks=(), seed=0), ProgramKind.GRADIENT, micro_batch=2))
-    assert other != program
 
 
 @pytest.mark.parametrize(
