@@ -124,6 +124,8 @@ def test_a_run_learns_and_its_uploads_are_as_long_as_its_texts(folder: Path, nam
 VARIANTS = [(name, preset) for name in ("gpt2", "bert") for preset in (*PRESETS, "heron shuffled", "heron int8")]
 # The loss of a random classifier's back hardly depends on a front of rank 2: at one length too no radius passes the gate.
 VARIANTS.remove(("bert", "heron-server-loss"))
+# For the next token there is no small head behind a block, and fronts of two blocks have no loss within a pair of them.
+VARIANTS = [variant for variant in VARIANTS if variant not in {("gpt2", "blockwise"), ("gpt2", "pairs"), ("bert", "pairs")}]
 
 
 @pytest.mark.slow
