@@ -47,23 +47,8 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
     from heron_client.network.upload_pipeline import UploadPipeline
     from heron_client.training.local_training import LocalRound
     from heron_client.training.passes import Batch
-    from heron_client.training.runtime import Program
-    from heron_common.numerics.tensors import total_bytes
-    from heron_common.protocol.messages import UploadAnswer
-    from heron_common.specification.data_specification import DataSpecification
-    from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
 
-    loaded: list[Program] = []
-
-    def load(context: Any, specification: DataSpecification) -> list[Program]:
-        for path, _, micro_batch in programs if not loaded else []:
-            data = Path(path).read_bytes()
-            blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
-            reference = ProgramReference(ProgramKind.LOSS, blob, micro_batch=int(micro_batch))
-            loaded.append(
-                Program(reference, data, model=context.model, parameters=context.parameters, specification=specification, threads=1)
-            )
-        return loaded
+    loaded: list[Any] = []
 
     class PacedRound(LocalRound):
         """A round that notes what its steps cost beside two bare passes over the same batch."""
@@ -71,7 +56,9 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
         def run_step(self, local_step: int) -> None:
             batch = Batch(*self._context.read_batch(*self._order.draw(local_step)))
             self._context.parameters.show_base()
-            bare = [two_passes(program, batch) for program in load(self._context, DataSpecification("", batch.x.shape[1:], num_classes=10))]
+            if not loaded:
+                loaded.extend(load(Path(path), int(rows), context=self._context, batch=batch) for path, _, rows in programs)
+            bare = [two_passes(program, batch) for program in loaded]
 
             def step() -> None:
                 super(PacedRound, self).run_step(local_step)
@@ -98,20 +85,41 @@ def paced_round(output: Path, programs: list[tuple[str, str, str]]) -> Any:
             self._context.parameters.theta[:] = before
             return seconds
 
-    def discard(request: Any, chunks: Any) -> UploadAnswer:
-        for _ in chunks:
-            pass
-        return UploadAnswer(0, probe_losses=(), losses=(), cut_gradient=bytes(total_bytes(request.answer_tensors)))
-
-    def two_passes(program: Program, batch: Batch) -> Seconds:
-        def passes() -> None:
-            for first in [*range(0, len(batch.x), program.micro_batch)] * 2:
-                part = slice(first, first + program.micro_batch)
-                program.run(batch.x[part], batch.y[part])
-
-        return seconds_of(passes)
-
     return PacedRound
+
+
+def load(path: Path, micro_batch: int, *, context: Any, batch: Any) -> Any:
+    """Load a program that computes the loss over the client's own buffers."""
+    from heron_client.training.runtime import Program
+    from heron_common.specification.data_specification import DataSpecification
+    from heron_common.specification.model_spec import BlobReference, ProgramKind, ProgramReference
+
+    data = path.read_bytes()
+    blob = BlobReference(hashlib.sha256(data).hexdigest(), len(data))
+    reference = ProgramReference(ProgramKind.LOSS, blob, micro_batch=micro_batch)
+    specification = DataSpecification("", batch.x.shape[1:], num_classes=10)
+    return Program(reference, data, model=context.model, parameters=context.parameters, specification=specification, threads=1)
+
+
+def discard(request: Any, chunks: Any) -> Any:
+    """Drop an upload's chunks, and answer zeros."""
+    from heron_common.numerics.tensors import total_bytes
+    from heron_common.protocol.messages import UploadAnswer
+
+    for _ in chunks:
+        pass
+    return UploadAnswer(0, probe_losses=(), losses=(), cut_gradient=bytes(total_bytes(request.answer_tensors)))
+
+
+def two_passes(program: Any, batch: Any) -> Seconds:
+    """Time two bare passes of a program over a batch."""
+
+    def passes() -> None:
+        for first in [*range(0, len(batch.x), program.micro_batch)] * 2:
+            part = slice(first, first + program.micro_batch)
+            program.run(batch.x[part], batch.y[part])
+
+    return seconds_of(passes)
 
 
 def seconds_of(call: Callable[[], object]) -> Seconds:
