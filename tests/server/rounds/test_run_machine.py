@@ -14,6 +14,7 @@ from heron_common.algorithm.plan import ServerSchedule
 from heron_common.ids import RoundReference
 from heron_common.protocol.messages import UploadKey, UploadPurpose
 from heron_server.rounds.state import WithoutQuorum
+from heron_server.storage.spool import SpoolEntry
 from tests.server.rounds.restartable_run import DEADLINE, LIVENESS, LOCAL_STEPS, RunShape
 from tests.server.rounds.run_devices import DEVICES
 from tests.server.rounds.run_life import Life
@@ -179,7 +180,13 @@ class RunLife(Life, RuleBasedStateMachine):
         run = self.run.state
         held = [entry for attempt in ([run.attempt] if run.attempt else []) + run._unsettled for entry in attempt.entries()]
         later = {name for attempt in run.recorded for name in attempt.files()}
-        names = {entry.path.name: entry.size_bytes for entry in held}
+        if not self.disk.refuses:
+            # As the thread does that tidies up, which had nothing to do while the disk refused.
+            run.outbox.delete_given_up()
+        given_up = [payload for _, payload in run.outbox._deletions if isinstance(payload, SpoolEntry)]
+        # Payloads go after the entries that give them up, so while the ledger cannot be written they stay.
+        assert self.disk.refuses or not given_up
+        names = {entry.path.name: entry.size_bytes for entry in [*held, *given_up]}
         assert {name: size for name, size in self.run.files.items() if name not in later} == names
         assert self.run.spool.used_bytes == sum(names.values())
 
