@@ -59,6 +59,8 @@ def run_simulate(options: argparse.Namespace) -> int:
             return ExitCode.OK
     if summary["simulation"]["interrupted"]:
         say(f"stopped after {summary['rounds_completed']} of {config.run.rounds} rounds")
+    elif summary["rounds_completed"] < config.run.rounds:
+        say(f"ended early by {summary['ended_because']}")
     make_console().print(make_table("Result", _rows(summary)))
     if config.simulation.summary is not None:
         say(f"summary: {config.simulation.summary}")

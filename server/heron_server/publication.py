@@ -20,6 +20,7 @@ from heron_common.files.user_directories import cache_home
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference
 from heron_server.configuration.config import RunSection, TrainingConfig
+from heron_server.configuration.section import value_of
 from heron_server.models.base import write_base
 from heron_server.models.families.local_losses import with_block_heads
 from heron_server.models.probes import Probes, probes_for, probes_of
@@ -34,6 +35,7 @@ from heron_server.programs.measurements import Measurements
 from heron_server.programs.parity import ParityReport
 from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
 from heron_server.storage.probe_file import read_probe_file
+from heron_server.training.early_end import EndRules, check_figures
 from heron_server.training.trainer import choose_device
 
 
@@ -109,12 +111,23 @@ def _refuse_impossible(config: TrainingConfig) -> None:
     algorithm = config.algorithm
     mistakes = step_mistakes(algorithm.plan, config.plan.given) + contradictions(algorithm)
     sentences = ["the plan cannot run: " + "; ".join(mistakes)] if mistakes else []
-    try:
-        choose_device(config.trainer.device)
-    except ConfigurationError as exc:
-        sentences += exc.sentences
+    for check in (lambda: choose_device(config.trainer.device), lambda: _check_end(config)):
+        try:
+            check()
+        except ConfigurationError as exc:
+            sentences += exc.sentences
     if sentences:
         raise ConfigurationError(*sentences)
+
+
+def _check_end(config: TrainingConfig) -> None:
+    run = config.run
+    check_figures(
+        value_of(config.rounds, EndRules),
+        task=parse_specification(run.data_spec).task,
+        is_scored=run.eval_data is not None,
+        holds_out=run.held_out > 0,
+    )
 
 
 def write_frozen_weights(model: SplitModel, blobs: Path, resumes: bool) -> BlobReference | None:

@@ -24,6 +24,7 @@ from heron_server.storage.run_directory import RunDirectory, RunIdentity
 from heron_server.summary import SUMMARY_VERSION, versions
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.best_checkpoint import BestCheckpoint
+from heron_server.training.early_end import EarlyEnd, EndRules
 from heron_server.training.event_files import EventFiles
 from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
@@ -91,6 +92,7 @@ def assemble_trainer(
             trainer=trainer, gatekeeper=gatekeeper, metrics=metrics, checkpoints=checkpoints, validation_source=published.validation_source
         ),
         fronts=FrontAverage(facts, trainer, AuditTrail(directory.audit)),
+        ending=EarlyEnd(value_of(config.rounds, EndRules), config.run.rounds),
         checkpoints=checkpoints,
         ledger=parts.ledger,
         clock=parts.clock,

@@ -25,6 +25,7 @@ def summary_of(num_rounds: int, num_clients: int) -> dict[str, Any]:
         "drops": {REASON: {LONG_NAME: 3, "bed-1": 1}, "left: <b>stopped</b>": {"bed-1": 2}},
         "abandoned_attempts": {ABANDONED: 2},
         "rejected_uploads": {LONG_NAME: {"norm": 4}, "bed-1": {"norm": 1, "label mix": 2}},
+        "ended_because": f"all {num_rounds} rounds are done",
         "seconds": 7384.2,
         "diverged_round": None,
         "algorithm": {"plan": {"preset": "heron", "learning_rate": 4.0, "local_steps": 10}, "aggregation": "mean", "schedule": "lockstep"},

@@ -21,6 +21,7 @@ from heron_server.models.registry import FAMILIES, OUTSIDE, check_family, parse_
 from heron_server.models.train_weights import FORMS, check_train_weights
 from heron_server.rounds.state import RoundRules, cohort_size
 from heron_server.storage.run_directory import has_begun
+from heron_server.training.early_end import EndRules, parse_comparison
 from heron_server.training.trainer import TrainerSettings
 
 
@@ -110,8 +111,15 @@ class RunSection(Section):
         return self
 
 
-class RoundsSection(section_of(RoundRules)):  # type: ignore[misc]
-    """When rounds open and end, and with whom."""
+class RoundsSection(section_of(RoundRules, EndRules)):  # type: ignore[misc]
+    """When rounds open and end, and with whom; when the run does."""
+
+    @field_validator("stop_when")
+    @classmethod
+    def _compares(cls, value: str | None) -> str | None:
+        if value is not None:
+            checked(parse_comparison, value)
+        return value
 
 
 class TrainerSection(section_of(TrainerSettings)):  # type: ignore[misc]
@@ -313,6 +321,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "min_updates",
         "over_selection",
         "without_quorum",
+        "stop_when",
+        "patience_rounds",
     }
 )
 """Options of the run that an operator may change on --resume: how long it goes on and how patient it is."""

@@ -30,6 +30,8 @@ class RoundInputs:
     """Clients that have no part in it."""
     step_factor: float = 1.0
     """The share of their step that fronts take, less than 1 once the run had to go back to a checkpoint."""
+    ends_because: str = ""
+    """Why it does not open: the run ends before its last round; empty otherwise."""
 
 
 @dataclass(frozen=True)

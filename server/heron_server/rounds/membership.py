@@ -63,7 +63,7 @@ def next_step(run: RunState, record: ClientRecord, training: RoundReference | No
 
     """
     if run.machine.phase is Phase.FINISHED:
-        return Finished(f"all {run.machine.rules.num_rounds} rounds are done")
+        return Finished(run.machine.end_reason)
     run.refuse_if_draining()
     assignment = assignment_of(run, record)
     if training is not None and (assignment is None or training != assignment.round):

@@ -196,8 +196,7 @@ class RunState:
 
     def start(self, prepared: PreparedInputs) -> None:
         """Give what the open round, or else the next one, starts from; rounds may open from now on."""
-        self.prepared = prepared
-        self.machine.set_apart = frozenset(prepared.inputs.set_apart)
+        self._prepare(prepared)
         self.machine.may_open = not self.draining
         self.tick()
 
@@ -221,10 +220,15 @@ class RunState:
             for attempt in self._unsettled:
                 self._settle(attempt, None)
             self._unsettled.clear()
-        self.previous, self.attempt, self.closing, self.prepared = self.attempt, None, None, prepared
-        self.machine.set_apart = frozenset(prepared.inputs.set_apart)
+        self.previous, self.attempt, self.closing = self.attempt, None, None
+        self._prepare(prepared)
         self.machine.may_open = False
         self.advance(self.machine.closed)
+
+    def _prepare(self, prepared: PreparedInputs) -> None:
+        self.prepared = prepared
+        self.machine.set_apart = frozenset(prepared.inputs.set_apart)
+        self.machine.ends_because = prepared.inputs.ends_because
 
     def let_open(self) -> None:
         """The next round may open now."""
@@ -261,10 +265,16 @@ class RunState:
             elif isinstance(effect, AbandonRound):
                 self._abandon(effect)
             elif isinstance(effect, FinishRun):
-                self.outbox.info("all rounds are done", rounds=self.machine.rules.num_rounds)
+                self._finish()
         if effects:
             self.has_moved = True
             self.show_round(self.machine.round, len(self.machine.cohort))
+
+    def _finish(self) -> None:
+        if self.machine.ends_because:
+            self.outbox.info("the run ends early", reason=self.machine.ends_because)
+        else:
+            self.outbox.info("all rounds are done", rounds=self.machine.rules.num_rounds)
 
     def _open(self, effect: OpenRound) -> None:
         self.attempt, digest = self.begin(effect.round, effect.cohort)

@@ -21,7 +21,7 @@ from heron_common.protocol.timing import DEFAULT_LIVENESS_SECONDS
 
 
 class Phase(StrEnum):
-    """WAITING for clients; TRAINING a round; CLOSING it (averaging, or going back); FINISHED with all rounds."""
+    """WAITING for clients; TRAINING a round; CLOSING it (averaging, or going back); FINISHED with all rounds, or early."""
 
     WAITING = "waiting"
     TRAINING = "training"
@@ -160,7 +160,7 @@ class AbandonRound:
 
 @dataclass(frozen=True)
 class FinishRun:
-    """All rounds are done."""
+    """All rounds are done, or the run ends before them."""
 
 
 Effect = OpenRound | DropMember | CloseRound | AbandonRound | FinishRun
@@ -181,6 +181,8 @@ class RoundMachine:
         """Whether rounds may open: not before the first round's inputs are known, and not while the server drains."""
         self.set_apart: frozenset[str] = frozenset()
         """Clients that have no part in rounds to come, as long as the others make a quorum."""
+        self.ends_because = ""
+        """Why no further round opens, where the run ends before its last one."""
         self._last_seen: dict[str, float] = {}
         self._quorum_since: float | None = None
         self._opened_before = False
@@ -249,6 +251,11 @@ class RoundMachine:
         self.cohort |= {name: MemberStatus.DROPPED for name, s in self.cohort.items() if s is MemberStatus.TRAINING}
         return [*dropped, CloseRound(self.round, submitted)]
 
+    @property
+    def end_reason(self) -> str:
+        """Why a finished run is."""
+        return self.ends_because or f"all {self.rules.num_rounds} rounds are done"
+
     def closed(self, now: float) -> list[Effect]:
         """The effect CloseRound or AbandonRound was carried out."""
         repeated = self._abandoned and self.rules.without_quorum is WithoutQuorum.REPEAT
@@ -280,7 +287,7 @@ class RoundMachine:
         return RoundReference(round_index, self._begun.get(round_index, -1) + 1)
 
     def _open_if_due(self, now: float) -> list[Effect]:
-        if self.round.round_index >= self.rules.num_rounds:
+        if self.round.round_index >= self.rules.num_rounds or self.ends_because:
             self.phase = Phase.FINISHED
             return [FinishRun()]
         if not self.may_open:

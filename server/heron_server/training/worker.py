@@ -31,6 +31,7 @@ from heron_server.summary import RoundRecord, round_rows, skipped_round
 from heron_server.training.aggregation import aggregation_weights
 from heron_server.training.alignment import HeadAlignment
 from heron_server.training.best_checkpoint import BestCheckpoint
+from heron_server.training.early_end import EarlyEnd
 from heron_server.training.evaluation import evaluate
 from heron_server.training.event_files import EventFiles
 from heron_server.training.fronts import FrontAverage
@@ -62,6 +63,7 @@ class TrainWorker(JobThread):
         tallies: RunTallies,
         best: BestCheckpoint,
         fronts: FrontAverage,
+        ending: EarlyEnd,
         checkpoints: CheckpointStore,
         ledger: Ledger,
         metrics: ServerMetrics,
@@ -77,6 +79,7 @@ class TrainWorker(JobThread):
         self._facts, self._trainer = facts, trainer
         self._gatekeeper, self._alignment = gatekeeper, alignment
         self._stepper, self._held_out, self._tallies, self._best, self._fronts = stepper, held_out, tallies, best, fronts
+        self._ending = ending
         self._checkpoints, self._ledger, self._metrics, self._clock = checkpoints, ledger, metrics, clock
         self._eval_source, self._event_files = eval_source, event_files
         self._client_table, self._write_summary = client_table, write_summary
@@ -113,6 +116,7 @@ class TrainWorker(JobThread):
         self._gatekeeper.restore(state.get("gates"))
         self._tallies.restore(state.get("tallies"))
         self._best.known = Recovery.of(state.get("recovery"))
+        self._ending = self._ending.restored(state.get("ending"))
 
     def restore_inside_round(self, checkpoint: Checkpoint) -> InsideRound:
         """Go on inside a round, from a checkpoint that was taken there, and return what the round started from."""
@@ -137,7 +141,13 @@ class TrainWorker(JobThread):
             statistics=self._trainer.statistics().tobytes(),
             set_apart=self._gatekeeper.set_apart(len(self.rounds)),
             step_factor=self._best.known.step_factor,
+            ends_because=self.ends_because,
         )
+
+    @property
+    def ends_because(self) -> str:
+        """Why the run ends before its last round; empty while it goes on, as it does until the disk takes a checkpoint that says so."""
+        return "" if self.checkpoint_failed else self._ending.because
 
     def save(self) -> bool:
         """Write a checkpoint of the present round boundary and the summary; a full disk is logged, counted and remembered. Returns whether it is written."""
@@ -173,6 +183,7 @@ class TrainWorker(JobThread):
             "gates": self._gatekeeper.state(),
             "tallies": self._tallies.state(),
             "recovery": self._best.known.state(),
+            "ending": self._ending.state(),
         }
 
     def _try_to_save(self, write: Callable[[], object]) -> bool:
@@ -195,6 +206,7 @@ class TrainWorker(JobThread):
             **self._best.summary(),
             "rounds_completed": len(self.rounds),
             "rounds": round_rows(self.rounds),
+            "ended_because": None if self.checkpoint_failed else self._ending.reason(len(self.rounds)),
             "seconds": round(self._seconds(), 3),
             "diverged_round": self.diverged_round,
             "rejected_uploads": self._gatekeeper.report(),
@@ -268,7 +280,7 @@ class TrainWorker(JobThread):
         seconds = round(self._clock.now() - job.opened_at, 3)
         measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
         record = round_record(job, score, server_losses=self._stepper.server_losses, seconds=seconds, measured=measured)
-        self.rounds.append(record)
+        self._add(record)
         report_round(self._metrics, job, record)
         went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
         self._gatekeeper.round_closed(len(self.rounds))
@@ -315,8 +327,12 @@ class TrainWorker(JobThread):
 
     def skip_round(self, reference: RoundReference, num_members: int) -> bool:
         """Count a round as done that brought no update; returns whether a checkpoint says so."""
-        self.rounds.append(skipped_round(reference, num_members))
+        self._add(skipped_round(reference, num_members))
         return self.save()
+
+    def _add(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
+        self._ending = self._ending.after_round(self.rounds)
 
     def go_back(self) -> None:
         """Undo what the open round has trained, if a checkpoint of its beginning is there; says so if not."""

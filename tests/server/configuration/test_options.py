@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "participation": ("0.9", "0.8", "0.7"),
     "over_selection": ("1.5", "2", "3"),
     "without_quorum": ("skip", "repeat", "skip"),
+    "stop_when": ("seconds>1", "seconds>2", "seconds>3"),
     "held_out": ("0.1", "0.2", "0.3"),
     "spool_bytes": ("2000000", "3000000", "4000000"),
     "client_spool_bytes": ("2000", "3000", "4000"),

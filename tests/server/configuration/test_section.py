@@ -13,6 +13,7 @@ from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.options import read_options
 from heron_server.configuration.section import section_of, value_of
 from heron_server.rounds.state import RoundRules
+from heron_server.training.early_end import EndRules
 from heron_server.training.gates import GateSettings
 from heron_server.training.trainer import TrainerSettings
 from tests.server.running_server import SOURCE
@@ -51,6 +52,7 @@ def test_what_replaces_something_is_unset_and_bounded_all_the_same() -> None:
     ("section", "kind", "more"),
     [
         (RoundsSection, RoundRules, {"num_clients": 3, "min_updates": 2, "num_rounds": 4, "run_seed": 5}),
+        (RoundsSection, EndRules, {}),
         (TrainerSection, TrainerSettings, {}),
         (GatesSection, GateSettings, {}),
     ],
@@ -67,6 +69,8 @@ def test_every_option_reaches_the_field_that_declares_it(section: Any, kind: Any
             "without_quorum": "skip",
             "participation": 0.5,
             "server_momentum": 0.5,
+            "stop_when": "seconds>1",
+            "patience_rounds": 3,
         }
         other = members.get(declared.name, before + 1 if isinstance(before, int | float) else None)
         assert value_of(section(**{name: other}), kind, **more) == dataclasses.replace(default, **{declared.name: other}), name

@@ -37,6 +37,7 @@ from heron_server.storage.ledger import Balance, Ledger
 from heron_server.storage.recorded import read_attempts
 from heron_server.storage.spool import SpoolEntry
 from heron_server.training.best_checkpoint import BestCheckpoint
+from heron_server.training.early_end import EarlyEnd, EndRules
 from heron_server.training.fronts import FrontAverage
 from heron_server.training.gatekeeping import Gatekeeper
 from heron_server.training.held_out_score import HeldOutScore
@@ -133,6 +134,7 @@ def make_worker(root: Path) -> tuple[TrainWorker, list[dict[str, Any]]]:
         tallies=RunTallies(lambda: table, ledger),
         best=BestCheckpoint(trainer=trainer, checkpoints=checkpoints, gatekeeper=gatekeeper, metrics=metrics, validation_source=None),
         fronts=no_fronts,
+        ending=EarlyEnd(EndRules(), 60),
         checkpoints=checkpoints,
         ledger=ledger,
         metrics=metrics,

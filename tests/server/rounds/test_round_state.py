@@ -279,6 +279,16 @@ def test_with_a_reserve_a_deadline_still_ends_the_round_with_a_quorum() -> None:
     assert m.tick(100.0)[-1] == CloseRound(m.round, ("a",))
 
 
+def test_a_run_that_is_to_end_opens_no_further_round_and_says_why() -> None:
+    m = opened(machine(num_rounds=9), "a", "b", "c")
+    for name in ("a", "b", "c"):
+        m.submitted(name, 1.0)
+    assert m.phase is Phase.CLOSING and m.end_reason == "all 9 rounds are done"
+    m.ends_because = "it is good enough"
+    assert m.closed(2.0) == [FinishRun()]
+    assert m.phase is Phase.FINISHED and m.end_reason == "it is good enough" and m.seen("d", 3.0) == []
+
+
 def test_a_round_without_a_quorum_is_skipped_if_that_is_the_policy() -> None:
     m = opened(machine(without_quorum=WithoutQuorum.SKIP), "a", "b", "c")
     assert isinstance(m.tick(100.0)[-1], AbandonRound)
