@@ -35,6 +35,7 @@ class RoundReport:
                 "local_loss": statistics.mean_local_loss,
                 "wait_seconds": statistics.upload_wait_seconds,
                 "peak_memory_mb": round(statistics.peak_memory_bytes / 1e6, 1),
+                "peak_anonymous_mb": round(statistics.peak_anonymous_bytes / 1e6, 1),
             },
         )
         if statistics.diverged:

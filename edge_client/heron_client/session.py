@@ -37,7 +37,7 @@ from heron_common.errors import HeronError, Interrupted, RefusedError, Transport
 from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.process.process_memory import resident_memory
-from heron_common.protocol.messages import Assignment, Finished, Membership, UploadAnswer, UploadLoss, Wait
+from heron_common.protocol.messages import Assignment, Finished, Membership, PeakMemory, UploadAnswer, UploadLoss, Wait
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +300,8 @@ class Session:
 
     def _give_memory_back(self) -> None:
         if self._settings.owns_process:
+            self.runs.memory.note()
             return_freed_memory()
 
-    def _peak_memory(self) -> int:
-        return resident_memory().peak_bytes if self._settings.owns_process else 0
+    def _peak_memory(self) -> PeakMemory:
+        return PeakMemory(resident_memory().peak_bytes, self.runs.memory.peak_bytes) if self._settings.owns_process else PeakMemory()

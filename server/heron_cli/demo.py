@@ -187,7 +187,10 @@ def _rows(runs: list[DemoRun]) -> list[tuple[str, list[str]]]:
     labels = [sum(c["bytes_up"].get("labels", 0) for c in cs) for cs in clients]
     up = [sum(sum(c["bytes_up"].values()) for c in cs) for cs in clients]
     down = [sum(sum(c["bytes_down"].values()) for c in cs) for cs in clients]
-    peaks = [[c["peak_memory_bytes"] for c in cs] for cs in clients]
+
+    def memory(name: str) -> list[str]:
+        return [", ".join(f"{c[name] / 1e6:.0f}" for c in cs) + " MB" for cs in clients]
+
     return [
         ("test accuracy", [f"{s['rounds'][-1]['test_accuracy']:.2%}" for s in summaries]),
         ("weights in the front", [str(s["model"]["client_model_weights"]) for s in summaries]),
@@ -195,7 +198,8 @@ def _rows(runs: list[DemoRun]) -> list[tuple[str, list[str]]]:
         ("bytes up, all clients", [human_bytes(n) for n in up]),
         ("the same samples as raw images", [human_bytes(n / 8 * PIXELS) for n in labels]),
         ("bytes down, all clients", [human_bytes(n) for n in down]),
-        ("peak memory of each client", [", ".join(f"{p / 1e6:.0f}" for p in ps) + " MB" for ps in peaks]),
+        ("peak memory of each client", memory("peak_memory_bytes")),
+        ("of that without pages of files", memory("peak_anonymous_bytes")),
         ("seconds", [f"{s['seconds']:.0f}" for s in summaries]),
         ("clients lost on the way", [str(run.lost_clients) for run in runs]),
     ]

@@ -94,6 +94,7 @@ def client_table(records: Iterable[ClientRecord]) -> dict[str, dict[str, Any]]:
             "examples": record.num_examples,
             "rounds_completed": record.rounds_completed,
             "peak_memory_bytes": record.peak_memory_bytes,
+            "peak_anonymous_bytes": record.peak_anonymous_bytes,
             "log_mismatches": record.log_mismatches,
             "bytes_up": dict(sorted(record.bytes_up.items())),
             "bytes_down": dict(sorted(record.bytes_down.items())),
@@ -110,6 +111,8 @@ def restore_clients(table: dict[str, dict[str, Any]], make: Any) -> None:
         record.num_examples = int(row["examples"])
         record.rounds_completed = int(row["rounds_completed"])
         record.peak_memory_bytes = int(row["peak_memory_bytes"])
+        # Runs of earlier versions have no such figure.
+        record.peak_anonymous_bytes = int(row.get("peak_anonymous_bytes", 0))
         record.log_mismatches = int(row["log_mismatches"])
         record.bytes_up.update(row["bytes_up"])
         record.bytes_down.update(row["bytes_down"])

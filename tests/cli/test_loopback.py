@@ -15,6 +15,7 @@ from heron_cli.simulation.loopback import LoopbackError, LoopbackStub
 from heron_client.network.transport import Transport
 from heron_common.error_catalog import CATALOG, ERROR_CODE_METADATA, RETRY_PUSHBACK_METADATA, ErrorCode
 from heron_common.errors import RefusedError, TransportError
+from heron_common.protocol.messages import PeakMemory
 from heron_proto.v1 import split_training_pb2 as pb
 from heron_proto.v1.split_training_pb2_grpc import SplitTrainingServicer
 from tests.harness.polling import eventually
@@ -169,7 +170,7 @@ def test_a_closed_stub_is_a_server_out_of_reach(serve: Serve) -> None:
     way.join("a", "k" * 32, 1)
     way.close()
     with pytest.raises(TransportError, match="the server has stopped"):
-        way.leave("done", 0)
+        way.leave("done", PeakMemory())
 
 
 def test_messages_are_handed_over_as_they_are() -> None:

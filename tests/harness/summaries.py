@@ -73,6 +73,7 @@ def _client(number: int) -> dict[str, Any]:
         "examples": 360,
         "rounds_completed": 100,
         "peak_memory_bytes": 0 if number == 2 else 67_000_000 + 100_000 * number,
+        "peak_anonymous_bytes": 0 if number == 2 else 41_000_000 + 100_000 * number,
         "log_mismatches": 0,
         "bytes_up": {"activations": 8_192_000 + number, "labels": 512_000},
         "bytes_down": {"weights": 181_080, "control": 35_736},

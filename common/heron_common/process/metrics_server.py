@@ -121,6 +121,9 @@ class ProcessMemoryCollector:
         """Yield the gauges."""
         memory = resident_memory()
         yield GaugeMetricFamily(f"{self._prefix}_resident_memory_bytes", "Resident memory of this process (VmRSS).", memory.resident_bytes)
+        yield GaugeMetricFamily(
+            f"{self._prefix}_anonymous_memory_bytes", "Of the resident memory what is in no file (RssAnon).", memory.anonymous_bytes
+        )
         yield GaugeMetricFamily(f"{self._prefix}_peak_memory_bytes", "Peak resident memory of this process (VmHWM).", memory.peak_bytes)
         yield GaugeMetricFamily(
             f"{self._prefix}_memory_limit_bytes", "Memory at which the kernel ends this process, where there is a limit.", memory_limit()

@@ -5,7 +5,7 @@ Never `ru_maxrss`: Linux folds the parent's high-water mark into it when a proce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,16 +15,40 @@ class ResidentMemory(NamedTuple):
 
     resident_bytes: int
     peak_bytes: int
+    anonymous_bytes: int = 0
+    """Of the resident bytes those that are the process's own: no file holds them, so that no other machine needs fewer."""
 
 
 def resident_memory(pid: int | str = "self") -> ResidentMemory:
-    """Read the two figures of a process from /proc."""
+    """Read the figures of a process from /proc."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return ResidentMemory(0, 0)
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return ResidentMemory(_kilobytes(fields.get("VmRSS")), _kilobytes(fields.get("VmHWM")))
+    return ResidentMemory(_kilobytes(fields.get("VmRSS")), _kilobytes(fields.get("VmHWM")), _kilobytes(fields.get("RssAnon")))
+
+
+class AnonymousPeak:
+    """The most of this process's own memory that was seen, pages of files apart: those depend on how much of a library a kernel maps."""
+
+    def __init__(self, read: Callable[[], ResidentMemory] = resident_memory) -> None:
+        self._read = read
+        self._highest_bytes = read().peak_bytes
+        self.peak_bytes = 0
+
+    def note(self) -> None:
+        """Look now; call where much is held, or just after.
+
+        Where VmHWM rose since the last look, what was freed again counts too: the peak less the pages of files that are there now. Look before such
+        pages are given back.
+        """
+        memory = self._read()
+        own = memory.anonymous_bytes
+        if memory.peak_bytes > self._highest_bytes:
+            own += memory.peak_bytes - memory.resident_bytes
+            self._highest_bytes = memory.peak_bytes
+        self.peak_bytes = max(self.peak_bytes, own)
 
 
 _UNLIMITED = 1 << 60

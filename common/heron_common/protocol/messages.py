@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
@@ -127,6 +127,15 @@ class UploadAnswer:
     cut_gradient: bytes | bytearray = b""
 
 
+class PeakMemory(NamedTuple):
+    """What a client's process held at most; zeros where nobody knows."""
+
+    resident_bytes: int = 0
+    """VmHWM: the whole process, and as many pages of its libraries as this kernel happened to map."""
+    anonymous_bytes: int = 0
+    """Of its own, which every machine needs; seen at the end of programs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalStatistics:
     """What a client measured in its round; reported, never trusted for weighting."""
@@ -146,6 +155,12 @@ class LocalStatistics:
     steps_skipped: int = 0
     diverged: bool = False
     forward_equivalents: float = 0.0
+    peak_anonymous_bytes: int = 0
+
+    @property
+    def peak_memory(self) -> PeakMemory:
+        """The two figures of memory."""
+        return PeakMemory(self.peak_memory_bytes, self.peak_anonymous_bytes)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "step_seconds": _SECONDS,
     "upload_wait_seconds": _SECONDS,
     "peak_memory_bytes": (0, 1 << 50),
+    "peak_anonymous_bytes": (0, 1 << 50),
     "derivative_quantile": (0.0, _DERIVATIVE),
     "steps_skipped": _COUNT,
     "diverged": (0, 1),

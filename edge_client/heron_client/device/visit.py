@@ -11,7 +11,7 @@ from heron_client.network.tls import diagnose_tls
 from heron_client.network.transport import Transport
 from heron_common.errors import RefusedError, TransportError
 from heron_common.ids import new_token
-from heron_common.protocol.messages import Membership
+from heron_common.protocol.messages import Membership, PeakMemory
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Visit:
     def leave(self, reason: str) -> None:
         """Say goodbye; a server that does not hear it notices by itself."""
         try:
-            self._transport.leave(reason, 0)
+            self._transport.leave(reason, PeakMemory())
         except (TransportError, RefusedError) as exc:
             log.debug("left without the server hearing it", extra={"reason": str(exc)})
 

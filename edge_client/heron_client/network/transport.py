@@ -33,6 +33,7 @@ from heron_common.protocol.messages import (
     LocalStatistics,
     Membership,
     NextStep,
+    PeakMemory,
     Submission,
     UploadAnswer,
     UploadLoss,
@@ -251,11 +252,13 @@ class Transport:
             response = self._calls.result(call[0])
         return self._new_losses(header.losses_seen, losses_from_proto(response.losses))
 
-    def leave(self, reason: str, peak_memory_bytes: int) -> None:
+    def leave(self, reason: str, peak: PeakMemory) -> None:
         """Say goodbye, even after `cancel`; raises TransportError or RefusedError if the server did not hear it."""
         if not self._session:
             return
-        request = pb.LeaveRequest(session=self._session, reason=reason, peak_memory_bytes=peak_memory_bytes)
+        request = pb.LeaveRequest(
+            session=self._session, reason=reason, peak_memory_bytes=peak.resident_bytes, peak_anonymous_bytes=peak.anonymous_bytes
+        )
         try:
             self._say_goodbye(request)
         except (TransportError, RefusedError):

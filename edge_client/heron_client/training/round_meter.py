@@ -8,7 +8,7 @@ import numpy as np
 
 from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.zeroth_order import GuardedDerivatives, RunningQuantile, SecondMoment
-from heron_common.protocol.messages import LocalStatistics
+from heron_common.protocol.messages import LocalStatistics, PeakMemory
 
 
 @dataclass
@@ -56,7 +56,7 @@ class RoundMeter:
         if finite.size:
             self.losses.append(float(np.mean(finite, dtype=np.float64)))
 
-    def to_statistics(self, wait_seconds: float, peak_memory_bytes: int) -> LocalStatistics:
+    def to_statistics(self, wait_seconds: float, peak: PeakMemory) -> LocalStatistics:
         """Return what the client reports of the round."""
         return LocalStatistics(
             second_moment=self.second_moment.value,
@@ -69,7 +69,8 @@ class RoundMeter:
             differences_non_finite=self.non_finite,
             step_seconds=self.step_seconds,
             upload_wait_seconds=wait_seconds,
-            peak_memory_bytes=peak_memory_bytes,
+            peak_memory_bytes=peak.resident_bytes,
+            peak_anonymous_bytes=peak.anonymous_bytes,
             derivative_quantile=self.quantile.value,
             steps_skipped=self.steps_skipped,
             diverged=self.diverged,

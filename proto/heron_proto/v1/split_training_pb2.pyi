@@ -511,7 +511,7 @@ class TrainBatchResponse(_message.Message):
     def __init__(self, answer: _Optional[_Union[UploadAnswer, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class LocalStatistics(_message.Message):
-    __slots__ = ("second_moment", "mean_local_loss", "forward_passes", "differences", "difference_mean", "difference_variance", "differences_clipped", "differences_non_finite", "step_seconds", "upload_wait_seconds", "peak_memory_bytes", "derivative_quantile", "steps_skipped", "diverged", "forward_equivalents")
+    __slots__ = ("second_moment", "mean_local_loss", "forward_passes", "differences", "difference_mean", "difference_variance", "differences_clipped", "differences_non_finite", "step_seconds", "upload_wait_seconds", "peak_memory_bytes", "derivative_quantile", "steps_skipped", "diverged", "forward_equivalents", "peak_anonymous_bytes")
     SECOND_MOMENT_FIELD_NUMBER: _ClassVar[int]
     MEAN_LOCAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
@@ -527,6 +527,7 @@ class LocalStatistics(_message.Message):
     STEPS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     DIVERGED_FIELD_NUMBER: _ClassVar[int]
     FORWARD_EQUIVALENTS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_ANONYMOUS_BYTES_FIELD_NUMBER: _ClassVar[int]
     second_moment: float
     mean_local_loss: float
     forward_passes: int
@@ -542,7 +543,8 @@ class LocalStatistics(_message.Message):
     steps_skipped: int
     diverged: bool
     forward_equivalents: float
-    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., derivative_quantile: _Optional[float] = ..., steps_skipped: _Optional[int] = ..., diverged: bool = ..., forward_equivalents: _Optional[float] = ...) -> None: ...
+    peak_anonymous_bytes: int
+    def __init__(self, second_moment: _Optional[float] = ..., mean_local_loss: _Optional[float] = ..., forward_passes: _Optional[int] = ..., differences: _Optional[int] = ..., difference_mean: _Optional[float] = ..., difference_variance: _Optional[float] = ..., differences_clipped: _Optional[int] = ..., differences_non_finite: _Optional[int] = ..., step_seconds: _Optional[float] = ..., upload_wait_seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., derivative_quantile: _Optional[float] = ..., steps_skipped: _Optional[int] = ..., diverged: bool = ..., forward_equivalents: _Optional[float] = ..., peak_anonymous_bytes: _Optional[int] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
     __slots__ = ("session", "run_id", "round", "steps_completed", "encoding", "tensors", "total_bytes", "statistics", "losses_seen", "weights_sha256")
@@ -589,16 +591,18 @@ class SubmitUpdateResponse(_message.Message):
     def __init__(self, losses: _Optional[_Iterable[_Union[UploadLoss, _Mapping]]] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("session", "reason", "peak_memory_bytes", "seal")
+    __slots__ = ("session", "reason", "peak_memory_bytes", "peak_anonymous_bytes", "seal")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_ANONYMOUS_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEAL_FIELD_NUMBER: _ClassVar[int]
     session: str
     reason: str
     peak_memory_bytes: int
+    peak_anonymous_bytes: int
     seal: int
-    def __init__(self, session: _Optional[str] = ..., reason: _Optional[str] = ..., peak_memory_bytes: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., reason: _Optional[str] = ..., peak_memory_bytes: _Optional[int] = ..., peak_anonymous_bytes: _Optional[int] = ..., seal: _Optional[int] = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ("seal",)

@@ -92,6 +92,9 @@ def memory(summary: Summary) -> str:
     shown = bars(
         f"Peak resident memory of the whole process (VmHWM){note}", [(name, float(peak), size(peak)) for name, peak in known[:_MOST_BARS]]
     )
+    own = {name: float(summary["clients"][name].get("peak_anonymous_bytes") or 0) for name, _ in known[:_MOST_BARS]}
+    if any(own.values()):
+        shown += bars("Of that without pages of files, which every machine needs", [(name, peak, size(peak)) for name, peak in own.items()])
     return markup.section("memory", "Client memory", shown)
 
 

@@ -24,6 +24,7 @@ from heron_common.errors import CheckpointError, ConfigurationError, DataError, 
 from heron_common.files.atomic import write_json_atomically
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.process_memory import resident_memory
+from heron_common.protocol.messages import PeakMemory
 from heron_server.assembly import Assembly, assemble_run
 from heron_server.configuration.config import RunSection
 from heron_server.publication import specification_of
@@ -89,7 +90,7 @@ class SimulationDirectory(RunDirectory):
             "process_peak_memory_bytes": resident_memory().peak_bytes,
             "note": "clients have no peak_memory_bytes: they share this process with the server, and the peak is that of all together",
         }
-        clients = {name: {**row, "peak_memory_bytes": None} for name, row in summary["clients"].items()}
+        clients = {name: {**row, "peak_memory_bytes": None, "peak_anonymous_bytes": None} for name, row in summary["clients"].items()}
         checkpoint = summary["checkpoint"] if config.has_run_directory else None
         self.summary = {**summary, "clients": clients, "checkpoint": checkpoint, "simulation": settings}
         super().write_summary(self.summary)
@@ -152,7 +153,7 @@ class _Simulation:
         names = {client_name(index) for index in range(self._config.run.clients)}
         for record in parts.owner.look(lambda run: run.registry.live_records()):
             if record.name not in names:
-                parts.owner.leave(record, "not simulated any more", record.peak_memory_bytes)
+                parts.owner.leave(record, "not simulated any more", PeakMemory())
 
     def _run_directory(self, stack: ExitStack) -> Path:
         if self._config.has_run_directory:

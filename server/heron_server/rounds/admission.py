@@ -206,7 +206,7 @@ def accept_update(
     )
     attempt.acknowledged(client.name)
     attempt.ended(client.name)
-    client.note_memory(statistics.peak_memory_bytes)
+    client.note_memory(statistics.peak_memory)
     run.advance(lambda now: run.machine.submitted(client.name, now))
     return True
 

@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError
 from heron_common.ids import checked_client_name, new_token
-from heron_common.protocol.messages import UploadLoss
+from heron_common.protocol.messages import PeakMemory, UploadLoss
 from heron_common.protocol.reported_ranges import within_range
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class ClientRecord:
     version: str = ""
     rounds_completed: int = 0
     peak_memory_bytes: int = 0
+    peak_anonymous_bytes: int = 0
     log_mismatches: int = 0
     """Update logs of this client whose replay arrived elsewhere, so that its weights were asked for."""
     bytes_up: Counter[str] = field(default_factory=Counter)
@@ -96,11 +97,12 @@ class ClientRecord:
         self.log_mismatches += other.log_mismatches
         self.bytes_up.update(other.bytes_up)
         self.bytes_down.update(other.bytes_down)
-        self.note_memory(other.peak_memory_bytes)
+        self.note_memory(PeakMemory(other.peak_memory_bytes, other.peak_anonymous_bytes))
 
-    def note_memory(self, peak_memory_bytes: int) -> None:
-        """Keep the largest peak that was reported and can be."""
-        self.peak_memory_bytes = max(self.peak_memory_bytes, int(within_range("peak_memory_bytes", peak_memory_bytes)))
+    def note_memory(self, peak: PeakMemory) -> None:
+        """Keep the largest peaks that were reported and can be."""
+        self.peak_memory_bytes = max(self.peak_memory_bytes, int(within_range("peak_memory_bytes", peak.resident_bytes)))
+        self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, int(within_range("peak_anonymous_bytes", peak.anonymous_bytes)))
 
 
 class ClientRegistry:

@@ -9,7 +9,7 @@ from random import Random
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
-from heron_common.protocol.messages import Assignment, Finished, Membership, NextStep, Wait
+from heron_common.protocol.messages import Assignment, Finished, Membership, NextStep, PeakMemory, Wait
 from heron_server.rounds.clients import ClientRecord, session_over
 from heron_server.rounds.pacing import Pace, ask_again_seconds
 from heron_server.rounds.run_state import RunState
@@ -114,13 +114,13 @@ def unknown_blob(sha256: str) -> RefusedError:
     )
 
 
-def leave(run: RunState, record: ClientRecord, *, reason: str, peak_memory_bytes: int) -> None:
+def leave(run: RunState, record: ClientRecord, *, reason: str, peak: PeakMemory) -> None:
     """A client says goodbye."""
     if run.visits.of_session(record.session) is not None:
         run.visits.end(record.session)
         return
     run.orphan_stream(record, session_over())
-    record.note_memory(peak_memory_bytes)
+    record.note_memory(peak)
     run.depart(record, forget_session=True)
     run.outbox.info("client left", client=record.name, reason=reason[:200])
     run.advance(lambda now: run.machine.departed(record.name, now, "left"))

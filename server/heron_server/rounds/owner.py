@@ -15,7 +15,7 @@ from random import Random
 from typing import TypeVar
 
 from heron_common.ids import RoundReference
-from heron_common.protocol.messages import LocalStatistics, Membership, NextStep, UploadAnswer, UploadLoss
+from heron_common.protocol.messages import LocalStatistics, Membership, NextStep, PeakMemory, UploadAnswer, UploadLoss
 from heron_server.rounds import admission, membership, progress, resuming
 from heron_server.rounds.accepted import AcceptedUpload
 from heron_server.rounds.admission import Admission, Cancel, UpdateHeader, UploadHeader
@@ -211,10 +211,10 @@ class RoundOwner:
         record.heard_at = self._clock.now()
         self._run.bytes_counted.append((record, direction, kind, size_bytes))
 
-    def leave(self, record: ClientRecord, reason: str, peak_memory_bytes: int) -> None:
+    def leave(self, record: ClientRecord, reason: str, peak: PeakMemory) -> None:
         """A client says goodbye."""
         with self._stay() as run:
-            membership.leave(run, record, reason=reason, peak_memory_bytes=peak_memory_bytes)
+            membership.leave(run, record, reason=reason, peak=peak)
 
     # Uploads and updates.
 

@@ -9,7 +9,7 @@ from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.protocol.chunks import USUAL_CHUNK_BYTES, StreamAccount
-from heron_common.protocol.messages import EVALUATION_KIND, UploadPurpose
+from heron_common.protocol.messages import EVALUATION_KIND, PeakMemory, UploadPurpose
 from heron_common.protocol.wire import (
     columns_from_proto,
     encoding_from_proto,
@@ -145,7 +145,7 @@ class Servicer(SplitTrainingServicer):
         record = self._owner.client(request.session, certified_name(context))
         self._owner.note(record, "up", kind="control", size_bytes=request.ByteSize())
         crash_point(CrashPoint.LEAVE_RECEIVED)
-        self._owner.leave(record, request.reason, request.peak_memory_bytes)
+        self._owner.leave(record, request.reason, PeakMemory(request.peak_memory_bytes, request.peak_anonymous_bytes))
         return pb.LeaveResponse()
 
     def _announced(self, header: Any, speaker: str, parse: Callable[[Any, str], ParsedHeader]) -> ParsedHeader:

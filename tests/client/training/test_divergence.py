@@ -15,6 +15,7 @@ from heron_common.algorithm.plan_counts import forward_equivalents
 from heron_common.numerics.update_log import weights_digest
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.protocol.messages import PeakMemory
 from tests.client.models import TinyModel
 from tests.client.rounds import Finished, Network, run_round, small_plan
 
@@ -52,10 +53,10 @@ def check_stopped(tiny: TinyModel, done: Finished, good: Finished, network: Netw
     """The round stopped stepping at `bad_step`: as if it had been `good`, a round of the steps before, but for the uploads and the report."""
     assert done.theta.tobytes() == good.theta.tobytes()
     assert [request.local_step for request, _ in network.uploads] == list(range(STEPS))
-    statistics = done.meter.to_statistics(0.0, 0)
+    statistics = done.meter.to_statistics(0.0, PeakMemory())
     assert (statistics.diverged, statistics.steps_skipped) == (True, STEPS - bad_step)
     assert all(math.isfinite(value) for value in dataclasses.asdict(statistics).values())
-    before = good.meter.to_statistics(0.0, 0)
+    before = good.meter.to_statistics(0.0, PeakMemory())
     assert (statistics.second_moment, statistics.derivative_quantile) == (before.second_moment, before.derivative_quantile)
     submission = done.round.submission()
     assert submission.weights_sha256 == weights_digest(np.concatenate(submission.arrays)) == good.round.submission().weights_sha256
@@ -137,7 +138,7 @@ def test_a_servers_bad_losses_in_the_very_first_step_move_nothing(
     done = run_round(tiny, plan, network, theta)
     assert done.theta.tobytes() == theta.tobytes()
     assert len(network.uploads) == STEPS
-    statistics = done.meter.to_statistics(0.0, 0)
+    statistics = done.meter.to_statistics(0.0, PeakMemory())
     assert (statistics.diverged, statistics.steps_skipped) == (True, STEPS)
     assert (statistics.second_moment, statistics.derivative_quantile) == (0.0, 0.0)
 
@@ -155,7 +156,7 @@ def test_one_bad_group_costs_its_own_direction_only(tiny: TinyModel, poison: flo
 
     done = run_round(tiny, plan, Network(judge), theta)
     (log,) = done.round.submission(UpdateEncoding.LOG).arrays
-    statistics = done.meter.to_statistics(0.0, 0)
+    statistics = done.meter.to_statistics(0.0, PeakMemory())
     assert (statistics.diverged, statistics.steps_skipped, statistics.differences_non_finite) == (False, 0, 1)
     assert [(int(step), int(group)) for step, group in np.argwhere(log == 0)] == [(BAD_STEP, 1)]
     assert bool(np.isfinite(done.theta).all())

@@ -16,6 +16,7 @@ from heron_common.algorithm.presets import PRESETS
 from heron_common.data.partition import SampleOrder
 from heron_common.numerics.directions import Directions, derive_seed
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.protocol.messages import PeakMemory
 from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, SCALE, Network, run_round, small_plan
 
@@ -163,7 +164,7 @@ def test_poisoned_server_losses_never_reach_the_weights(tiny: TinyModel, poison:
     assert bool(np.isfinite(done.theta).all())
     assert float(np.abs(done.theta - theta).max()) <= 3 * SCALE
     assert done.meter.clipped + done.meter.non_finite >= 1
-    statistics = done.meter.to_statistics(0.0, 0)
+    statistics = done.meter.to_statistics(0.0, PeakMemory())
     assert all(math.isfinite(value) for value in dataclasses.asdict(statistics).values())
 
 

@@ -15,7 +15,7 @@ from heron_common.numerics.directions import derive_seed
 from heron_common.numerics.tensors import Float32Array
 from heron_common.numerics.wire_dtypes import WireDtype, decode_rows, encode_rows
 from heron_common.numerics.zeroth_order import FiniteDifference
-from heron_common.protocol.messages import UploadPurpose
+from heron_common.protocol.messages import PeakMemory, UploadPurpose
 from tests.client.models import TinyModel
 from tests.client.rounds import ROUND, RUN_SEED, Network, batch, run_round, small_plan
 
@@ -79,7 +79,7 @@ def test_the_mean_local_loss_is_reported(tiny: TinyModel) -> None:
     plan = exact(local_steps=1)
     done = run_round(tiny, plan, Network(), theta)
     _, losses = tiny.torch_losses(theta, *batch(plan, 0))
-    assert done.meter.to_statistics(0.0, 0).mean_local_loss == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert done.meter.to_statistics(0.0, PeakMemory()).mean_local_loss == pytest.approx(float(losses.mean()), rel=1e-4)
 
 
 def test_first_order_rounds_submit_their_weights(tiny: TinyModel) -> None:
@@ -160,7 +160,7 @@ def test_a_retry_sends_the_same_bytes_and_the_round_is_the_same(tiny: TinyModel,
     assert rough.broken == [smooth.uploads[0][1]] * 2
     assert plan.trains_front != bool(np.array_equal(disturbed.theta, theta))
     assert disturbed.theta.tobytes() == undisturbed.theta.tobytes()
-    assert disturbed.meter.to_statistics(0.0, 0) == undisturbed.meter.to_statistics(0.0, 0)
+    assert disturbed.meter.to_statistics(0.0, PeakMemory()) == undisturbed.meter.to_statistics(0.0, 0)
 
 
 @pytest.mark.invariant(19, "the client repeats the same bytes")

@@ -15,6 +15,7 @@ from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.numerics.tensors import DType, TensorSpec
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
+from heron_common.protocol.messages import PeakMemory
 from heron_common.specification.model_spec import ModelSpec
 from tests.client.models import TinyModel
 from tests.client.rounds import Finished, Network, run_round, small_plan
@@ -77,7 +78,7 @@ def test_a_round_costs_what_its_plan_says(tiny: TinyModel, name: str, changes: d
     plan = dense(small_plan(name, **changes))
     done, network = run(tiny, plan)
     assert forward_equivalents(plan) == equivalents * plan.batch_size
-    statistics = done.meter.to_statistics(0.0, 0)
+    statistics = done.meter.to_statistics(0.0, PeakMemory())
     assert not statistics.diverged
     assert statistics.forward_equivalents == forward_equivalents(plan)
     counted = round_bytes(plan, tiny.model.to_spec())

@@ -142,6 +142,7 @@ def through_the_wire(kind: str, value: Any) -> Any:
                 step_seconds=1.5,
                 upload_wait_seconds=2.5,
                 peak_memory_bytes=2**40,
+                peak_anonymous_bytes=2**39,
             ),
         ),
     ],

@@ -9,7 +9,7 @@ import pytest
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
-from heron_common.protocol.messages import UploadLoss
+from heron_common.protocol.messages import PeakMemory, UploadLoss
 from heron_server.rounds.clients import ClientRecord, ClientRegistry
 
 KEY, OTHER_KEY = "k" * 16, "o" * 16
@@ -142,6 +142,6 @@ def test_losses_are_counted_from_the_start_of_each_session() -> None:
 
 def test_the_largest_reported_memory_is_kept() -> None:
     record = ClientRecord("a", KEY)
-    for peak in (5, 9, 2):
+    for peak in (PeakMemory(5, 1), PeakMemory(9, 2), PeakMemory(2, 4)):
         record.note_memory(peak)
-    assert record.peak_memory_bytes == 9
+    assert (record.peak_memory_bytes, record.peak_anonymous_bytes) == (9, 4)

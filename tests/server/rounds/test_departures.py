@@ -6,7 +6,7 @@ from pathlib import Path
 
 from heron_common.ids import RoundReference
 from heron_common.process.clock import ManualClock
-from heron_common.protocol.messages import UploadLoss
+from heron_common.protocol.messages import PeakMemory, UploadLoss
 from heron_server.rounds.clients import FORGOTTEN, MAX_DEPARTED, MAX_LOSSES, ClientRecord, ClientRegistry
 from heron_server.rounds.visits import VISITS_BY_ADDRESS
 from heron_server.summary import client_table, restore_clients
@@ -25,7 +25,7 @@ def test_ten_thousand_clients_that_come_and_go_leave_a_bounded_trace(tmp_path: P
         record = owner.client(session)
         owner.note(record, "up", kind="control", size_bytes=5)
         if number % 2:
-            owner.leave(record, "", 1000 + number)
+            owner.leave(record, "", PeakMemory(1000 + number, 500 + number))
         else:
             clock.advance(LIVENESS + 1)
             owner.tick()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from heron_common.algorithm.plan import ServerSchedule
 from heron_common.ids import RoundReference
-from heron_common.protocol.messages import UploadKey, UploadPurpose
+from heron_common.protocol.messages import PeakMemory, UploadKey, UploadPurpose
 from heron_server.rounds.state import WithoutQuorum
 from heron_server.storage.spool import SpoolEntry
 from tests.server.rounds.restartable_run import DEADLINE, LIVENESS, LOCAL_STEPS, RunShape
@@ -49,7 +49,7 @@ class RunLife(Life, RuleBasedStateMachine):
     def leave_or_join_again(self, name: str, leaves: bool) -> None:
         device = self.devices[name]
         if leaves:
-            self.call(lambda: self.run.owner.leave(self.record(device), "", 0))
+            self.call(lambda: self.run.owner.leave(self.record(device), "", PeakMemory()))
         else:
             self.join(name)
 

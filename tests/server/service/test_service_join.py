@@ -131,9 +131,10 @@ def test_a_client_that_left_is_unknown_and_no_longer_waited_for(serve: Serve) ->
     with WireClient(server.target) as client:
         client.join()
         client.await_assignment()
-        client.stub.Leave(pb.LeaveRequest(session=client.session, reason="battery", peak_memory_bytes=77))
+        client.stub.Leave(pb.LeaveRequest(session=client.session, reason="battery", peak_memory_bytes=77, peak_anonymous_bytes=55))
         assert server.state.registry.num_live == 0
-        assert server.state.registry.by_name["a"].peak_memory_bytes == 77
+        record = server.state.registry.by_name["a"]
+        assert (record.peak_memory_bytes, record.peak_anonymous_bytes) == (77, 55)
         assert server.sample("dropped_clients_total", reason="left") == 1
         with refused(server, ErrorCode.SESSION_UNKNOWN):
             client.ask()
