@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heron_cli.processes import LoggedProcess, ProcessError, ProcessGroup, read_summary, start_server
-from heron_common.terminal.console import human_bytes
+from heron_common.terminal.figures import human_bytes
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ class RoundReference(NamedTuple):
     round_index: int
     attempt: int
 
+    @property
+    def in_words(self) -> str:
+        """What people call it, who count from 1: `round 3`, or `round 3 (attempt 2)` where it was repeated."""
+        return f"round {self.round_index + 1}" + (f" (attempt {self.attempt + 1})" if self.attempt else "")
+
 
 def checked_client_name(name: str) -> str:
     """Return `name` if it is usable as a client name, in paths and in logs.

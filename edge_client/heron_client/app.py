@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from contextlib import ExitStack
 from random import SystemRandom
@@ -21,7 +22,10 @@ from heron_common.process.addresses import join_host_port
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.metrics_server import MetricsServer
 from heron_common.process.process_memory import resident_memory
-from heron_common.terminal.console import LiveConsole, human_bytes, is_terminal
+from heron_common.terminal.console import LiveConsole
+from heron_common.terminal.figures import human_bytes
+from heron_common.terminal.log_setup import TOLD
+from heron_common.terminal.output import is_terminal
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
             stop=stop,
             diagnose=lambda: diagnose_tls(config.server, config.credentials),
         )
-        stack.enter_context(session.runs.watched(stop, transport.cancel))
+        stack.enter_context(session.runs.watched(stop, lambda: _stopping(transport)))
         log.info(
             "starting", extra={"server": config.server, "data": f"{config.data} {config.partition} {config.shard}", "client": config.name}
         )
@@ -78,12 +82,19 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         session.run()
 
 
+def _stopping(transport: Transport) -> None:
+    told = "asked to stop: the round at work is given up and the server is told; a second signal ends this process at once"
+    log.info("stopping", extra={TOLD: told})
+    transport.cancel()
+
+
 def _rows(metrics: ClientMetrics) -> list[tuple[str, str]]:
     memory = resident_memory()
     return [
-        ("phase", metrics.phase_label),
+        ("status", metrics.status),
         ("round, step", f"{metrics.round_label}, {metrics.step_label}"),
-        ("local loss", f"{metrics.local_loss_value:.4f}"),
+        ("time left", metrics.time_left),
+        ("local loss", "-" if math.isnan(metrics.local_loss_value) else f"{metrics.local_loss_value:.4f}"),
         ("bytes up, down", f"{human_bytes(metrics.bytes_by_direction['up'])}, {human_bytes(metrics.bytes_by_direction['down'])}"),
         ("memory, peak", f"{human_bytes(memory.resident_bytes)}, {human_bytes(memory.peak_bytes)}"),
     ]

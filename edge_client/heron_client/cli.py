@@ -15,7 +15,9 @@ from heron_common.exit_codes import ExitCode
 from heron_common.process.quiet_libraries import quiet_libraries
 from heron_common.process.signals import ended_by_signals, stop_on_signals
 from heron_common.terminal.log_setup import set_up_logging
-from heron_common.terminal.output import refuse
+from heron_common.terminal.option_parser import HELP_FLAGS
+from heron_common.terminal.output import announce, refuse
+from heron_common.version import VERSION
 
 _LARGE_LIBRARIES = ("numpy", "onnxruntime", "grpc", "prometheus_client")
 
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tame_allocator()
     quiet_libraries()
     set_up_logging()
+    words = sys.argv[1:] if arguments is None else arguments
+    if not set(words) & HELP_FLAGS:
+        announce(f"heron-client {VERSION}: loading ...")
     # Nothing here multiplies matrices in numpy; its BLAS need not reserve buffers for every core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -32,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_libraries(_LARGE_LIBRARIES)
     except HeronError as exc:
         return refuse("heron-client", exc)
-    return _run(sys.argv[1:] if arguments is None else arguments)
+    return _run(words)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -43,7 +48,7 @@ def _run(arguments: Sequence[str]) -> int:
     stop = threading.Event()
     try:
         config = parse_config(arguments, os.environ)
-        set_up_logging(config.log_level)
+        set_up_logging(config.log_level, log_format=config.log_format)
         if config.check_data:
             with ended_by_signals():
                 check_data(config)

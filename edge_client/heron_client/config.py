@@ -17,6 +17,7 @@ from heron_common.files.user_directories import state_home
 from heron_common.ids import checked_client_name
 from heron_common.options import option, option_fields, option_of
 from heron_common.process.addresses import is_loopback, split_host_port
+from heron_common.terminal.log_setup import LOG_FORMAT_HELP, LOG_FORMATS
 from heron_common.terminal.option_parser import OptionParser
 from heron_common.terminal.spelling import own_variables, variable_mistakes
 from heron_common.version import VERSION
@@ -86,7 +87,10 @@ class ClientConfig:
         default=None,
         metadata=option("with --self-check: memory that the client may take, like 120MB (default: what is free)", name="memory_limit"),
     )
-    log_level: str = field(default="info", metadata=option("debug, info, warning or error (default: info)"))
+    log_level: str = field(
+        default="info", metadata=option("which lines of the log are written: debug, info, warning or error (default: info)")
+    )
+    log_format: str = field(default="auto", metadata=option(f"{LOG_FORMAT_HELP} (default: auto)"))
 
 
 _PREFIX = "HERON_CLIENT_"
@@ -177,7 +181,8 @@ class _Reader:
             give_up_after_seconds=self._number("give-up-after-seconds"),
             metrics_host=self._text["metrics-host"] or self._default("metrics-host"),
             metrics_port=int(self._number("metrics-port")) if self._text["metrics-port"] is not None else None,
-            log_level=self._log_level(),
+            log_level=self._chosen("log-level", ("debug", "info", "warning", "error")),
+            log_format=self._chosen("log-format", LOG_FORMATS),
             check_data=self._flag("check-data"),
             self_check=self_check,
             memory_limit_bytes=self._memory_limit(self_check),
@@ -286,11 +291,11 @@ class _Reader:
             return None
         return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
-    def _log_level(self) -> str:
-        level = str(self._text["log-level"] or self._default("log-level")).lower()
-        if level not in ("debug", "info", "warning", "error"):
-            self._add("log-level", f"is debug, info, warning or error, not {level!r}")
-        return level
+    def _chosen(self, option: str, choices: tuple[str, ...]) -> str:
+        chosen = str(self._text[option] or self._default(option)).lower()
+        if chosen not in choices:
+            self._add(option, f"is {', '.join(choices[:-1])} or {choices[-1]}, not {chosen!r}")
+        return chosen
 
 
 def default_name(shard: Shard) -> str:

@@ -11,6 +11,9 @@ from heron_common.process.metrics_server import ProcessMemoryCollector
 from heron_common.protocol.messages import Assignment, LocalStatistics
 
 PHASES = ("new", "joined", "training", "left")
+_STATUS = {"new": "connecting", "joined": "asking for work", "training": "training", "left": "left"}
+"""What a console says of a phase until somebody knows better."""
+
 _STEP_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -20,7 +23,8 @@ class ClientMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._lock = threading.Lock()
         self.bytes_by_direction = {"up": 0, "down": 0}
-        self.round_label, self.step_label, self.phase_label = "-", "-", "new"
+        self.round_label, self.step_label, self.status = "-", "-", "connecting"
+        self.time_left = "-"
         self.local_loss_value = math.nan
         self._round = Gauge("heron_client_round", "Round that this client is at work on.", registry=registry)
         self._phase = Gauge("heron_client_phase", "1 for the phase that the client is in.", ["phase"], registry=registry)
@@ -57,14 +61,14 @@ class ClientMetrics:
 
     def phase(self, name: str) -> None:
         """Set the phase."""
-        self.phase_label = name
+        self.status = _STATUS[name]
         for phase in PHASES:
             self._phase.labels(phase=phase).set(1 if phase == name else 0)
 
     def round_started(self, assignment: Assignment) -> None:
         """Note the round that begins."""
         self._round.set(assignment.round.round_index)
-        self.round_label = str(assignment.round.round_index)
+        self.round_label = str(assignment.round.round_index + 1)
 
     def step_done(self, local_step: int, local_loss: float, seconds: float) -> None:
         """Note a finished local step."""

@@ -38,6 +38,7 @@ from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
 from heron_common.process.process_memory import resident_memory
 from heron_common.protocol.messages import Assignment, Finished, Membership, PeakMemory, UploadAnswer, UploadLoss, Wait
+from heron_common.terminal.log_setup import TOLD
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Session:
         self._retry_policy = RetryPolicy(stop, clock, random, give_up_after_seconds=settings.give_up_after_seconds, diagnose=diagnose)
         self._sitting_out = SittingOut(random)
         self._server = ServerSession(transport, self._retry_policy, random, open_session=self._open_session, on_lost=metrics.reconnects.inc)
-        self._report = RoundReport(metrics, waits_for_network=settings.owns_process)
+        self._report = RoundReport(metrics, clock, waits_for_network=settings.owns_process)
         self.runs = ProgramRuns()
         fetcher = BlobFetcher(transport.fetch, self._server.call)
         self._loader = RunLoader(fetcher, state, clock=clock, give_memory_back=self._give_memory_back, runs=self.runs)
@@ -137,6 +138,7 @@ class Session:
                     self._rejoin()
         except Interrupted:
             self._leave("stopped by a signal")
+            log.info("left the run", extra={TOLD: "left the run; what was accepted counts, and this client may join again"})
         except TransportError:
             self._enter(SessionState.LEFT)
             raise
@@ -179,6 +181,7 @@ class Session:
             if isinstance(step, Assignment):
                 self._train(joined, step)
             elif isinstance(step, Wait):
+                self._metrics.status = step.reason
                 self._retry_policy.pause(step.seconds)
             elif isinstance(step, Finished):
                 log.info("the run is finished", extra={"reason": step.reason})
@@ -187,7 +190,7 @@ class Session:
     def _train(self, joined: _Joined, assignment: Assignment) -> None:
         check_assignment(assignment, joined.membership, memory_budget())
         self._enter(SessionState.TRAINING)
-        self._metrics.round_started(assignment)
+        self._report.round_started(assignment)
         left_early, after, pause_seconds = False, SessionState.JOINED, 0.0
         try:
             with self._server.training(assignment.round):
@@ -282,7 +285,7 @@ class Session:
         self._report.losses(losses)
         self._server.took_part()
         self._sitting_out.took_part()
-        self._report.round_done(assignment, statistics, joined.reader)
+        self._report.round_done(assignment, statistics, reader=joined.reader, num_rounds=joined.membership.num_rounds)
 
     def _on_answer(self, answer: UploadAnswer) -> None:
         crash_point(CrashPoint.CLIENT_UPLOAD_ANSWERED)

@@ -53,12 +53,12 @@ def run_audit(options: argparse.Namespace) -> int:
 
     """
     taken = replayed = 0
-    last = -1
+    last = 0
     for proved in _sound(options.run_dir):
-        last, taken, replayed = proved.round_index, taken + proved.taken, replayed + proved.replayed
+        last, taken, replayed = proved.round_index + 1, taken + proved.taken, replayed + proved.replayed
         note = f", {proved.taken} sent weights" if proved.taken else ""
         back = f"; the run went back to what it was after {proved.returned_to} rounds" if proved.returned_to is not None else ""
-        say(f"round {proved.round_index}: {proved.replayed} logs replayed{note}, average proved{back}")
+        say(f"round {proved.round_index + 1}: {proved.replayed} logs replayed{note}, average proved{back}")
     say("", f"The front after round {last} is proved bit for bit: {replayed} logs replayed from the first checkpoint on.")
     if taken:
         say(f"{taken} updates were weights, not logs: their average is proved, how they came about is not.")
@@ -111,21 +111,21 @@ def prove(run_dir: Path) -> Iterator[ProvedRound]:
             _compare(
                 weights_digest(_trained(checkpoints[index + 1], layout)).hex(),
                 weights_digest(theta).hex(),
-                f"the checkpoint after round {index}",
+                f"the checkpoint after round {index + 1}",
             )
 
 
 def _gone_back_to(target: int, proved_at: dict[int, Float32Array], index: int) -> Float32Array:
     if target not in proved_at:
         raise CheckpointError(
-            f"after round {index} the run went back to what it was after {target} rounds, which is no round before: restore it from a backup"
+            f"after round {index + 1} the run went back to what it was after {target} rounds, which is no round before: restore it from a backup"
         )
     return proved_at[target]
 
 
 def _prove_round(entry: AuditRound, theta: Float32Array, layout: FlatLayout) -> tuple[Float32Array, ProvedRound]:
     facts = entry.facts
-    where = f"round {facts.round_index}"
+    where = f"round {facts.round_index + 1}"
     _compare(facts.start_sha256, weights_digest(theta).hex(), f"the start of {where}")
     flats: list[Float32Array] = []
     for client, digest, submission in zip(facts.clients, facts.client_sha256, entry.submissions, strict=True):

@@ -16,7 +16,8 @@ from rich.table import Table
 from heron_cli.processes import LoggedProcess, ProcessError, ProcessGroup, read_summary, start_server
 from heron_common.algorithm.plan import ServerSchedule
 from heron_common.exit_codes import ExitCode
-from heron_common.terminal.console import human_bytes, make_console
+from heron_common.terminal.console import make_console
+from heron_common.terminal.figures import FRONT_WEIGHTS, human_bytes, human_number
 from heron_common.terminal.option_parser import at_least
 from heron_common.terminal.output import say
 
@@ -193,7 +194,7 @@ def _rows(runs: list[DemoRun]) -> list[tuple[str, list[str]]]:
 
     return [
         ("test accuracy", [f"{s['rounds'][-1]['test_accuracy']:.2%}" for s in summaries]),
-        ("weights in the front", [str(s["model"]["client_model_weights"]) for s in summaries]),
+        (FRONT_WEIGHTS, [human_number(s["model"]["client_model_weights"]) for s in summaries]),
         ("rounds", [str(s["rounds_completed"]) for s in summaries]),
         ("bytes up, all clients", [human_bytes(n) for n in up]),
         ("the same samples as raw images", [human_bytes(n / 8 * PIXELS) for n in labels]),

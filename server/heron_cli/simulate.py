@@ -15,7 +15,8 @@ from heron_cli.simulation.plots import PlotUnavailable, draw_rounds
 from heron_common.errors import Interrupted
 from heron_common.exit_codes import ExitCode
 from heron_common.process.signals import stop_on_signals
-from heron_common.terminal.console import human_bytes, make_console, make_table
+from heron_common.terminal.console import make_console, make_table
+from heron_common.terminal.figures import FRONT_WEIGHTS, human_bytes, human_number
 from heron_common.terminal.log_setup import redirect_logs, set_up_logging
 from heron_common.terminal.output import say
 
@@ -48,7 +49,7 @@ def run_simulate(options: argparse.Namespace) -> int:
     from heron_cli.simulation.run import simulate
 
     config = read_simulation(options.words)
-    set_up_logging(config.simulation.log_level)
+    set_up_logging(config.simulation.log_level, log_format=config.simulation.log_format)
     say(_headline(config))
     stop = threading.Event()
     with stop_on_signals(stop), _reporting(config) as report:
@@ -124,7 +125,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("test loss", _figure(last.get("test_loss"), "{:.4f}")),
         *federated_figures(last),
         ("rounds", f"{summary['rounds_completed']} of {summary['num_rounds']}"),
-        ("weights in the front", str(summary["model"]["client_model_weights"])),
+        (FRONT_WEIGHTS, human_number(summary["model"]["client_model_weights"])),
         ("client forward passes", f"{sum(row['client_forward_passes'] for row in rounds):,}"),
         ("bytes up, all clients", human_bytes(up)),
         ("bytes down, all clients", human_bytes(down)),

@@ -14,10 +14,14 @@ from heron_common.process.addresses import join_host_port
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.metrics_server import MetricsServer
 from heron_common.process.signals import ending_within
-from heron_common.terminal.console import LiveConsole, is_terminal
+from heron_common.terminal.console import LiveConsole
+from heron_common.terminal.figures import human_seconds
+from heron_common.terminal.log_setup import TOLD
+from heron_common.terminal.output import is_terminal, say
 from heron_server.assembly import ServerAssembly, assemble
 from heron_server.configuration.config import NetworkSection, ServerConfig
 from heron_server.console import console_rows
+from heron_server.ending import closing_lines
 from heron_server.rounds.state import Phase
 from heron_server.storage.run_directory import RunDirectory
 
@@ -57,12 +61,15 @@ def run_server(config: ServerConfig, stop: threading.Event) -> None:
             stack.enter_context(LiveConsole(f"heron-server {config.run.preset}", lambda: console_rows(parts)))
         _serve(parts, stop)
         _drain(config, parts, interrupted=stop.is_set())
+        lines = closing_lines(parts.worker.summary(), directory.path, resume="heron-server")
     if parts.worker.failure is not None:
         raise HeronError(
             f"the trainer died ({parts.worker.failure!r}): its traceback is in the log; --resume goes on from the last checkpoint"
         )
     if parts.worker.checkpoint_failed:
         raise CheckpointError("the last checkpoint could not be written: free some space, then --resume from the one before")
+    if is_terminal():
+        say(*lines)
 
 
 def _start(config: ServerConfig, parts: ServerAssembly, *, directory: RunDirectory, metrics_port: int) -> None:
@@ -81,8 +88,13 @@ def _start(config: ServerConfig, parts: ServerAssembly, *, directory: RunDirecto
         "pid": os.getpid(),
     }
     directory.write_address(address)
-    log.info("timing", extra=parts.facts.timing.by_name())
-    log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path)})
+    timing = parts.facts.timing
+    log.info(
+        "timing",
+        extra={**timing.by_name(), TOLD: f"a client that is not heard for {human_seconds(timing.liveness_seconds)} counts as lost"},
+    )
+    told = f"listening on {address['address']}, metrics on http://{address['metrics']}/metrics, run directory {directory.path}"
+    log.info("listening", extra={**address, "threads": parts.network.num_threads, "run_dir": str(directory.path), TOLD: told})
     warn_of_clear_text(config.network)
 
 
@@ -114,4 +126,5 @@ def _drain(config: ServerConfig, parts: ServerAssembly, interrupted: bool) -> No
         log.warning("the trainer did not end its job in time; the last checkpoint stands")
     parts.network.stop(grace)
     parts.worker.write_summary()
-    log.info("stopped", extra={"rounds_completed": len(parts.worker.rounds)})
+    done = len(parts.worker.rounds)
+    log.info("stopped", extra={"rounds_completed": done, TOLD: f"stopped after {done} of {config.run.rounds} rounds"})

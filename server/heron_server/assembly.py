@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from heron_common.data.columns import with_names
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import StorageError
+from heron_common.numerics.tensors import num_parameters
 from heron_common.process.clock import Clock
 from heron_common.protocol.timing import Timing
 from heron_common.specification.data_specification import DataSpecification
@@ -295,7 +296,7 @@ def _log_plan(parts: RunParts) -> None:
         "plan",
         extra={
             "preset": plan.preset,
-            "client_weights": parts.published.cost.num_parameters,
+            "client_model_weights": num_parameters(parts.facts.model.client_model),
             "cut": "x".join(map(str, parts.facts.model.cut.shape)),
             "local_steps": plan.local_steps,
             "batch_size": plan.batch_size,

@@ -16,7 +16,8 @@ from heron_common.process.quiet_libraries import quiet_libraries
 from heron_common.process.server_libraries import raise_if_missing
 from heron_common.process.signals import stop_on_signals
 from heron_common.terminal.log_setup import set_up_logging
-from heron_common.terminal.output import refuse, say
+from heron_common.terminal.option_parser import HELP_FLAGS
+from heron_common.terminal.output import announce, refuse, say
 from heron_common.version import VERSION
 
 
@@ -61,6 +62,9 @@ def _importing() -> Iterator[None]:
 
 
 def _run(words: Sequence[str]) -> None:
+    if not set(words) & HELP_FLAGS:
+        # Before seconds of importing.
+        announce(f"heron-server {VERSION}: loading ...")
     with _importing():
         from heron_server.configuration.config import ServerConfig
         from heron_server.configuration.options import OptionSource, read_options
@@ -72,7 +76,7 @@ def _run(words: Sequence[str]) -> None:
     )
     stop = threading.Event()
     config = read_options(ServerConfig, source, arguments=words, environment=os.environ).settled()
-    set_up_logging(config.network.log_level)
+    set_up_logging(config.network.log_level, log_format=config.network.log_format)
     with stop_on_signals(stop):
         with _importing():
             from heron_server.app import run_server

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from heron_common.process.process_memory import resident_memory
-from heron_common.terminal.console import human_bytes
+from heron_common.terminal.figures import human_bytes
 from heron_server.assembly import Assembly
+from heron_server.summary import time_left
 
 
 def console_rows(parts: Assembly) -> list[tuple[str, str]]:
@@ -12,7 +13,8 @@ def console_rows(parts: Assembly) -> list[tuple[str, str]]:
     seen, worker = parts.owner.snapshot, parts.worker
     last = worker.rounds[-1] if worker.rounds else None
     return [
-        ("round", f"{min(seen.round_index + 1, seen.num_rounds)} of {seen.num_rounds}, {seen.phase.value}"),
+        ("round", f"{min(seen.round_index + 1, seen.num_rounds)} of {seen.num_rounds}, {seen.state}"),
+        ("time left", time_left(worker.rounds, seen.num_rounds)),
         ("clients", f"{seen.live_clients} live, {seen.cohort_size} in this round"),
         ("test accuracy", _figure(last.test_accuracy if last else None, "{:.2%}")),
         *([("test perplexity", f"{last.test_perplexity:.2f}")] if last and last.test_perplexity is not None else []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
@@ -19,6 +20,7 @@ from heron_common.errors import ConfigurationError, StorageError
 from heron_common.files.user_directories import cache_home
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference
+from heron_common.terminal.log_setup import TOLD
 from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.configuration.section import value_of
 from heron_server.models.base import write_base
@@ -33,10 +35,12 @@ from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.measurements import Measurements
 from heron_server.programs.parity import ParityReport
-from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, publish
+from heron_server.programs.publish import PublishedProgram, complete_algorithm, fit_smoothing_radius, needed_programs, publish
 from heron_server.storage.probe_file import read_probe_file
 from heron_server.training.early_end import EndRules, check_figures
 from heron_server.training.trainer import choose_device
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: thr
     cache_directory = config.storage.program_cache or default_program_cache()
     cache, measurements = ProgramCache(cache_directory, stop), Measurements(cache_directory)
     algorithm, cost = complete_algorithm(chosen, model, measurements.client_cost)
+    count = len(needed_programs(algorithm)) * len(model.lengths or (0,))
+    log.info(
+        "compiling programs", extra={"programs": count, TOLD: f"compiling {count} programs, unless an earlier start has left them ..."}
+    )
     if config.plan.smoothing_radius is None:
         algorithm = fit_smoothing_radius(algorithm, model, cache=cache, seed=config.run.seed, measure=measurements.difference_error)
     programs, parity = publish(algorithm, model, cache=cache, seed=config.run.seed, measure=measurements.difference_error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -10,10 +10,14 @@ from typing import Any
 import onnxruntime
 
 from heron_common.ids import RoundReference
+from heron_common.terminal.figures import human_seconds
 from heron_common.version import PROTOCOL_VERSION, VERSION
 from heron_server.rounds.clients import FORGOTTEN, ClientRecord
 
 SUMMARY_VERSION = 5
+
+_LATELY = 10
+"""Rounds by which the time is judged that is left: the first one may have waited for programs, and devices come and go."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,18 @@ def federated_figures(row: dict[str, Any]) -> list[tuple[str, str]]:
     forms = {"accuracy": "{:.2%}", "perplexity": "{:.2f}", "loss": "{:.4f}"}
     values = {name: row[f"federated_{name}"] for name in forms}
     return [(which.format(name), forms[name].format(value)) for name, value in values.items() if value is not None]
+
+
+def seconds_left(rounds: Sequence[RoundRecord], num_rounds: int) -> float | None:
+    """Return how long the rounds that are left take if they take as long as the last ones did; None before there is one."""
+    lately = [record.seconds for record in rounds[-_LATELY:] if record.updates]
+    return sum(lately) / len(lately) * (num_rounds - len(rounds)) if lately else None
+
+
+def time_left(rounds: Sequence[RoundRecord], num_rounds: int) -> str:
+    """Return the same for people."""
+    seconds = seconds_left(rounds, num_rounds)
+    return "-" if seconds is None else human_seconds(seconds)
 
 
 def round_rows(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:

@@ -71,11 +71,16 @@ def test_the_client_refuses_in_one_sentence(arguments: list[str], code: ExitCode
     assert "Traceback" not in result.stderr
 
 
-def test_an_unreachable_server_is_tried_again_and_said_so(cluster: Cluster) -> None:
-    client = cluster.client(0, 1, f"127.0.0.1:{free_port()}")
-    eventually(lambda: log_of(client).count("could not join, trying again") >= 2, 60, "two attempts")
+def test_an_unreachable_server_is_tried_again_and_said_so_once(cluster: Cluster) -> None:
+    client = cluster.client(0, 1, f"127.0.0.1:{free_port()}", log_level="debug")
+    eventually(lambda: log_of(client).count("could not join, trying again") >= 3, 60, "three attempts")
     client.process.terminate()
     assert wait_for_exit(client, 15) == 0
+    tries = [line for line in log_of(client).splitlines() if "could not join, trying again" in line]
+    assert "WARNING" in tries[0] and "Connection refused" in tries[0]
+    # The others are for those who look into it.
+    assert all("DEBUG" in line for line in tries[1:] if "Connection refused" in line)
+    assert "INFO heron_client: stopping" in log_of(client) and log_of(client).splitlines()[-1].endswith("left the run")
 
 
 def test_a_run_directory_is_not_overwritten_and_resume_names_what_changed(cluster: Cluster) -> None:

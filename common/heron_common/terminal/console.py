@@ -14,11 +14,6 @@ from heron_common.terminal.output import discard_stream
 Rows = list[tuple[str, str]]
 
 
-def is_terminal() -> bool:
-    """Return whether standard error is a terminal, so that live progress makes sense."""
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 def make_console(stderr: bool = False) -> Any:
     """Return rich's console; when nobody reads any more it falls silent, where rich would end the process."""
     from rich.console import Console
@@ -65,14 +60,3 @@ class LiveConsole:
 
     def _render(self) -> Any:
         return make_table(self._title, self._rows(), box=None, padding=(0, 2, 0, 0))
-
-
-def human_bytes(count: float) -> str:
-    """Return bytes for people, in decimal units: 1234567 -> '1.23 MB'."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = 0
-    # 999.5 and more would round up to 1000, which belongs to the next unit.
-    while count >= 999.5 and power < len(units) - 1:
-        count /= 1000
-        power += 1
-    return f"{count:.0f} {units[power]}" if power == 0 or count >= 999.5 else f"{count:.3g} {units[power]}"

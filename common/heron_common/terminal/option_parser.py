@@ -13,6 +13,9 @@ from heron_common.terminal.spelling import did_you_mean
 
 _ADDRESS = re.compile(r"(\[[^\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
 
+HELP_FLAGS = frozenset({"-h", "--help", "--help-all", "--version"})
+"""Whoever gives one of these wants to read, and nothing else."""
+
 _WRONG = object()
 """What stands for a value that could not be read; nobody sees it, for the mistake is raised."""
 

@@ -11,6 +11,17 @@ from heron_common.exit_codes import ExitCode, exit_code_of
 from heron_common.terminal.foreign_text import printable
 
 
+def is_terminal() -> bool:
+    """Return whether standard error is a terminal, so that live progress makes sense."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def announce(sentence: str) -> None:
+    """Say on standard error what takes a while, but only to somebody who sits before it: it is no line of a log."""
+    if is_terminal():
+        write_text(sys.stderr, f"{printable(sentence)}\n")
+
+
 def say(*lines: object) -> None:
     """Print each argument as one line on standard output, at once.
 

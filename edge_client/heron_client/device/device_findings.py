@@ -12,7 +12,7 @@ from pathlib import Path
 from heron_client.config import ClientConfig
 from heron_client.device.device_check import FAST_FEATURES, processor_features
 from heron_common.process.process_memory import available_memory, usable_memory
-from heron_common.terminal.console import human_bytes
+from heron_common.terminal.figures import human_bytes
 
 LEAST_FREE_DISK_BYTES = 64 << 20
 """Programs take megabytes and are kept from run to run; a disk with less than this fills up at the next log."""

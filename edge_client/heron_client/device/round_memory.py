@@ -6,7 +6,7 @@ from heron_client.device.device_findings import Finding
 from heron_client.network.memory_budget import round_memory
 from heron_common.process.process_memory import available_memory, resident_memory
 from heron_common.protocol.messages import Membership
-from heron_common.terminal.console import human_bytes
+from heron_common.terminal.figures import human_bytes
 
 
 def memory_verdict(membership: Membership, window_bytes: int, limit_bytes: int | None) -> Finding:
@@ -27,6 +27,6 @@ def memory_verdict(membership: Membership, window_bytes: int, limit_bytes: int |
     remedy = (
         ""
         if fits
-        else ": choose a smaller --batch-size, cut or model on the server, a smaller --window-bytes here, or a device with more memory"
+        else ": choose a smaller --window-bytes or a device with more memory, or have the server choose a smaller batch, cut or model"
     )
     return Finding("fit", f"{sentence}: {human_bytes(needed)} {relation} the {human_bytes(most)} of {what}{remedy}.", fits)

@@ -71,7 +71,7 @@ def round_memory(plan: Plan, membership: Membership) -> int:
     return needed + 8 * plan.batch_size * (1 + plan.num_probes)
 
 
-_REMEDY = "choose a smaller --batch-size, cut or model on the server, or a device with more memory"
+_REMEDY = "take a device with more memory, or have the server choose a smaller batch, cut or model"
 
 
 def _standing_bytes(membership: Membership) -> int:

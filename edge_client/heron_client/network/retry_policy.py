@@ -11,6 +11,7 @@ from heron_common.error_catalog import CATALOG, ErrorCode
 from heron_common.errors import HeronError, Interrupted, RefusedError, TransportError
 from heron_common.process.clock import Clock
 from heron_common.process.retry import BackoffPolicy
+from heron_common.terminal.log_setup import TOLD
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,10 @@ class RetryPolicy:
             left -= WAKE_SECONDS
 
 
+SAY_AGAIN_SECONDS = 60.0
+"""A server that is still starting refuses dozens of times for one reason, which is one line; a lasting trouble is said again once a minute."""
+
+
 class Attempts:
     """The failures of one call."""
 
@@ -101,6 +106,8 @@ class Attempts:
         self._started = self._policy._clock.now()
         self._unreachable = 0
         self._diagnose_at = DIAGNOSE_AFTER_FAILURES
+        self._told: set[str] = set()
+        self._told_since = self._started
 
     def wait(self, error: HeronError) -> None:
         """Wait until the next attempt makes sense: not at all where what made the last one fail was mended.
@@ -128,8 +135,18 @@ class Attempts:
         else:
             self._look_into_it()
         if not (isinstance(error, RefusedError) and error.code in _PACING):
-            log.warning(f"could not {self._what}, trying again", extra={"reason": str(error), "retry_seconds": round(delay, 2)})
+            self._tell(str(error), delay)
         policy.pause_before_attempt(delay)
+
+    def _tell(self, reason: str, delay: float) -> None:
+        now = self._policy._clock.now()
+        if now - self._told_since >= SAY_AGAIN_SECONDS:
+            self._told.clear()
+            self._told_since = now
+        is_news = reason not in self._told
+        self._told.add(reason)
+        fields = {"reason": reason, "retry_seconds": round(delay, 2), TOLD: f"could not {self._what} yet, trying again: {reason}"}
+        log.log(logging.WARNING if is_news else logging.DEBUG, f"could not {self._what}, trying again", extra=fields)
 
     def _look_into_it(self) -> None:
         """Say what is wrong, if that can be known, at the third failure in a row and then ever more seldom."""

@@ -10,7 +10,7 @@ from heron_common.algorithm.plan_counts import BACKWARD_EQUIVALENTS, forward_equ
 from heron_common.process.clock import Clock
 from heron_common.protocol.messages import Membership
 from heron_common.specification.model_spec import ProgramKind
-from heron_common.terminal.console import human_bytes
+from heron_common.terminal.figures import human_bytes
 
 MOST_RUNS = 5
 MOST_SECONDS = 2.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-Number = float | int | None
+from heron_common.terminal.figures import human_bytes
 
-_BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+Number = float | int | None
 
 
 def percent(value: Number) -> str:
@@ -27,12 +27,7 @@ def count(value: Number) -> str:
 
 def size(value: Number) -> str:
     """Return bytes in the unit that fits, three figures, powers of a thousand."""
-    if value is None:
-        return "–"
-    amount, unit = float(value), 0
-    while amount >= 999.5 and unit < len(_BYTE_UNITS) - 1:
-        amount, unit = amount / 1000, unit + 1
-    return f"{amount:.3g} {_BYTE_UNITS[unit]}"
+    return "–" if value is None else human_bytes(value)
 
 
 def duration(value: Number) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 from heron_cli.report_page import markup, sections
 from heron_cli.report_page.figures import count, duration, percent, size
 from heron_cli.report_page.figures import decimal as four_figures
+from heron_common.terminal.figures import FRONT_WEIGHTS
 from heron_common.version import VERSION
+from heron_server.ending import best_round
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Should anything ever slip through unescaped, a browser neither runs nor fetches it."""
@@ -50,9 +52,7 @@ def _warnings(summary: dict[str, Any]) -> str:
 
 def _tiles(summary: dict[str, Any]) -> str:
     last = summary["rounds"][-1] if summary["rounds"] else {}
-    known = [(row["test_accuracy"], row["round_index"] + 1) for row in summary["rounds"] if row["test_accuracy"] is not None]
-    # The first of equals.
-    best = max(known, key=lambda pair: (pair[0], -pair[1]), default=(None, "–"))
+    best = best_round(summary["rounds"]) or (None, "–")
     rows = list(summary["clients"].values())
     peaks = [row["peak_memory_bytes"] for row in rows if row["peak_memory_bytes"]]
     drops = summary.get("drops")
@@ -65,7 +65,7 @@ def _tiles(summary: dict[str, Any]) -> str:
         "sent by clients": size(sum(sum(row["bytes_up"].values()) for row in rows)),
         "received by clients": size(sum(sum(row["bytes_down"].values()) for row in rows)),
         "drops": count(sum(sum(by.values()) for by in drops.values())) if drops is not None else "–",
-        "weights in the front": count(summary["model"]["client_model_weights"]),
+        FRONT_WEIGHTS: count(summary["model"]["client_model_weights"]),
         "time": duration(summary["seconds"]),
     }
     cells = "".join(

@@ -14,6 +14,7 @@ from heron_common.algorithm.plan import ServerSchedule
 from heron_common.data.partition import Partition, parse_partition
 from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError
+from heron_common.terminal.log_setup import LOG_FORMAT_HELP
 from heron_common.version import VERSION
 from heron_server.configuration.config import TrainingConfig
 from heron_server.configuration.options import OptionSource, configuration_of, read_options
@@ -48,7 +49,8 @@ class SimulationSection(Section):
     plot: Path | None = Field(
         None, description="file for a plot of accuracy and loss by round (default: next to the summary); needs heron-sfl[plots]"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="debug, info, warning or error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="which lines of the log are written")
+    log_format: Literal["auto", "human", "key-value"] = Field("auto", description=LOG_FORMAT_HELP)
 
     @field_validator("plot")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from heron_cli.status_page.scrape import Scrape
-from heron_common.terminal.console import human_bytes
+from heron_common.terminal.figures import human_bytes
 
 Rows = list[tuple[str, str]]
 

@@ -13,6 +13,7 @@ from heron_common.algorithm.presets import PRESETS, check_preset, preset
 from heron_common.data.sources import source_kind
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
 from heron_common.process.addresses import is_loopback
+from heron_common.terminal.log_setup import LOG_FORMAT_HELP
 from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
@@ -147,7 +148,8 @@ class NetworkSection(Section):
     metrics_host: str = Field("127.0.0.1", description="interface of the metrics endpoint")
     metrics_port: int = Field(9464, ge=0, le=65535, description="port of the Prometheus endpoint; 0 takes a free one")
     grace_seconds: float = Field(10.0, ge=0, description="how long calls and clients may take to end when the server stops")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="which lines of the log are written")
+    log_format: Literal["auto", "human", "key-value"] = Field("auto", description=LOG_FORMAT_HELP)
 
     @field_validator("listen")
     @classmethod
@@ -296,6 +298,7 @@ PROCESS_OPTIONS = frozenset(
         "metrics_port",
         "grace_seconds",
         "log_level",
+        "log_format",
     }
     | {
         "spool_bytes",

@@ -14,6 +14,7 @@ import torch
 from heron_common.errors import Interrupted, ProgramError
 from heron_common.protocol.program_check import check_program
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
+from heron_common.terminal.log_setup import TOLD
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cache_directory import CacheDirectory, library_version
 from heron_server.programs.compile import CompiledFunction, compile_function
@@ -58,7 +59,15 @@ class ProgramCache:
         name = f"{hashlib.sha256(key.encode()).hexdigest()}.program"
         program = self._kept.read(name)
         if program is None:
-            log.info("compiling program", extra={"kind": kind.value, "micro_batch": micro_batch, "directions": directions})
+            log.info(
+                "compiling program",
+                extra={
+                    "kind": kind.value,
+                    "micro_batch": micro_batch,
+                    "directions": directions,
+                    TOLD: f"compiling the {kind.value} program",
+                },
+            )
             program = export(function or compile_function(model, kind, micro_batch=micro_batch, directions=directions))
             self._kept.keep(name, program)
         return program

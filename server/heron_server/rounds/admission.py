@@ -250,12 +250,12 @@ def _open_attempt(run: RunState, record: ClientRecord, *, run_id: str, reference
     if attempt is None or run_id != run.facts.run_id or attempt.assignment.round != reference or run.machine.phase is not Phase.TRAINING:
         raise RefusedError(
             ErrorCode.ROUND_OVER,
-            f"round {reference.round_index} attempt {reference.attempt} of run {run_id[:8]!r} is not open on this server: ask for the next assignment",
+            f"{reference.in_words} of run {run_id[:8]!r} is not open on this server: ask for the next assignment",
         )
     if run.status(record) is not MemberStatus.TRAINING:
         raise RefusedError(
             ErrorCode.NOT_IN_COHORT,
-            f"client {record.name!r} is not at work on round {reference.round_index}: ask for the next assignment",
+            f"client {record.name!r} is not at work on {reference.in_words}: ask for the next assignment",
         )
     return attempt
 

@@ -98,8 +98,7 @@ class Attempt:
         if key.round != self.assignment.round:
             raise RefusedError(
                 ErrorCode.ROUND_OVER,
-                f"round {key.round.round_index} attempt {key.round.attempt} is over; the server is at round "
-                f"{self.assignment.round.round_index} attempt {self.assignment.round.attempt}: ask for the next assignment",
+                f"{key.round.in_words} is over; the server is at {self.assignment.round.in_words}: ask for the next assignment",
             )
 
     def is_needed_next(self, key: UploadKey) -> bool:

@@ -67,13 +67,16 @@ def next_step(run: RunState, record: ClientRecord, training: RoundReference | No
     run.refuse_if_draining()
     assignment = assignment_of(run, record)
     if training is not None and (assignment is None or training != assignment.round):
-        raise RefusedError(ErrorCode.ROUND_OVER, f"round {training.round_index} attempt {training.attempt} is over for this client")
+        raise RefusedError(ErrorCode.ROUND_OVER, f"{training.in_words} is over for this client")
     if assignment is not None:
         return assignment
     phase = run.machine.phase
     opens_soon = phase is Phase.CLOSING or (phase is Phase.TRAINING and run.status(record) is not None)
     at_least = pace.closing_seconds if opens_soon else pace.idle_seconds
-    return Wait(ask_again_seconds(at_least, run.registry.num_live, random), f"the run is {phase.value}")
+    return Wait(
+        ask_again_seconds(at_least, run.registry.num_live, random),
+        run.waiting_for() if phase is Phase.WAITING else f"the run is {phase.value}",
+    )
 
 
 def has_news(run: RunState, record: ClientRecord) -> bool:

@@ -12,6 +12,7 @@ from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference
 from heron_common.process.clock import Clock
 from heron_common.process.crash_points import CrashPoint, crash_point
+from heron_common.terminal.log_setup import TOLD
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.attempt import Attempt
 from heron_server.rounds.beginning import PreparedInputs, begin_attempt
@@ -34,7 +35,7 @@ from heron_server.rounds.state import (
     WithoutQuorum,
 )
 from heron_server.rounds.visits import Visits
-from heron_server.rounds.waiting import WaitingNote
+from heron_server.rounds.waiting import WaitingNote, waiting_sentence
 from heron_server.storage.recorded import RecordedAttempt
 
 
@@ -108,6 +109,11 @@ class RunState:
         if self.draining:
             raise RefusedError(ErrorCode.DRAINING, "this server is shutting down: try again when it is back", 2.0)
 
+    def waiting_for(self) -> str:
+        """Say whom a round waits for that has not opened."""
+        rules = self.machine.rules
+        return waiting_sentence(live=self.registry.num_live, needed=rules.clients_needed, expected=rules.num_clients)
+
     def snapshot(self) -> RunSnapshot:
         """Return what a console shows."""
         self.add_up_bytes()
@@ -116,6 +122,7 @@ class RunState:
             round_index=machine.round.round_index,
             num_rounds=machine.rules.num_rounds,
             phase=machine.phase,
+            state=self.waiting_for() if machine.phase is Phase.WAITING else machine.phase.value,
             live_clients=self.registry.num_live,
             cohort_size=len(machine.cohort),
             bytes_up=self._bytes["up"],
@@ -331,4 +338,5 @@ class RunState:
         waits = self.machine.phase is Phase.WAITING and self.machine.may_open
         if self._waiting.is_due(waits, self.clock.now()):
             rules = self.machine.rules
-            self.outbox.info("waiting for clients", live=self.registry.num_live, needed=rules.clients_needed, expected=rules.num_clients)
+            counts = {"live": self.registry.num_live, "needed": rules.clients_needed, "expected": rules.num_clients}
+            self.outbox.info("waiting for clients", **counts, **{TOLD: self.waiting_for()})

@@ -15,6 +15,8 @@ class RunSnapshot:
     num_rounds: int
     _: KW_ONLY
     phase: Phase
+    state: str
+    """The phase, or whom it waits for, in words."""
     live_clients: int
     cohort_size: int
     bytes_up: int

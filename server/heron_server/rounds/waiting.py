@@ -1,12 +1,19 @@
-"""When to say that a run waits for clients: soon after it began to, and then once in a while, however long it lasts."""
+"""When to say that a run waits for clients, and in which words: soon after it began to, and then ever more seldom, however long it lasts."""
 
 from __future__ import annotations
 
-FIRST_SECONDS = 10.0
+FIRST_SECONDS = 5.0
 """Clients that start with their server are there by then."""
 
-AGAIN_SECONDS = 300.0
-"""Often enough for somebody who looks into the log, rare enough for a weekend."""
+LONGEST_SECONDS = 300.0
+"""Each wait is twice the one before, up to this: somebody who watches hears of it, and a weekend does not fill a log."""
+
+
+def waiting_sentence(*, live: int, needed: int, expected: int) -> str:
+    """Say whom a run waits for: `needed` of the `expected` clients make a round."""
+    if live >= expected:
+        return "waiting for the next round to open"
+    return f"waiting for {expected - live} of {expected} clients (quorum {needed})"
 
 
 class WaitingNote:
@@ -14,6 +21,7 @@ class WaitingNote:
 
     def __init__(self) -> None:
         self._due_at: float | None = None
+        self._wait = FIRST_SECONDS
 
     def is_due(self, waits: bool, now: float) -> bool:
         """Whether to say now that the run waits."""
@@ -21,8 +29,10 @@ class WaitingNote:
             self._due_at = None
             return False
         if self._due_at is None:
-            self._due_at = now + FIRST_SECONDS
+            self._wait = FIRST_SECONDS
+            self._due_at = now + self._wait
         if now < self._due_at:
             return False
-        self._due_at = now + AGAIN_SECONDS
+        self._wait = min(2 * self._wait, LONGEST_SECONDS)
+        self._due_at = now + self._wait
         return True

@@ -118,7 +118,7 @@ class CheckpointStore:
                     left.unlink()
         except OSError as exc:
             raise CheckpointError(
-                f"the checkpoint inside round {checkpoint.completed_rounds} cannot be written to {self._directory} ({exc.strerror or exc}): "
+                f"the checkpoint inside round {checkpoint.completed_rounds + 1} cannot be written to {self._directory} ({exc.strerror or exc}): "
                 "free some space; the last good checkpoint stands"
             ) from exc
 

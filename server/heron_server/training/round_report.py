@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from heron_common.terminal.figures import human_number, human_seconds, human_share
+from heron_common.terminal.log_setup import TOLD
 from heron_server.metrics import ServerMetrics
 from heron_server.rounds.jobs import CloseJob
-from heron_server.summary import RoundRecord
+from heron_server.summary import RoundRecord, seconds_left, time_left
 from heron_server.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
@@ -73,8 +75,9 @@ def round_record(
     )
 
 
-def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> None:
-    """Set the metrics of a round that was closed, and log its line."""
+def report_round(metrics: ServerMetrics, job: CloseJob, *, rounds: Sequence[RoundRecord], num_rounds: int) -> None:
+    """Set the metrics of the round that was closed last, and log its line."""
+    record = rounds[-1]
     statistics = [update.statistics for update in job.updates]
     metrics.rounds_completed.inc()
     metrics.round_seconds.observe(record.seconds)
@@ -104,5 +107,20 @@ def report_round(metrics: ServerMetrics, job: CloseJob, record: RoundRecord) -> 
             "updates": record.updates,
             **{name: value for name, value in figures.items() if value is not None},
             "seconds": record.seconds,
+            "seconds_left": seconds_left(rounds, num_rounds),
+            TOLD: _told(record, time_left(rounds, num_rounds), num_rounds),
         },
     )
+
+
+def _told(record: RoundRecord, left: str, num_rounds: int) -> str:
+    """Return a round's line for people."""
+    scores = [
+        f"test accuracy {human_share(record.test_accuracy)}" if record.test_accuracy is not None else "",
+        f"test perplexity {human_number(record.test_perplexity)}" if record.test_perplexity is not None else "",
+        *(f"{name} {value}" for name, value in record.federated_figures()[:1]),
+        f"server loss {human_number(record.server_loss)}" if record.server_loss is not None else "",
+        f"{record.updates} of {record.cohort} updates",
+    ]
+    rest = f", {left} left" if record.round_index + 1 < num_rounds else ""
+    return f"round {record.round_index + 1} of {num_rounds} took {human_seconds(record.seconds)}{rest}: {', '.join(filter(None, scores))}"

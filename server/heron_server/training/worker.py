@@ -200,7 +200,15 @@ class TrainWorker(JobThread):
 
     def write_summary(self) -> None:
         """Replace the summary; a full disk is logged."""
-        summary = {
+        try:
+            self._write_summary(self.summary())
+            crash_point(CrashPoint.SUMMARY_WRITTEN)
+        except StorageError as exc:
+            log.error(str(exc))
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the run did so far, as one document."""
+        return {
             **self._summary_facts,
             **self._tallies.summary(),
             **self._best.summary(),
@@ -212,11 +220,6 @@ class TrainWorker(JobThread):
             "rejected_uploads": self._gatekeeper.report(),
             "checkpoint": str(self._checkpoints.path_of(len(self.rounds))),
         }
-        try:
-            self._write_summary(summary)
-            crash_point(CrashPoint.SUMMARY_WRITTEN)
-        except StorageError as exc:
-            log.error(str(exc))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         heads = self._alignment.heads if self._alignment is not None else {}
@@ -281,7 +284,7 @@ class TrainWorker(JobThread):
         measured = {**self._tallies.close_round(job, seconds), **self._held_out.figures(job.round.round_index)}
         record = round_record(job, score, server_losses=self._stepper.server_losses, seconds=seconds, measured=measured)
         self._add(record)
-        report_round(self._metrics, job, record)
+        report_round(self._metrics, job, rounds=self.rounds, num_rounds=self._summary_facts["num_rounds"])
         went_back = self._best.after_round(len(self.rounds), record.server_loss, self._return_to)
         self._gatekeeper.round_closed(len(self.rounds))
         self._stepper.server_losses.clear()

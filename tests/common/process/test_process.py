@@ -23,7 +23,8 @@ from heron_common.exit_codes import ExitCode
 from heron_common.process.metrics_server import MetricsServer, ProcessMemoryCollector
 from heron_common.process.process_memory import ResidentMemory, memory_limit, resident_memory
 from heron_common.process.signals import stop_on_signals
-from heron_common.terminal.console import LiveConsole, human_bytes
+from heron_common.terminal.console import LiveConsole
+from heron_common.terminal.figures import human_bytes
 
 pytestmark = pytest.mark.process
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from heron_common.terminal.log_setup import StructuredFormatter, redirect_logs, set_up_logging
+from heron_common.terminal.log_setup import TOLD, HumanFormatter, StructuredFormatter, redirect_logs, set_up_logging
 
 LOGGERS = ("", "heron_server", "heron_client", "heron_common", "heron_cli")
 
@@ -28,10 +28,23 @@ def loggers_as_before() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
-def line(message: str = "round closed", *arguments: Any, name: str = "heron_server", level: int = logging.INFO, **extra: Any) -> str:
+def entry(
+    message: str = "round closed", *arguments: Any, name: str = "heron_server", level: int = logging.INFO, **extra: Any
+) -> logging.LogRecord:
     record = logging.getLogger(name).makeRecord(name, level, "file.py", 1, message, arguments, None, extra=extra)
     record.created, record.msecs = 1_769_860_800.25, 250.0
-    return StructuredFormatter().format(record)
+    return record
+
+
+def line(*arguments: Any, **named: Any) -> str:
+    return StructuredFormatter().format(entry(*arguments, **named))
+
+
+def told(*arguments: Any, **named: Any) -> str:
+    """Return what people read, without its time."""
+    stamp, text = HumanFormatter().format(entry(*arguments, **named)).split("  ", 1)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", stamp)
+    return text
 
 
 def test_a_line_has_time_level_package_event_and_pairs_in_the_order_given() -> None:
@@ -66,6 +79,46 @@ def test_control_characters_are_quoted_too(value: str) -> None:
     assert len(text.splitlines()) == 1
     assert text.isprintable()
     assert json.loads(text.split(" key=", 1)[1]) == value
+
+
+def test_people_read_rounds_from_1_shares_in_percent_and_units_that_fit() -> None:
+    fields = {
+        "round_index": 0,
+        "attempt": 1,
+        "clients": 2,
+        "test_accuracy": 0.6555,
+        "seconds": 200.0,
+        "inbox_bytes": 1 << 20,
+        "weights": 1048576.0,
+    }
+    assert (
+        told(**fields) == "round closed: round 1, attempt 2, clients 2, test accuracy 65.5%, 3 min 20 s, inbox 1.05 MB, weights 1,048,576"
+    )
+    assert line(**fields).endswith("round_index=0 attempt=1 clients=2 test_accuracy=0.6555 seconds=200 inbox_bytes=1048576 weights=1048576")
+
+
+def test_people_read_the_level_where_something_is_wrong_and_the_reason_without_its_name() -> None:
+    assert told("no room", level=logging.ERROR, reason="disk full") == "ERROR: no room: disk full"
+
+
+def test_where_a_record_has_a_sentence_for_people_it_stands_for_event_and_fields_and_machines_do_not_read_it() -> None:
+    fields = {"live": 1, TOLD: "waiting for 3 of 4 clients (quorum 2)"}
+    assert told("waiting for clients", **fields) == "waiting for 3 of 4 clients (quorum 2)"
+    assert line("waiting for clients", **fields).endswith("heron_server: waiting for clients live=1")
+
+
+@pytest.mark.parametrize("text", ["x\ny", "x\x1b[2Ky", "x\u202ey"])
+def test_what_others_wrote_stays_one_line_for_people_too(text: str) -> None:
+    for said in (told("failed", reason=text), told("failed", client=text), told("failed", **{TOLD: text})):
+        assert said.isprintable()
+
+
+def test_the_format_follows_the_option_and_a_file_is_for_machines() -> None:
+    stream = io.StringIO()
+    for log_format, begins in (("auto", r"\d{4}-"), ("key-value", r"\d{4}-"), ("human", r"\d\d:\d\d:\d\d  hello")):
+        set_up_logging("info", stream, log_format=log_format)
+        logging.getLogger("heron_client").info("hello")
+        assert re.match(begins, stream.getvalue().splitlines()[-1])
 
 
 def test_a_traceback_follows_its_line_indented() -> None:

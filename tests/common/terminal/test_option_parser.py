@@ -124,7 +124,15 @@ def test_the_client_names_flags_and_variables_and_what_was_meant_by_them_at_once
 
 
 def test_every_variable_of_the_clients_options_is_known() -> None:
-    values = {"server": "127.0.0.1:1", "data": "digits:train", "shard": "0/1", "partition": "iid", "name": "a", "log-level": "info"}
+    values = {
+        "server": "127.0.0.1:1",
+        "data": "digits:train",
+        "shard": "0/1",
+        "partition": "iid",
+        "name": "a",
+        "log-level": "info",
+        "log-format": "human",
+    }
     numbers = {"threads": "1", "window-bytes": "4194304", "give-up-after-seconds": "1", "metrics-port": "0", "metrics-host": "h"}
     flags = {"self-check": "yes", "check-data": "no", "insecure": "no", "memory-limit": "1GB", "state-dir": "s", "tls-dir": ""}
     given = {**values, **numbers, **flags}

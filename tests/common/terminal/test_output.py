@@ -63,7 +63,9 @@ def test_a_full_disk_is_a_sentence_for_a_result_would_be_lost() -> None:
 
 
 def test_streams_that_are_not_there_are_no_error() -> None:
-    script = "import sys; sys.stdout = sys.stderr = None\nfrom heron_common.terminal.console import is_terminal\nfrom heron_cli.cli import main\n"
+    script = (
+        "import sys; sys.stdout = sys.stderr = None\nfrom heron_common.terminal.output import is_terminal\nfrom heron_cli.cli import main\n"
+    )
     script += "assert not is_terminal()\nsys.exit(main(['--version']))"
     assert run(["-c", script], None).returncode == 0
 
