@@ -40,7 +40,7 @@ def test_a_run_of_logs_is_proved_and_a_changed_log_is_named(logged: Path) -> Non
     refused = audit(logged)
     assert refused.returncode != 0
     assert "Traceback" not in refused.stderr
-    assert "round 3" in refused.stderr and "do not belong together" in refused.stderr
+    assert "round 4" in refused.stderr and "do not belong together" in refused.stderr
 
 
 def test_what_cannot_be_audited_says_why(cluster: Cluster, tmp_path: Path) -> None:
