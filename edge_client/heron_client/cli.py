@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 import threading
 from collections.abc import Sequence
 
 from heron_client.device.device_check import check_device, load_libraries
 from heron_client.device.memory import tame_allocator
+from heron_client.device.processor import processor_features
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
 from heron_common.process.quiet_libraries import quiet_libraries
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Nothing here multiplies matrices in numpy; its BLAS need not reserve buffers for every core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        check_device()
+        check_device(platform.machine(), processor_features())
         load_libraries(_LARGE_LIBRARIES)
     except HeronError as exc:
         return refuse("heron-client", exc)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 from heron_client.device.memory import import_sparingly
 from heron_common.errors import UnsupportedError
@@ -13,7 +11,7 @@ NEEDED_FEATURES = {
     "x86_64": ("ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"),
     "aarch64": ("asimd", "fp"),
 }
-"""What the wheels of numpy and ONNX Runtime are compiled for at least (x86-64-v2, ARMv8), by the names in /proc/cpuinfo."""
+"""What the wheels of numpy and ONNX Runtime are compiled for at least (x86-64-v2, ARMv8), by the kernel's names."""
 
 FAST_FEATURES = {
     "x86_64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni"),
@@ -22,29 +20,18 @@ FAST_FEATURES = {
 """What makes them faster where it is there."""
 
 
-def check_device(machine: str = platform.machine(), cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
-    """Refuse a processor that lacks what the libraries were compiled for; one that does not tell is tried.
+def check_device(machine: str, features: frozenset[str]) -> None:
+    """Refuse a processor that lacks what the libraries were compiled for; one that does not tell its features is tried.
 
     Raises:
         UnsupportedError: it lacks something.
 
     """
-    found = processor_features(cpuinfo)
-    missing = [name for name in NEEDED_FEATURES.get(machine, ()) if name not in found] if found else []
+    missing = [name for name in NEEDED_FEATURES.get(machine, ()) if name not in features] if features else []
     if missing:
         raise UnsupportedError(
             f"this {machine} processor lacks {', '.join(missing)}, which numpy and ONNX Runtime are compiled for: use a device with a newer processor"
         )
-
-
-def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return what the first processor can do, as the kernel names it; empty where the kernel does not tell."""
-    try:
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    named = next((line for line in lines if line.partition(":")[0].strip() in ("flags", "Features")), "")
-    return frozenset(named.partition(":")[2].split())
 
 
 def load_libraries(modules: Sequence[str]) -> None:

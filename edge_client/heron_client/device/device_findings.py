@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heron_client.config import ClientConfig
-from heron_client.device.device_check import FAST_FEATURES, processor_features
+from heron_client.device.device_check import FAST_FEATURES
+from heron_client.device.processor import processor_features
 from heron_common.process.process_memory import available_memory, usable_memory
 from heron_common.terminal.figures import human_bytes
 
@@ -30,9 +31,9 @@ class Finding:
     go: bool = True
 
 
-def processor_finding(machine: str = platform.machine(), cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
+def processor_finding() -> Finding:
     """Say what computes here; the libraries are loaded by now, so that they run."""
-    found = processor_features(cpuinfo)
+    machine, found = platform.machine(), processor_features()
     fast = [name for name in FAST_FEATURES.get(machine, ()) if name in found]
     quick = f"with {', '.join(fast)}" if fast else "without any instruction that makes int8 or float32 faster"
     libc = " ".join(platform.libc_ver()) or "an unknown C library"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heron_client.config import parse_config
-from heron_client.device.device_check import check_device, load_libraries, processor_features
+from heron_client.device.device_check import check_device, load_libraries
 from heron_client.device.device_findings import clock_finding, disk_finding
 from heron_client.device.round_memory import memory_verdict
 from heron_client.training.program_timing import ProgramTiming, round_sentence
@@ -22,26 +22,14 @@ SELF_CHECK = ["--server", "127.0.0.1:50051", "--self-check"]
 TOLD = dataclasses.replace(MEMBERSHIP, plan=PLAN)
 
 
-def cpuinfo(folder: Path, line: str) -> Path:
-    path = folder / "cpuinfo"
-    path.write_text(f"processor\t: 0\n{line}\nprocessor\t: 1\n")
-    return path
-
-
-def test_a_processor_without_what_the_libraries_need_is_refused_by_name(tmp_path: Path) -> None:
-    old = cpuinfo(tmp_path, "flags\t\t: fpu sse sse2 ssse3 sse4_1 cx16")
+def test_a_processor_without_what_the_libraries_need_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="lacks sse4_2, popcnt") as caught:
-        check_device("x86_64", old)
+        check_device("x86_64", frozenset(["fpu", "sse", "sse2", "ssse3", "sse4_1", "cx16"]))
     assert exit_code_of(caught.value) == ExitCode.UNSUPPORTED and ExitCode.UNSUPPORTED in PERMANENT
-    check_device("x86_64", cpuinfo(tmp_path, "flags\t\t: ssse3 sse4_1 sse4_2 popcnt cx16"))
-    check_device("aarch64", cpuinfo(tmp_path, "Features\t: fp asimd evtstrm"))
+    check_device("x86_64", frozenset(["ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"]))
+    check_device("aarch64", frozenset(["fp", "asimd", "evtstrm"]))
     # One that does not tell is tried.
-    check_device("x86_64", tmp_path / "nonexistent")
-
-
-def test_features_are_those_of_the_first_processor(tmp_path: Path) -> None:
-    path = cpuinfo(tmp_path, "Features\t: fp asimd\nFeatures\t: fp asimd sve")
-    assert processor_features(path) == {"fp", "asimd"}
+    check_device("x86_64", frozenset())
 
 
 def test_a_library_that_does_not_load_is_one_sentence_with_the_loaders_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
