@@ -24,6 +24,8 @@ class Option:
     above: float | None
     at_most: float | None
     below: float | None
+    common: bool
+    """Whether `--help` shows it; `--help-all` shows every option."""
 
 
 def option(
@@ -34,9 +36,10 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    common: bool = False,
 ) -> dict[str, Option]:
     """Return the metadata of a field that an operator may set: `steps: int = field(metadata=option("steps of a round", at_least=1))`."""
-    return {_KEY: Option(description, name=name, at_least=at_least, above=above, at_most=at_most, below=below)}
+    return {_KEY: Option(description, name=name, at_least=at_least, above=above, at_most=at_most, below=below, common=common)}
 
 
 def option_of(field: dataclasses.Field[Any]) -> Option:

@@ -17,6 +17,7 @@ import sysconfig
 import tarfile
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -119,13 +120,27 @@ def publish(folder: Path, onefile: Path) -> None:
     DIST.mkdir(exist_ok=True)
     name = f"heron-client-{version()}-linux-{platform.machine()}"
     tarball, executable = DIST / f"{name}.tar.xz", DIST / name
-    with tarfile.open(tarball, "w:xz", preset=6) as archive:
+    with _whole(tarball) as made, tarfile.open(made, "w:xz", preset=6) as archive:
         archive.add(folder, "heron-client", filter=_anonymous)
-    shutil.copy2(onefile, executable)
+    with _whole(executable) as made:
+        shutil.copy2(onefile, made)
     for path in (tarball, executable):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n", encoding="ascii")
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB")
+        with _whole(path.with_name(path.name + ".sha256")) as made:
+            made.write_text(f"{digest}  {path.name}\n", encoding="ascii")
+        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB in {path.parent}")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Yield a place to write a file; only when it is whole does it get its name, and what stood there with its digest goes before."""
+    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield made
+        path.with_name(path.name + ".sha256").unlink(missing_ok=True)
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def version() -> str:

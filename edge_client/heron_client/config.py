@@ -17,6 +17,7 @@ from heron_common.files.user_directories import state_home
 from heron_common.ids import checked_client_name
 from heron_common.options import option, option_fields, option_of
 from heron_common.process.addresses import is_loopback, split_host_port
+from heron_common.terminal.figures import human_number
 from heron_common.terminal.log_setup import LOG_FORMAT_HELP, LOG_FORMATS
 from heron_common.terminal.option_parser import OptionParser
 from heron_common.terminal.spelling import own_variables, variable_mistakes
@@ -32,14 +33,18 @@ T = TypeVar("T")
 class ClientConfig:
     """Everything a client can be told, in the order of its help."""
 
-    server: str = field(metadata=option("host:port of heron-server"))
-    data: str = field(metadata=option(f"data source: {'; '.join(source_names())}"))
+    server: str = field(metadata=option("host:port of heron-server", common=True))
+    data: str = field(metadata=option(f"data source: {'; '.join(source_names())}", common=True))
     """Raw values; the server says how to normalise them."""
-    shard: Shard = field(metadata=option("INDEX/COUNT, this client's part of the source (default: 0/1, all of it)"))
+    shard: Shard = field(metadata=option("INDEX/COUNT, this client's part of the source (default: 0/1, all of it)", common=True))
     partition: Partition = field(
-        metadata=option("how parts are made: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA, the same for every client (default: iid)")
+        metadata=option(
+            "how parts are made: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA, the same for every client (default: iid)", common=True
+        )
     )
-    name: str = field(metadata=option("unique name of this client (default: the certificate's with --tls-dir, host and shard otherwise)"))
+    name: str = field(
+        metadata=option("unique name of this client (default: the certificate's with --tls-dir, host and shard otherwise)", common=True)
+    )
     """From host and shard, so that devices need no configuration."""
     credentials: Credentials | None = field(
         default=None,
@@ -47,6 +52,7 @@ class ClientConfig:
         metadata=option(
             "mutual TLS with the certificate in this directory, the folder that `heron certs issue NAME` writes (default: no TLS)",
             name="tls_dir",
+            common=True,
         ),
     )
     """Contents of the directory, proved."""
@@ -54,7 +60,7 @@ class ClientConfig:
         default=False, metadata=option("allow a server beyond loopback without TLS: activations and labels then travel in clear")
     )
     state_dir: Path = field(
-        metadata=option("directory for identity and program cache (default: below the user's state directory, by name)")
+        metadata=option("directory for identity and program cache (default: below the user's state directory, by name)", common=True)
     )
     """A client keeps its name after a crash because of it."""
     threads: int = field(default=1, metadata=option("threads of the runtime (default: 1)", at_least=1))
@@ -70,17 +76,20 @@ class ClientConfig:
     metrics_host: str = field(default="127.0.0.1", metadata=option("interface of the metrics endpoint (default: 127.0.0.1)"))
     metrics_port: int | None = field(
         default=None,
-        metadata=option("port of the metrics endpoint (default: no endpoint; 0: any free port)", at_least=0, at_most=65535),
+        metadata=option("port of the metrics endpoint (default: no endpoint; 0: any free port)", at_least=0, at_most=65535, common=True),
     )
     """None, because many clients may share a host."""
     check_data: bool = field(
         default=False,
-        metadata=option("only compare the data with what the server's run expects, print a page and end; takes no part in the run"),
+        metadata=option(
+            "only compare the data with what the server's run expects, print a page and end; takes no part in the run", common=True
+        ),
     )
     self_check: bool = field(
         default=False,
         metadata=option(
-            "only look whether this device can take part in the server's run, print a page and end; exit code 0 means go, 9 no-go"
+            "only look whether this device can take part in the server's run, print a page and end; exit code 0 means go, 9 no-go",
+            common=True,
         ),
     )
     memory_limit_bytes: int | None = field(
@@ -119,6 +128,7 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
     parser = OptionParser(
         prog="heron-client",
         description="Trains the front of a model on this device by forward passes alone.",
+        rare=[f"--{name}" for name, declared in _OPTIONS.items() if not option_of(declared).common],
         epilog="Every option may also be given in the environment: --state-dir as HERON_CLIENT_STATE_DIR. " + exit_codes_help(),
     )
     parser.add_argument("--version", action="version", version=f"heron-client {VERSION}")
@@ -275,8 +285,8 @@ class _Reader:
         except ValueError:
             value = -1.0
         if not least <= value <= most:
-            limit = f" and at most {most:g}" if most < _LARGEST else ""
-            self._add(option, f"is a number of at least {least:g}{limit}, not {text!r}")
+            limit = f" and at most {human_number(most)}" if most < _LARGEST else ""
+            self._add(option, f"is a number of at least {human_number(least)}{limit}, not {text!r}")
             return default
         return value
 

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     words = sys.argv[1:] if arguments is None else list(arguments)
     program = " ".join(["heron", *(word for word in words[:1] if not word.startswith("-"))])
+    if not words:
+        parser.print_help()
+        return ExitCode.OK
     # What goes wrong is logged by the same rules as in a server, whatever library says it.
     set_up_logging("warning")
     try:

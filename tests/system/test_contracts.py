@@ -86,7 +86,7 @@ def test_the_readme_names_only_commands_and_options_that_exist() -> None:
         known = set(
             re.findall(
                 r"--[a-z][a-z-]+",
-                subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout,
+                subprocess.run([sys.executable, "-m", module, "--help-all"], capture_output=True, text=True, check=True).stdout,
             )
         )
         for line in re.findall(rf"^{command} .*(?:\\\n.*)*", readme, re.MULTILINE):

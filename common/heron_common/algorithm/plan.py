@@ -137,7 +137,7 @@ class Plan:
         )
     )
     head_training: HeadTraining = field(metadata=option("who trains the auxiliary head: none, client, server or alignment"))
-    local_steps: int = field(metadata=option("h, steps a client takes in a round", at_least=1))
+    local_steps: int = field(metadata=option("h, steps a client takes in a round", at_least=1, common=True))
     upload_interval: int = field(metadata=option("k, steps from one upload to the next", at_least=1))
     batch_size: int = field(metadata=option("B, samples of a step", at_least=1))
     micro_batch: int = field(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from heron_common.errors import ConfigurationError
@@ -16,6 +17,19 @@ _ADDRESS = re.compile(r"(\[[^\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
 HELP_FLAGS = frozenset({"-h", "--help", "--help-all", "--version"})
 """Whoever gives one of these wants to read, and nothing else."""
 
+
+class _Help(argparse.Action):
+    """Prints the help, of everything or of what is common, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        """Do so."""
+        assert isinstance(parser, OptionParser)
+        parser._print_message(parser.help_of(everything="--help-all" in self.option_strings), sys.stdout)
+        parser.exit()
+
+
+_NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
+
 _WRONG = object()
 """What stands for a value that could not be read; nobody sees it, for the mistake is raised."""
 
@@ -23,9 +37,33 @@ _WRONG = object()
 class OptionParser(argparse.ArgumentParser):
     """Raises ConfigurationError where argparse would print its usage and exit; flags are not abbreviated."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **named})
+    def __init__(self, *arguments: Any, rare: Collection[str] = (), **named: Any) -> None:
+        """`rare` are flags that `--help` leaves to `--help-all`; without any there is no such difference."""
+        shown = {"add_help": False, "usage": "%(prog)s [OPTION ...]"} if rare else {}
+        super().__init__(*arguments, **{"allow_abbrev": False, **shown, **named})
         self._mistakes: list[str] = []
+        self._unknown_flags: list[str] = []
+        self._rare = frozenset(rare)
+        if rare:
+            self.add_argument("-h", "--help", action=_Help, nargs=0, help="show the common options and exit")
+            self.add_argument("--help-all", action=_Help, nargs=0, help="show every option and exit")
+
+    def help_of(self, everything: bool) -> str:
+        """Return the help of the common options, or of all."""
+        rare = [action for action in self._actions if not everything and self._rare.intersection(action.option_strings)]
+        kept, epilog = [action.help for action in rare], self.epilog
+        if not everything:
+            self.epilog = (
+                f"These are the common options. --help-all shows {len(rare)} more, where else options may be given, and the exit codes."
+            )
+        for action in rare:
+            action.help = argparse.SUPPRESS
+        try:
+            return self.format_help()
+        finally:
+            self.epilog = epilog
+            for action, words in zip(rare, kept, strict=True):
+                action.help = words
 
     def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Return what was given, and a sentence for each mistake.
@@ -51,6 +89,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def _read(self, words: Any, namespace: Any) -> tuple[argparse.Namespace, list[str]]:
         needed = [action for action in self._actions if action.required]
+        words, self._unknown_flags = self._without_unknown(sys.argv[1:] if words is None else list(words))
         for action in needed:
             # argparse would name what is missing and nothing else.
             action.required = False
@@ -59,25 +98,51 @@ class OptionParser(argparse.ArgumentParser):
         finally:
             for action in needed:
                 action.required = True
-        missing = [f"{_name(action)} is missing: {_meaning(action)}" for action in needed if getattr(found, action.dest, None) is None]
-        return found, [*self._mistakes, *self._unknown(left), *missing]
+        missing = [action for action in needed if getattr(found, action.dest, None) is None and self._is_judged(action)]
+        sentences = [f"{_name(action)} is missing: {_meaning(action)}" for action in missing]
+        return found, [*self._mistakes, *self._unknown_flags, *self._unexpected(left), *sentences]
 
-    def _unknown(self, words: Sequence[str]) -> Iterator[str]:
+    def _without_unknown(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """Return the words without unknown flags and what may be their values, and a sentence for each; a verb's words are for its own reader."""
+        if self._subparsers is not None:
+            return words, []
+        kept: list[str] = []
+        unknown: list[str] = []
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        follows = False
+        for place, word in enumerate(words):
+            flag = word.partition("=")[0]
+            if word == "--":
+                return kept + words[place:], unknown
+            if word.startswith("-") and word != "-" and not _NUMBER.fullmatch(word) and flag not in self._option_string_actions:
+                unknown.append(f"unknown option {flag}{did_you_mean(flag, known)}")
+                follows = "=" not in word
+            elif not follows or word.startswith("-"):
+                kept.append(word)
+                follows = False
+            else:
+                follows = False
+        return kept, unknown
+
+    def _is_judged(self, action: argparse.Action) -> bool:
+        """Words without a flag mean little beside an unknown one, which may have wanted them."""
+        return bool(action.option_strings) or not self._unknown_flags
+
+    def _unexpected(self, words: Sequence[str]) -> Iterator[str]:
         flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-        is_value = False
         for word in words:
             if word.startswith("-"):
                 flag = word.partition("=")[0]
                 yield f"unknown option {flag}{did_you_mean(flag, flags)}"
-            elif not is_value:
+            else:
                 yield f"unexpected word {word!r}"
-            is_value = word.startswith("-") and "=" not in word
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as exc:
-            self._mistakes.append(f"{_name(action)}: {exc.message}")
+            if self._is_judged(action):
+                self._mistakes.append(f"{_name(action)}: {exc.message}")
             return _WRONG
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

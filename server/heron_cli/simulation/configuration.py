@@ -18,7 +18,7 @@ from heron_common.terminal.log_setup import LOG_FORMAT_HELP
 from heron_common.version import VERSION
 from heron_server.configuration.config import TrainingConfig
 from heron_server.configuration.options import OptionSource, configuration_of, read_options
-from heron_server.configuration.section import Section, checked
+from heron_server.configuration.section import COMMON, Section, checked
 
 SOURCE = OptionSource(
     "heron simulate",
@@ -43,9 +43,10 @@ class SimulationSection(Section):
         "digits",
         description="training data that all clients share out: a kind like digits or fashion-mnist, which then also sets --data-spec and --eval-data, "
         "or a data source of heron-client",
+        json_schema_extra=COMMON,
     )
-    partition: str = Field("iid", description="how it is divided: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA")
-    summary: Path | None = Field(None, description="file for the summary as JSON; none by default")
+    partition: str = Field("iid", description="how it is divided: iid, dirichlet:ALPHA, labels:K or sizes:ALPHA", json_schema_extra=COMMON)
+    summary: Path | None = Field(None, description="file for the summary as JSON; none by default", json_schema_extra=COMMON)
     plot: Path | None = Field(
         None, description="file for a plot of accuracy and loss by round (default: next to the summary); needs heron-sfl[plots]"
     )

@@ -17,7 +17,7 @@ from heron_common.terminal.log_setup import LOG_FORMAT_HELP
 from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
-from heron_server.configuration.section import Section, checked, section_of
+from heron_server.configuration.section import COMMON, Section, checked, section_of
 from heron_server.models.registry import FAMILIES, OUTSIDE, check_family, parse_family_options, parse_model_options
 from heron_server.models.train_weights import FORMS, check_train_weights
 from heron_server.rounds.state import RoundRules, cohort_size
@@ -29,10 +29,16 @@ from heron_server.training.trainer import TrainerSettings
 class RunSection(Section):
     """What is trained, on what, by whom."""
 
-    preset: str = Field("heron", description=f"algorithm: one of {', '.join(PRESETS)}, or NAME of a table [presets.NAME] in the TOML file")
+    preset: str = Field(
+        "heron",
+        description=f"algorithm: one of {', '.join(PRESETS)}, or NAME of a table [presets.NAME] in the TOML file",
+        json_schema_extra=COMMON,
+    )
     model: str = Field(
         "cnn",
-        description=f"model family ({' or '.join(FAMILIES)}), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your own",
+        description=f"model family ({' or '.join(FAMILIES)}), hf:FOLDER or hf:NAME for a transformer, or python:MODULE:CALLABLE for a torch module of your "
+        "own",
+        json_schema_extra=COMMON,
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict,
@@ -48,14 +54,13 @@ class RunSection(Section):
         "",
         description="submodules of the front behind which local losses are, like layer1.0,layer1.1 (default: all blocks that are found, or every second one)",
     )
-    data_spec: str = Field(
-        "digits",
-        description=f"what data look like: {SPECIFICATION_FORMS}",
-    )
+    data_spec: str = Field("digits", description=f"what data look like: {SPECIFICATION_FORMS}", json_schema_extra=COMMON)
     overlong: Literal["truncate", "refuse"] = Field(
         "truncate", description="text longer than the specification says is cut off and counted, or refused: truncate or refuse"
     )
-    eval_data: str | None = Field(None, description="held-out data source that every round is scored on; none by default")
+    eval_data: str | None = Field(
+        None, description="held-out data source that every round is scored on; none by default", json_schema_extra=COMMON
+    )
     validation_data: str | None = Field(
         None,
         description="data source by whose loss the best checkpoint is chosen, to which a run goes back if it unlearns what it knew; by the loss of its server steps "
@@ -71,14 +76,21 @@ class RunSection(Section):
     evaluation_batches: int = Field(
         4, ge=1, description="most batches of held-out samples that a client uploads in a round; each costs what an upload costs"
     )
-    clients: int = Field(4, ge=1, description="how many clients take part; the first round opens at once when so many are there")
-    min_updates: int | None = Field(
-        None, ge=1, description="quorum: fewer updates make no round (default: half of those that a round takes in, rounded up)"
+    clients: int = Field(
+        4, ge=1, description="how many clients take part; the first round opens at once when so many are there", json_schema_extra=COMMON
     )
-    rounds: int = Field(60, ge=1, description="how many rounds to train")
+    min_updates: int | None = Field(
+        None,
+        ge=1,
+        description="quorum: fewer updates make no round (default: half of those that a round takes in, rounded up)",
+        json_schema_extra=COMMON,
+    )
+    rounds: int = Field(60, ge=1, description="how many rounds to train", json_schema_extra=COMMON)
     seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, directions and sample order: the same seed gives the same run")
-    run_dir: Path = Field(Path("heron-runs/run"), description="directory of this run: checkpoints, spool, summary.json")
-    resume: bool = Field(False, description="continue the run in --run-dir from its last round boundary")
+    run_dir: Path = Field(
+        Path("heron-runs/run"), description="directory of this run: checkpoints, spool, summary.json", json_schema_extra=COMMON
+    )
+    resume: bool = Field(False, description="continue the run in --run-dir from its last round boundary", json_schema_extra=COMMON)
 
     @field_validator("model_options", mode="before")
     @classmethod
@@ -134,10 +146,11 @@ class TrainerSection(section_of(TrainerSettings)):  # type: ignore[misc]
 class NetworkSection(Section):
     """Where the server listens and whom it lets in."""
 
-    listen: str = Field("127.0.0.1:50051", description="HOST:PORT; loopback by default, port 0 takes a free one")
+    listen: str = Field("127.0.0.1:50051", description="HOST:PORT; loopback by default, port 0 takes a free one", json_schema_extra=COMMON)
     tls_dir: Path | None = Field(
         None,
         description="mutual TLS with the certificates in this directory, the `server` folder that `heron certs init` writes; no TLS by default",
+        json_schema_extra=COMMON,
     )
     insecure: bool = Field(False, description="allow listening beyond loopback without TLS: activations and labels then travel in clear")
     max_clients: int = Field(64, ge=1, description="most clients at a time; sizes the thread pool")

@@ -7,8 +7,9 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,7 +20,7 @@ from heron_common.exit_codes import exit_codes_help
 from heron_common.terminal.option_parser import OptionParser
 from heron_common.terminal.spelling import did_you_mean, own_variables, variable_mistakes
 from heron_server.configuration.own_presets import OwnPresets, read_presets
-from heron_server.configuration.section import told
+from heron_server.configuration.section import is_common, told
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -128,6 +129,7 @@ def _parser(sections: dict[str, type[BaseModel]], source: OptionSource) -> Optio
     parser = OptionParser(
         prog=source.program,
         description=source.description,
+        rare=[flag_of(name) for model in sections.values() for name, field in model.model_fields.items() if not is_common(field)],
         epilog=f"Every option may also be given in the environment (--run-dir as {prefix}RUN_DIR) or in a TOML file (--config), "
         f"in the table that is its group's name here. Flags win over the environment, the environment over the file. {exit_codes_help()}",
     )
@@ -141,10 +143,9 @@ def _parser(sections: dict[str, type[BaseModel]], source: OptionSource) -> Optio
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
-    default = "" if field.default is None or field.default is PydanticUndefined else f" (default: {field.default})"
-    text = f"{field.description}{default}".replace("%", "%%")
+    text = f"{field.description}{_default(name, field.default)}".replace("%", "%%")
     if field.annotation is bool:
-        group.add_argument(flag_of(name), action="store_const", const=True, help=field.description)
+        group.add_argument(flag_of(name), action="store_const", const=True, help=text)
     elif field.annotation == bool | None:
         # What a preset switches on can be switched off again: --flag, or --flag no.
         group.add_argument(flag_of(name), nargs="?", const=True, metavar="no", help=text)
@@ -152,9 +153,20 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
         group.add_argument(flag_of(name), metavar=_metavar(field.annotation), help=text)
 
 
+def _default(name: str, default: Any) -> str:
+    if default is None or default is PydanticUndefined or default is False or default == "":
+        return ""
+    mebibytes = f", {default >> 20} MiB" if name.endswith("bytes") else ""
+    return f" (default: {default}{mebibytes})"
+
+
 def _metavar(annotation: Any) -> str:
     if isinstance(annotation, types.UnionType):
         annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(map(str, typing.get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return "|".join(str(member.value) for member in annotation)
     return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
 
 

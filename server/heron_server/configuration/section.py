@@ -8,11 +8,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 
 from heron_common.errors import ConfigurationError
 from heron_common.options import option_fields, option_of
 
 Value = TypeVar("Value")
+
+
+COMMON: dict[str, Any] = {"common": True}
+"""`json_schema_extra` of an option that `--help` shows; `--help-all` shows every option."""
+
+
+def is_common(field: FieldInfo) -> bool:
+    """Return whether `--help` shows a field's option."""
+    return field.json_schema_extra == COMMON
 
 
 class Section(BaseModel):
@@ -36,13 +46,23 @@ def section_of(*kinds: type, base: type[Section] = Section, overrides: bool = Fa
         for name, field in option_fields(kind).items():
             option, annotation = option_of(field), annotations[field.name]
             default: Any = field.default
+            described = option.description
             if overrides:
                 annotation, default = annotation | None, None
+                described += "" if "(default" in described else " (default: the preset's)"
             elif default is dataclasses.MISSING:
                 default = ...
             declared[name] = (
                 annotation,
-                Field(default, description=option.description, ge=option.at_least, gt=option.above, le=option.at_most, lt=option.below),
+                Field(
+                    default,
+                    description=described,
+                    ge=option.at_least,
+                    gt=option.above,
+                    le=option.at_most,
+                    lt=option.below,
+                    json_schema_extra=COMMON if option.common else None,
+                ),
             )
     return create_model("Options", __base__=base, **declared)
 

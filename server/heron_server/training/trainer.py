@@ -48,7 +48,7 @@ class TrainerSettings:
     _: KW_ONLY
     server_weight_decay: float = field(default=0.0, metadata=option("weight decay of the server's optimiser", at_least=0))
     server_momentum: float = field(default=0.0, metadata=option("momentum of sgd", at_least=0, below=1))
-    device: str = field(default="auto", metadata=option("auto (cuda if there is one), cpu, cuda or cuda:N"))
+    device: str = field(default="auto", metadata=option("auto (cuda if there is one), cpu, cuda or cuda:N", common=True))
     precision: Literal["fp32", "bf16"] = field(
         default="fp32", metadata=option("fp32, or bf16 for automatic mixed precision in the server's steps")
     )

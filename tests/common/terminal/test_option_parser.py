@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from heron_cli.cli import main
+from heron_cli.simulation.configuration import SimulationConfig
 from heron_client.config import OPTION_HELP, parse_config, variable_of
 from heron_common.errors import ConfigurationError
 from heron_common.exit_codes import ExitCode
 from heron_common.terminal.option_parser import OptionParser, above_zero, at_least, host_and_port
 from heron_common.terminal.spelling import did_you_mean
+from heron_server.configuration.config import ServerConfig
+from heron_server.configuration.options import OptionSource, read_options
 
 
 def parser() -> OptionParser:
@@ -31,14 +36,73 @@ def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         parser().parse_args(["--rouns", "3", "--rounds", "0", "--format", "onx", "--forse", "nowhere", "more"])
     assert caught.value.sentences == (
-        "HOST:PORT: host:port like 127.0.0.1:9464 was expected, not '3'",
         "--rounds: a whole number of at least 1 was expected, not '0'",
         "--format is one of onnx, torch, not 'onx': did you mean onnx?",
         "unknown option --rouns: did you mean --rounds?",
         "unknown option --forse: did you mean --force?",
-        "unexpected word 'more'",
         "--rate is missing: give how fast",
     )
+
+
+def test_beside_an_unknown_option_words_without_one_are_not_judged() -> None:
+    for words in (["--colour", "red", "--rate", "1"], ["h:1", "--colour", "red", "--rate", "1"], ["--colour=red", "--rate", "1"]):
+        assert parser().read(words)[1] == ["unknown option --colour"]
+    assert parser().read(["h:1", "h:2", "--rate", "1"])[1] == ["unexpected word 'h:2'"]
+    assert parser().read(["--rate", "1"])[1] == ["HOST:PORT is missing: give where"]
+
+
+def test_help_shows_what_is_common_and_help_all_the_rest_in_its_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    made = OptionParser(prog="p", rare=["--depth"], epilog="the end")
+    made.add_argument("--width", help="how wide")
+    made.add_argument_group("[rare]").add_argument("--depth", help="how deep")
+    with pytest.raises(SystemExit) as ended:
+        made.parse_args(["--help"])
+    common = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        made.parse_args(["--width", "3", "--help-all"])
+    everything = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "--width" in common and "--depth" not in common and "[rare]" not in common and "--help-all shows 1 more" in common
+    assert "how deep" in everything and "[rare]" in everything and "the end" in everything
+
+
+@pytest.mark.parametrize("program", ["heron-server", "heron-client", "heron simulate"])
+def test_the_common_options_are_about_a_dozen_and_are_documented(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(word: str) -> set[str]:
+        with pytest.raises(SystemExit):
+            if program == "heron-client":
+                parse_config([word], {})
+            else:
+                read_options(
+                    ServerConfig if program == "heron-server" else SimulationConfig,
+                    OptionSource(program, "", environment_prefix="X_", version="1"),
+                    arguments=[word],
+                    environment={},
+                )
+        return set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)) - {"--help-all", "--version", "--config"}
+
+    common, everything = shown("--help"), shown("--help-all")
+    assert 10 <= len(common) <= 16 and common < everything
+
+
+def test_choices_defaults_and_bytes_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options(ServerConfig, OptionSource("p", "", environment_prefix="X_", version="1"), arguments=["--help-all"], environment={})
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--log-format auto|human|key-value",
+        "--objective none|auxiliary|server|cut_gradient",
+        "(default: 268435456, 256 MiB)",
+        "h, steps a client takes in a round (default: the preset's)",
+    ):
+        assert words in said
+    assert "e+0" not in said and "(default: )" not in said
+
+
+def test_bare_heron_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == ExitCode.OK
+    said = capsys.readouterr()
+    assert "usage: heron" in said.out and "simulate" in said.out and said.err == ""
 
 
 @pytest.mark.parametrize("word", ["nan", "inf", "-1", "0", "x", ""])

@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[str, str, str]] = {
     "tls_dir": ("one", "two", "three"),
     "metrics_host": ("::1", "127.0.0.2", "127.0.0.3"),
     "log_level": ("debug", "warning", "error"),
+    "log_format": ("human", "key-value", "human"),
     "server_momentum": ("0.1", "0.2", "0.3"),
     "participation": ("0.9", "0.8", "0.7"),
     "over_selection": ("1.5", "2", "3"),
@@ -243,7 +244,7 @@ def test_a_missing_option_is_named() -> None:
 
 def test_help_tells_every_option_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        read("--help")
+        read("--help-all")
     text = capsys.readouterr().out
     assert caught.value.code == 0
     for _, name in FIELDS:
