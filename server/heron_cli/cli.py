@@ -14,9 +14,12 @@ from heron_common.exit_codes import ExitCode
 from heron_common.process.quiet_libraries import quiet_libraries
 from heron_common.process.server_libraries import raise_if_missing
 from heron_common.terminal.log_setup import set_up_logging
-from heron_common.terminal.option_parser import OptionParser
-from heron_common.terminal.output import refuse
+from heron_common.terminal.option_parser import HELP_FLAGS, OptionParser
+from heron_common.terminal.output import announce, refuse
 from heron_common.version import VERSION
+
+_LOAD_TORCH = frozenset({"audit", "cuts", "evaluate", "simulate"})
+"""They keep whoever waits before a terminal waiting for seconds; `export` says so itself, once its arguments are checked."""
 
 
 def make_parser() -> OptionParser:
@@ -54,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.words = words[1:]
         # An operator's SIGTERM must stop the children too, so it unwinds like a Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if options.verb in _LOAD_TORCH and not HELP_FLAGS.intersection(words):
+            announce(f"heron {options.verb}: loading ...")
         return _run_verb(options)
     except KeyboardInterrupt:
         return ExitCode.FORCED

@@ -8,7 +8,7 @@ from typing import Any
 
 from heron_cli.trained_options import add_trained_options, checkpoint_of, vouched_by
 from heron_common.exit_codes import ExitCode
-from heron_common.terminal.output import say
+from heron_common.terminal.output import announce, say
 
 
 def add_parser(verbs: Any) -> None:
@@ -53,13 +53,16 @@ def run_export(options: argparse.Namespace) -> int:
         StorageError: the output cannot be written.
 
     """
-    from heron_server.exports.delivery import ExportFormat, check_place, deliver
+    # Before torch: it takes seconds to import, and a large model minutes to build.
+    from heron_server.exports.place import ExportFormat, check_arguments
+
+    chosen = ExportFormat(options.format)
+    check_arguments(options.run_dir, chosen, options.output, replaces=options.force, keeps_adapters=options.keep_adapters)
+    announce("heron export: loading ...")
+    from heron_server.exports.delivery import deliver
     from heron_server.exports.trained_model import load_trained
     from heron_server.exports.whole import TOLERANCE
 
-    chosen = ExportFormat(options.format)
-    # Here too, at once: to build a large model takes minutes.
-    check_place(chosen, options.output, options.force)
     trained = load_trained(options.run_dir, checkpoint_of(options), vouched_by(options))
     delivered = deliver(trained, chosen, output=options.output, keeps_adapters=options.keep_adapters, replaces=options.force)
     say(f"model of run {trained.run_id} after {trained.completed_rounds} rounds, as {options.format}:")

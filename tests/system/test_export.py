@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from heron_cli.cli import main
 from heron_common.errors import CheckpointError, ConfigurationError, HeronError, ParityError, ProgramError, StorageError
 from heron_common.exit_codes import ExitCode
+from heron_common.files.atomic import share
 from heron_server.exports import delivery, formats
 from heron_server.exports.delivery import ExportFormat, deliver
 from heron_server.exports.trained_model import load_trained
@@ -289,3 +290,36 @@ def test_the_command_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert "safetensors" in capsys.readouterr().out
+
+
+def test_wrong_arguments_are_refused_together_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = "import sys\nfrom heron_cli.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
+
+    def refused(*words: str) -> list[str]:
+        done = subprocess.run([sys.executable, "-c", script, "export", *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == ExitCode.CONFIGURATION, done.stderr
+        return done.stderr.splitlines()
+
+    run = "run"
+    (tmp_path / run).mkdir()
+    (tmp_path / run / "run.json").write_text(json.dumps({"run_id": "r", "configuration": {"model": "cnn"}}))
+    assert refused("--run-dir", "nowhere", "--format", "onnx", "--output", "x.pt") == [
+        "heron export: nowhere holds no run: give the --run-dir of heron-server or heron simulate",
+        "heron export: --output was expected to name a file to be made that ends in .onnx, not 'x.pt'",
+    ]
+    assert "is for transformers, but the run's model is 'cnn'" in refused("--run-dir", run, "--format", "hf", "--output", "x")[0]
+    assert "has none: leave it out" in refused("--run-dir", run, "--format", "onnx", "--output", "x.onnx", "--keep-adapters")[0]
+
+
+def test_an_export_has_the_mode_that_the_mask_allows(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "weights").touch(mode=0o600)
+    folder.chmod(0o700)
+    before = os.umask(0o027)
+    try:
+        share(folder)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "inner", folder / "inner" / "weights")] == [0o750, 0o750, 0o640]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]

@@ -6,32 +6,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heron_common.errors import ConfigurationError, ProgramError, StorageError
+from heron_common.errors import ProgramError, StorageError
+from heron_common.files.atomic import share
 from heron_common.version import VERSION
 from heron_server.exports import formats, hub
 from heron_server.exports.formats import Run
+from heron_server.exports.place import ExportFormat, check_place, refuse_adapters, refuse_format
 from heron_server.exports.trained_model import TrainedModel
 from heron_server.exports.whole import Samples, Whole, check_difference, has_adapters, random_samples, whole_of
 from heron_server.models.transformer.pretrained import PREFIX
-
-
-class ExportFormat(StrEnum):
-    """TORCH: a program of torch.export. HF: a folder for transformers. ONNX: a file with standard operators. SAFETENSORS: weights by name."""
-
-    TORCH = "torch"
-    HF = "hf"
-    ONNX = "onnx"
-    SAFETENSORS = "safetensors"
-
-
-_SUFFIXES = {ExportFormat.TORCH: ".pt2", ExportFormat.ONNX: ".onnx", ExportFormat.SAFETENSORS: ".safetensors"}
-"""torch.export opens no other file, and whoever finds the others knows them by it."""
 
 _FILES: dict[ExportFormat, Callable[[Whole, dict[str, Any], Samples, Path], None]] = {
     ExportFormat.TORCH: formats.write_torch,
@@ -86,31 +74,8 @@ def deliver(
 def check_format(trained: TrainedModel, chosen: ExportFormat, keeps_adapters: bool) -> None:
     """Refuse what does not fit the model; raises ConfigurationError."""
     name = trained.configuration["model"]
-    if chosen is ExportFormat.HF and not (trained.model.tokens and trained.model.token_input is None):
-        others = ", ".join(kind for kind in ExportFormat if kind is not ExportFormat.HF)
-        raise ConfigurationError(f"--format hf is for transformers, but the run's model is {name!r}: use one of {others}")
-    if keeps_adapters and not has_adapters(trained.model):
-        raise ConfigurationError(f"--keep-adapters was given, but the run's model {name!r} has none: leave it out")
-
-
-def check_place(chosen: ExportFormat, output: Path, replaces: bool) -> None:
-    """Refuse to write over anything, or, if it may be replaced, over anything but an export; raises ConfigurationError."""
-    suffix = _SUFFIXES.get(chosen)
-    if not output.name or (suffix is not None and output.suffix != suffix):
-        expected = f"a file to be made that ends in {suffix}" if suffix is not None else "a folder to be made"
-        raise ConfigurationError(f"--output was expected to name {expected}, not {str(output)!r}")
-    beside = [formats.note_beside(output)] if chosen is ExportFormat.SAFETENSORS else []
-    for path in (output, *beside):
-        if not path.exists():
-            continue
-        if not replaces:
-            raise ConfigurationError(f"{path} exists already: give --force to replace it, or another --output")
-        if chosen is ExportFormat.HF and not (path.is_dir() and (path / formats.NOTE).is_file()):
-            raise ConfigurationError(
-                f"{path} is no folder that `heron export` made, so --force does not replace it: choose another --output"
-            )
-        if chosen is not ExportFormat.HF and path.is_dir():
-            raise ConfigurationError(f"{path} is a folder, and --format {chosen} writes a file: choose another --output")
+    refuse_format(name, chosen, is_transformer=trained.model.tokens and trained.model.token_input is None)
+    refuse_adapters(name, keeps_adapters, has_adapters=has_adapters(trained.model))
 
 
 def _write(trained: TrainedModel, whole: Whole, *, samples: Samples, chosen: ExportFormat, path: Path) -> None:
@@ -172,6 +137,8 @@ def _put_in_place(made: Path, output: Path) -> tuple[Path, ...]:
         place = output.parent / item.name
         if place.is_dir():
             shutil.rmtree(place)
+        # Libraries write as they like, some for nobody else to read.
+        share(item)
         item.replace(place)
         paths.append(place)
     return tuple(paths)

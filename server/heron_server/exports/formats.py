@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from heron_common.errors import ProgramError
+from heron_server.exports.place import NOTE, note_beside
 from heron_server.exports.whole import Samples, Whole, has_named_outputs
 
 LARGEST_PROTOBUF_BYTES = 2_000_000_000
@@ -21,9 +22,6 @@ LARGEST_PROTOBUF_BYTES = 2_000_000_000
 
 Run = Callable[[tuple[torch.Tensor, ...]], torch.Tensor]
 """Inputs -> outputs of what was written."""
-
-NOTE = "heron.json"
-"""Name of the note about an export's origin inside of files and folders that can hold one."""
 
 
 def write_torch(whole: Whole, note: dict[str, Any], samples: Samples, path: Path) -> None:
@@ -90,11 +88,6 @@ def write_safetensors(whole: Whole, note: dict[str, Any], samples: Samples, path
     state = {name: value.detach().cpu().clone().contiguous() for name, value in whole.module.state_dict().items()}
     save_file(state, path, {"format": "pt", "heron": json.dumps(note)})
     note_beside(path).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def note_beside(path: Path) -> Path:
-    """Return where the note about a safetensors file is."""
-    return path.with_suffix(".json")
 
 
 def open_safetensors(whole: Whole, path: Path) -> Run:

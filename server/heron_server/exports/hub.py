@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from heron_common.specification.data_specification import Task
-from heron_server.exports.formats import NOTE, Run
+from heron_server.exports.formats import Run
+from heron_server.exports.place import NOTE
 from heron_server.exports.whole import Whole
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer.pretrained import PREFIX
