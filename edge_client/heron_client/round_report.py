@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 
 from heron_client.metrics import ClientMetrics
 from heron_common.data.reading import SampleReader
+from heron_common.data.tally import FAR_FROM_NORMAL
 from heron_common.process.clock import Clock
 from heron_common.protocol.messages import Assignment, LocalStatistics, UploadLoss
 from heron_common.terminal.figures import human_bytes, human_number, human_seconds
@@ -28,7 +30,7 @@ class RoundReport:
         self._boundaries: deque[tuple[int, float]] = deque(maxlen=_LATELY)
         """Before which round the run stood, and when."""
         self._waits_for_network = waits_for_network
-        self._warned_of_truncation = False
+        self._warned_of_truncation = self._told_of_data = False
 
     def losses(self, losses: tuple[UploadLoss, ...]) -> None:
         """Note the server's losses on uploads."""
@@ -63,6 +65,11 @@ class RoundReport:
                 "this round diverged: a loss or gradient was not finite, so the last good weights were kept; "
                 "whoever runs the server should know, for its steps are too long"
             )
+        if not self._told_of_data:
+            self._told_of_data = True
+            log.info("the data of the first round", extra=reader.seen.fields())
+            if reader.seen.is_far_from_normal:
+                warn_of_values()
         self._truncation(reader)
         slow = statistics.upload_wait_seconds > max(1.0, 0.5 * statistics.step_seconds)
         if slow and self._waits_for_network and not assignment.plan.waits_for_answers:
@@ -87,6 +94,12 @@ class RoundReport:
                 "texts were longer than the run takes and were cut off; --check-data counts them, and whoever runs the server can have longer ones taken",
                 extra={"texts": reader.truncated, "of": reader.num_examples},
             )
+
+
+@functools.cache
+def warn_of_values() -> None:
+    """Say once in a process, however many clients it has, that numbers are of another scale than models learn from."""
+    log.warning(FAR_FROM_NORMAL)
 
 
 def _told(assignment: Assignment, statistics: LocalStatistics, *, num_rounds: int, left: str) -> str:

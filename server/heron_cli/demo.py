@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from heron_cli.processes import LoggedProcess, ProcessError, ProcessGroup, read_summary, start_server
@@ -161,7 +161,7 @@ def _progress(console: Any) -> Progress | None:
         TextColumn("round {task.completed}/{task.total}"),
         TextColumn("{task.fields[accuracy]}"),
     )
-    return Progress(*columns, TimeElapsedColumn(), console=console)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
 def _show(preset: str, progress: Progress | None, *, task: Any, done: int, total: int, accuracy: float) -> None:

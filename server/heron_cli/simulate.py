@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from heron_cli.simulation.plots import PlotUnavailable, draw_rounds
 from heron_common.errors import Interrupted
 from heron_common.exit_codes import ExitCode
 from heron_common.process.signals import stop_on_signals
 from heron_common.terminal.console import make_console, make_table
-from heron_common.terminal.figures import FRONT_WEIGHTS, human_bytes, human_number
+from heron_common.terminal.figures import FRONT_WEIGHTS, human_bytes, human_number, human_seconds
 from heron_common.terminal.log_setup import redirect_logs, set_up_logging
 from heron_common.terminal.output import say
 
@@ -47,6 +47,7 @@ def run_simulate(options: argparse.Namespace) -> int:
     # torch takes seconds to import; the other verbs should not wait for it.
     from heron_cli.simulation.configuration import read_simulation
     from heron_cli.simulation.run import simulate
+    from heron_server.ending import closing_lines
 
     config = read_simulation(options.words)
     set_up_logging(config.simulation.log_level, log_format=config.simulation.log_format)
@@ -63,6 +64,7 @@ def run_simulate(options: argparse.Namespace) -> int:
     elif summary["rounds_completed"] < config.run.rounds:
         say(f"ended early by {summary['ended_because']}")
     make_console().print(make_table("Result", _rows(summary)))
+    say(*closing_lines(summary, config.run.run_dir, resume="heron simulate"))
     if config.simulation.summary is not None:
         say(f"summary: {config.simulation.summary}")
     _plot(config, summary)
@@ -85,7 +87,13 @@ def _reporting(config: SimulationConfig) -> Iterator[Any]:
         every = max(1, total // LINES)
         yield lambda record: _print_line(record, total, every)
         return
-    columns = (BarColumn(), TextColumn("round {task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
+    columns = (
+        BarColumn(),
+        TextColumn("round {task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         # rich has replaced sys.stderr by one that prints above the bar; log lines have to go there too.
         redirect_logs(sys.stderr)
@@ -97,7 +105,7 @@ def _reporting(config: SimulationConfig) -> Iterator[Any]:
 def _print_line(record: RoundRecord, total: int, every: int) -> None:
     done = record.round_index + 1
     if done % every == 0 or done == total:
-        say(f"round {done}/{total}, {_figures(record)}, {record.seconds:.2f} s")
+        say(f"round {done}/{total}, {_figures(record)}, {human_seconds(record.seconds)}")
 
 
 def _figures(record: RoundRecord) -> str:

@@ -24,7 +24,7 @@ ROOMS = {
         "files": "errors",
         "process": "errors exit_codes",
         "terminal": "errors exit_codes",
-        "data": "errors files ids numerics specification",
+        "data": "errors files ids numerics specification terminal",
         "version": "",
     },
     "heron_client": {

@@ -179,14 +179,14 @@ def test_the_name_of_the_data_says_what_they_look_like_and_what_is_held_out(
     assert given.plan.server_schedule != config.plan.server_schedule == "lockstep"
 
 
-def _command(*words: str) -> subprocess.Popen[str]:
+def _command(directory: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "heron_cli", "simulate", "--model-options", NARROW, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=directory)
 
 
 def test_the_command_shows_rounds_and_a_table_and_leaves_summary_and_plot(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.json"
-    process = _command("--data", "digits", "--clients", "4", "--participation", "0.5", "--rounds", "2", "--summary", str(out))
+    process = _command(tmp_path, "--data", "digits", "--clients", "4", "--participation", "0.5", "--rounds", "2", "--summary", str(out))
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     summary = json.loads(out.read_text())
@@ -194,11 +194,14 @@ def test_the_command_shows_rounds_and_a_table_and_leaves_summary_and_plot(tmp_pa
     assert "round 2/2" in text and "4 clients, 2 of them in each round" in text and "seconds a round" in text
     assert summary["preset"] == "heron" and summary["simulation"]["clients"] == 4 and summary["simulation"]["data"] == "digits:train"
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    # Nobody named a directory: the run has one of its own, and the commands for it are on the screen.
+    (kept,) = (tmp_path / "heron-runs").glob("simulation-*")
+    assert (kept / "checkpoints").is_dir() and f"heron export --run-dir heron-runs/{kept.name}" in text
 
 
 def test_a_signal_ends_the_command_well_with_what_was_done(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    process = _command("--rounds", "5000", "--summary", str(out))
+    process = _command(tmp_path, "--rounds", "5000", "--summary", str(out))
     eventually(lambda: out.exists() and json.loads(out.read_text())["rounds_completed"] >= 1, 60, "a round")
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
@@ -211,6 +214,7 @@ def test_a_signal_ends_the_command_well_with_what_was_done(tmp_path: Path) -> No
 def test_without_matplotlib_a_sentence_stands_for_the_plot(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     words = ["--data", "digits", "--clients", "2", "--rounds", "1", "--local-steps", "2", "--model-options", NARROW]
     assert run_simulate(argparse.Namespace(words=[*words, "--summary", str(tmp_path / "out.json")])) == 0

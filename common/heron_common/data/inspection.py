@@ -13,6 +13,7 @@ from heron_common.data.columns import order_in_words, shortened
 from heron_common.data.labels import LabelReader
 from heron_common.data.reading import SampleReader, Samples
 from heron_common.data.sources import DataSource
+from heron_common.data.tally import FAR_FROM_NORMAL, SampleTally
 from heron_common.errors import DataError
 from heron_common.numerics.tensors import Int64Array
 from heron_common.specification.data_specification import IGNORED, DataSpecification, Task
@@ -39,6 +40,8 @@ class Inspection:
         longest: tokens of the longest text.
         overlong: texts that are longer than the run takes.
         by_length: how many texts are padded to each of the run's lengths, if it has several.
+        figures: what x looks like to the model, by name.
+        warning: what fits, but is likely to train badly; empty if there is nothing.
         differences: the first sentences about what does not fit, and how often each holds.
         further: how many other things do not fit.
 
@@ -55,6 +58,8 @@ class Inspection:
     longest: int = 0
     overlong: int = 0
     by_length: dict[int, int] = field(default_factory=dict)
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    warning: str = ""
     differences: Counter[str] = field(default_factory=Counter)
     further: int = 0
 
@@ -89,14 +94,16 @@ def inspect_source(source: DataSource, specification: DataSpecification, tokeniz
             _inspect_labels_alone(source, specification, found)
         return found
     found.num_examples = reader.num_examples
-    tally = _LabelTally(specification)
+    tally, values = _LabelTally(specification), SampleTally(specification)
     for indices in _pieces(reader.num_examples):
         for x, lengths in _readable(reader.inputs, indices, found):
+            values.add(x)
             _note_samples(x, lengths, reader=reader, found=found)
         if specification.task is not Task.NEXT_TOKEN or reader.has_own_labels:
             for labels in _readable(reader.labels, indices, found):
                 tally.add(labels)
     tally.describe(found)
+    found.figures, found.warning = values.rows(), FAR_FROM_NORMAL if values.is_far_from_normal else ""
     return found
 
 
@@ -191,7 +198,9 @@ def page(found: Inspection, length: int) -> list[str]:
         )
     if found.longest and found.by_length:
         rows.append(("by length", ", ".join(f"{count} of up to {length} tokens" for length, count in found.by_length.items())))
-    lines = [f"{title:<14}{text}" for title, text in rows]
+    lines = [f"{title:<14}{text}" for title, text in [*rows, *found.figures]]
+    if found.warning:
+        lines.append(f"warning: {found.warning}")
     for sentence, count in found.differences.items():
         lines.append(f"does not fit: {sentence}{f' ({count} times)' if count > 1 else ''}")
     if found.further:

@@ -12,6 +12,7 @@ from heron_common.data.labels import LabelReader
 from heron_common.data.number_samples import NumberSamples
 from heron_common.data.rows import StringRows
 from heron_common.data.sources import DataSource
+from heron_common.data.tally import SampleTally
 from heron_common.data.text_files import TextFiles
 from heron_common.data.text_samples import TextSamples, TokenSamples
 from heron_common.data.tokeniser import Tokeniser
@@ -23,6 +24,9 @@ from heron_common.specification.text_lengths import cut_to_length, smallest_leng
 Samples = npt.NDArray[Any]
 
 _ROWS_AT_ONCE = 256
+
+_LOOKED_AT = 4096
+"""Samples that say enough about the others."""
 
 
 class _Inputs(Protocol):
@@ -60,6 +64,8 @@ class SampleReader:
         self.has_own_labels = labels.shape[1:] == specification.input_shape and not isinstance(labels, StringRows)
         self._labels = LabelReader(labels, specification, source.name)
         self._cut = np.zeros(self.num_examples, bool)
+        self.seen = SampleTally(specification)
+        """Of the first batches that were read."""
 
     @property
     def num_examples(self) -> int:
@@ -80,6 +86,8 @@ class SampleReader:
         """
         x, following, _ = self._read(indices)
         y = following if following is not None else self.labels(indices)
+        if self.seen.num_samples < _LOOKED_AT:
+            self.seen.add(x, y)
         if length:
             return cut_to_length(x, length), cut_to_length(y, length) if self._predicts else y
         return x, y

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError
 from heron_common.terminal.log_setup import LOG_FORMAT_HELP
 from heron_common.version import VERSION
-from heron_server.configuration.config import TrainingConfig
+from heron_server.configuration.config import RunSection, TrainingConfig
 from heron_server.configuration.options import OptionSource, configuration_of, read_options
 from heron_server.configuration.section import COMMON, Section, checked
 
@@ -67,9 +69,20 @@ class SimulationSection(Section):
         return value
 
 
+class SimulatedRunSection(RunSection):
+    """What is trained, on what, by whom; the command gives each run a directory of its own."""
+
+    run_dir: Path = Field(
+        Path("heron-runs/simulation-TIME"),
+        description="directory of this run, which is kept: checkpoints, summary.json",
+        json_schema_extra=COMMON,
+    )
+
+
 class SimulationConfig(TrainingConfig):
     """Everything a simulation can be told."""
 
+    run: SimulatedRunSection
     simulation: SimulationSection
 
     @property
@@ -89,7 +102,7 @@ class SimulationConfig(TrainingConfig):
 
     @property
     def has_run_directory(self) -> bool:
-        """Whether --run-dir was given; otherwise the run's files go when it ends."""
+        """Whether there is a directory to keep; otherwise, where a program simulates and gives none, the run's files go when it ends."""
         return "run_dir" in self.run.model_fields_set
 
     @property
@@ -125,8 +138,10 @@ def read_simulation(arguments: Sequence[str], environment: Mapping[str, str] | N
         ConfigurationError: names every unknown or wrong option, or says what --resume needs.
 
     """
-    return _settled(
-        read_options(SimulationConfig, SOURCE, arguments=arguments, environment=os.environ if environment is None else environment)
+    return _kept(
+        _settled(
+            read_options(SimulationConfig, SOURCE, arguments=arguments, environment=os.environ if environment is None else environment)
+        )
     )
 
 
@@ -140,6 +155,16 @@ def simulation_config(**options: Any) -> SimulationConfig:
 
     """
     return _settled(configuration_of(SimulationConfig, options))
+
+
+def _kept(config: SimulationConfig) -> SimulationConfig:
+    """Return the configuration with a directory of its own where none was given."""
+    if config.has_run_directory:
+        return config
+    place = f"heron-runs/simulation-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Two may start within a second.
+    free = next(path for path in (Path(f"{place}-{n}" if n > 1 else place) for n in itertools.count(1)) if not path.exists())
+    return config.model_copy(update={"run": config.run.model_copy(update={"run_dir": free})})
 
 
 def _settled(config: SimulationConfig) -> SimulationConfig:
