@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from heron_cli import audit, certs, cuts, demo, evaluate, export, health, report, simulate, status
+from heron_cli import audit, certs, cuts, demo, evaluate, export, health, leakage, report, simulate, status
 from heron_common.errors import HeronError
 from heron_common.exit_codes import ExitCode
 from heron_common.process.quiet_libraries import quiet_libraries
@@ -34,6 +34,7 @@ def make_parser() -> OptionParser:
     evaluate.add_parser(verbs)
     export.add_parser(verbs)
     health.add_parser(verbs)
+    leakage.add_parser(verbs)
     report.add_parser(verbs)
     simulate.add_parser(verbs)
     status.add_parser(verbs)

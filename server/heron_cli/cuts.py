@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
+from heron_cli.leakage_figures.words import report_progress
 from heron_common.exit_codes import ExitCode
 from heron_common.terminal.output import say
 
 if TYPE_CHECKING:
+    from heron_common.specification.data_specification import DataSpecification
     from heron_server.models.survey import Survey
     from heron_server.programs.client_memory import ClientMemory
 
@@ -73,6 +76,11 @@ def add_parser(verbs: Any) -> None:
         metavar="TEXT",
         help="data source whose samples a model of your own is tried on, as heron-server takes it; normal numbers or random tokens by default",
     )
+    parser.add_argument(
+        "--leakage",
+        metavar="SOURCE",
+        help="data source like digits:train; at each cut its samples are attacked as `heron leakage` does, which takes minutes",
+    )
     parser.set_defaults(run=run_cuts)
 
 
@@ -98,8 +106,20 @@ def run_cuts(options: argparse.Namespace) -> int:
     if samples is not None and options.model.startswith(PREFIX):
         probes = probes_for(open_source(samples), data, family=options.model, options=model_options)
     found = survey(options.model, model_options, data=data, probes=probes)
-    say(*report(options.model, options.data_spec, found))
+    leaks = _leaks(options, data, model_options) if getattr(options, "leakage", None) else {}
+    say(*report(options.model, options.data_spec, found, leaks))
     return ExitCode.OK
+
+
+def _leaks(options: argparse.Namespace, data: DataSpecification, model_options: dict[str, Any]) -> dict[str, float]:
+    """Return for each place the share that the strongest attack recovers."""
+    from heron_common.data.sources import open_source
+    from heron_server.leakage.defence import Defence
+    from heron_server.leakage.sweep import Assault, measure_places
+
+    assault = Assault(open_source(options.leakage), Defence())
+    found = measure_places(options.model, model_options, data=data, places=(), assault=assault, seed=0, progress=report_progress)
+    return {one.cut: one.recovered for one in found}
 
 
 def costs(found: Survey) -> list[CutCost]:
@@ -133,8 +153,9 @@ def costs(found: Survey) -> list[CutCost]:
     return rows
 
 
-def report(model: str, data: str, found: Survey) -> list[str]:
-    """Return the lines to print."""
+def report(model: str, data: str, found: Survey, leaks: Mapping[str, float] | None = None) -> list[str]:
+    """Return the lines to print; `leaks` holds of each place that was attacked the share that came back."""
+    leaks = leaks or {}
     refused = sum(reason.count for reason in found.refused)
     lines = [f"{model} on {data}: {len(found.places)} place{'' if len(found.places) == 1 else 's'} to cut"]
     if found.places:
@@ -148,8 +169,10 @@ def report(model: str, data: str, found: Survey) -> list[str]:
             *(_BASE_TITLES if has_base else ()),
             "FLOPs/sample",
             "client peak",
+            *(("recovered",) if leaks else ()),
         )
-        lines += ["", *_aligned([titles, *(_row(cost, has_base) for cost in counted)]), "", *_footer(counted, has_base)]
+        rows = [_row(cost, has_base) + ((f"{leaks[cost.place]:.0%}",) if leaks else ()) for cost in counted]
+        lines += ["", *_aligned([titles, *rows]), "", *_footer(counted, has_base), *(_RECOVERED if leaks else ())]
     if found.refused:
         lines += ["", f"Not at {refused} other submodules:"]
         width = max(len(str(reason.count)) for reason in found.refused)
@@ -190,6 +213,11 @@ _BASE_LINES = (
     "front weights  those that are trained; where there are none, only preset frozen runs",
     "frozen front   the front's frozen weights as devices store them (transformers: option base)",
     "mapped         the whole file of frozen weights that a device fetches once, the head's included",
+)
+
+_RECOVERED = (
+    "recovered      share of the mean sample's error (of text: of tokens) that the strongest attack",
+    "               of `heron leakage` takes away, with the model's first weights and no defence",
 )
 
 _BY_BATCH = (

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from heron_cli.leakage_figures.kept import KEPT_AS
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.exit_codes import ExitCode
 from heron_common.files.atomic import write_atomically
-from heron_common.files.plain_files import MOST_SUMMARY_BYTES, read_plain, reading
+from heron_common.files.plain_files import MOST_DOCUMENT_BYTES, MOST_SUMMARY_BYTES, read_plain, reading
 from heron_common.terminal.output import say
 
 _NEEDED = (
@@ -49,7 +50,8 @@ def run_report(options: argparse.Namespace) -> int:
     # A file that the operator names may be a link; one in a directory that came from elsewhere may not.
     source: Path = options.summary.resolve() if options.summary else options.run_dir / "summary.json"
     output: Path = options.output or source.with_name("report.html")
-    write_report(read_summary(source), output)
+    summary = read_summary(source)
+    write_report(summary, output, leakage=None if options.summary else _leakage_of(options.run_dir, summary["run_id"]))
     say(output)
     return ExitCode.OK
 
@@ -73,17 +75,37 @@ def read_summary(path: Path) -> dict[str, Any]:
     return dict(summary)
 
 
-def write_report(summary: dict[str, Any], output: Path) -> None:
-    """Write the page of a summary.
+def _leakage_of(run_dir: Path, run_id: str) -> dict[str, Any] | None:
+    """Return the figures that `heron leakage` kept with this run, None if it has none.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: they cannot be read.
 
     """
+    path = run_dir / KEPT_AS
+    try:
+        document = json.loads(read_plain(path, MOST_DOCUMENT_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as exc:
+        raise StorageError(f"{path} cannot be read ({exc}): delete it, or run `heron leakage --run-dir` again") from exc
+    return document if isinstance(document, dict) and document.get("run_id") == run_id else None
+
+
+def write_report(summary: dict[str, Any], output: Path, *, leakage: dict[str, Any] | None = None) -> None:
+    """Write the page of a summary, and of what the run's cut gives away, if that was measured.
+
+    Raises:
+        StorageError: it cannot be written, or the figures are not what was expected.
+
+    """
+    from heron_cli.report_page.leakage_section import leakage_section
     from heron_cli.report_page.page import report_page
 
+    with reading(f"{KEPT_AS} of the run"):
+        section = leakage_section(leakage) if leakage is not None else ""
     with reading("the summary"):
-        page = report_page(summary)
+        page = report_page(summary, section)
     try:
         write_atomically(output, page.encode())
     except OSError as exc:

@@ -12,19 +12,21 @@ if TYPE_CHECKING:
     from heron_server.exports.vouching import Vouched
 
 
-def add_trained_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the run, its checkpoint, and who answers for its code."""
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH", help="directory of the run; it may be going on")
+def add_trained_options(parser: argparse.ArgumentParser, *, without_run: str = "", without_run_options: str = "") -> None:
+    """Declare the run, its checkpoint, and who answers for its code; with a verb that also works without a run, what model and options mean there."""
+    parser.add_argument("--run-dir", type=Path, required=not without_run, metavar="PATH", help="directory of the run; it may be going on")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--round", type=at_least(0), metavar="N", help="the checkpoint after N rounds (default: the newest)")
     which.add_argument("--checkpoint", choices=("newest", "best"), help="the newest checkpoint (default) or the run's best one")
     parser.add_argument(
         "--model",
         metavar="TEXT",
-        help="the model that the run was started with; needed where it is code of your own, python:MODULE:CALLABLE",
+        help=f"{without_run}the model that the run was started with; needed where it is code of your own, python:MODULE:CALLABLE",
     )
     parser.add_argument(
-        "--model-options", metavar="TEXT", help="the model's options as they were given to the run; needed where they name code of your own"
+        "--model-options",
+        metavar="TEXT",
+        help=f"{without_run_options}the model's options as they were given to the run; needed where they name code of your own",
     )
     parser.add_argument(
         "--trust-run-code",

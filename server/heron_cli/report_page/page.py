@@ -16,12 +16,13 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Should anything ever slip through unescaped, a browser neither runs nor fetches it."""
 
 
-def report_page(summary: dict[str, Any]) -> str:
-    """Return a summary as one HTML document."""
+def report_page(summary: dict[str, Any], leakage: str = "") -> str:
+    """Return a summary as one HTML document; `leakage` is the section of what the cut gives away, if that was measured."""
     title = f"{summary['preset']}: {summary['rounds_completed']} of {summary['num_rounds']} rounds"
     body = markup.element("header", markup.element("h1", markup.text(title)) + _identity(summary) + _warnings(summary) + _tiles(summary))
     parts = (sections.learning, sections.traffic, sections.memory, sections.time_spent, sections.losses, sections.clients, sections.plan)
     body += "".join(part(summary) for part in parts if summary["rounds"] or part in (sections.clients, sections.plan))
+    body += leakage
     style = (files("heron_cli.report_page") / "style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,0 +1,1 @@
+"""What `heron leakage` found, in sentences and as a picture."""
