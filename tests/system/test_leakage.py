@@ -45,7 +45,7 @@ def test_the_front_of_a_run_is_attacked_and_the_report_shows_what_came_back(
     kept = json.loads((run.directory / "leakage.json").read_text())
     assert (kept["run_id"], kept["completed_rounds"], kept["attacked_rows"]) == (run.summary["run_id"], 2, 6)
     (cut,) = kept["cuts"]
-    assert list(cut["guesses"]) == ["mean sample", "class mean"] and cut["activations"] == [2, 4, 4] and cut["attacker_rows"] == 60
+    assert set(cut["guesses"]) == {"mean sample", "class mean"} and cut["activations"] == [2, 4, 4] and cut["attacker_rows"] == 60
     assert 0 < cut["recovered"] < 1 and 0 < cut["distance_correlation"] < 1 and cut["fisher_information_leakage"] is None
     assert cut["attacks"][cut["strongest"]]["mse"] == min(score["mse"] for score in cut["attacks"].values())
     for score in (*cut["guesses"].values(), *cut["attacks"].values()):

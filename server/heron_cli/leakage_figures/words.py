@@ -73,13 +73,18 @@ def _table(cut: dict[str, Any]) -> Iterator[str]:
     is_text = is_of_text(cut)
     yield f"  {'':{_NAME_WIDTH}}" + ("tokens recovered" if is_text else "       MSE    PSNR    SSIM")
     for kind in ("guesses", "attacks"):
-        for name, score in cut[kind].items():
+        for name, score in worst_first(cut[kind]):
             yield f"  {name:{_NAME_WIDTH}}" + (f"{score:16.1%}" if is_text else _scores(score))
 
 
 def _scores(score: dict[str, Any]) -> str:
     similarity = "–" if score["ssim"] is None else f"{score['ssim']:.3f}"
     return f"{score['mse']:10.5f}{score['psnr']:8.1f}{similarity:>8}"
+
+
+def worst_first(scores: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return scores by name in an order that does not depend on where they were kept."""
+    return sorted(scores.items(), key=lambda pair: (-pair[1]["mse"] if isinstance(pair[1], dict) else pair[1], pair[0]))
 
 
 def is_of_text(cut: dict[str, Any]) -> bool:

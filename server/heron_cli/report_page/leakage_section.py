@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heron_cli.leakage_figures.words import defence_in_words, introduction_sentences, is_of_text, verdict
+from heron_cli.leakage_figures.words import defence_in_words, introduction_sentences, is_of_text, verdict, worst_first
 from heron_cli.report_page import markup
 from heron_cli.report_page.figures import decimal, percent
 
@@ -15,7 +15,7 @@ def leakage_section(document: dict[str, Any]) -> str:
     rows = [
         [name, "guess" if kind == "guesses" else "attack", *_cells(score)]
         for kind in ("guesses", "attacks")
-        for name, score in cut[kind].items()
+        for name, score in worst_first(cut[kind])
     ]
     scores = ["tokens recovered"] if is_of_text(cut) else ["mean squared error", "PSNR, dB", "SSIM"]
     words = (*introduction_sentences(document), *verdict(cut))
