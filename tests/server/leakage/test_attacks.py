@@ -107,15 +107,14 @@ def test_of_a_wide_cut_of_512_floats_the_digits_come_back() -> None:
 
 
 def test_a_network_undoes_what_no_linear_decoder_can() -> None:
-    x = torch.rand(900, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    # Not the whole circle, whose two ends no decoder can tell apart.
+    x = 0.1 + 0.8 * torch.rand(900, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     angle = 2 * math.pi * x.flatten(1)
-    # The best line through a sine leaves 1/12 - 1/(2 pi^2) of a uniform number's variance.
     z = torch.cat([angle.sin(), angle.cos()], 1)
     settings = TrainingSettings(steps=400, batch=64)
     decode = train_decoder(z[:600], x[:600], held_z=z[600:700], held_x=x[600:700], defence=Defence(), settings=settings)
     ridge = best_ridge(z[:600], x[:600].flatten(1), held_z=z[600:700], held_x=x[600:700].flatten(1))
     linear = float((ridge(z[700:]) - x[700:].flatten(1)).square().mean())
-    assert linear == pytest.approx(1 / 12 - 1 / (2 * math.pi**2), rel=0.1)
     assert float((decode(z[700:]) - x[700:]).square().mean()) < linear / 4
 
 
