@@ -20,6 +20,7 @@ from heron_client.training.program_runs import ProgramRuns
 from heron_client.training.program_timing import ProgramTiming, round_sentence, time_programs
 from heron_client.training.run_loader import RunLoader
 from heron_client.training.runtime import self_test
+from heron_common.data.inspection import inspect_source
 from heron_common.data.sources import DataSource, open_source
 from heron_common.errors import HeronError, InUseError, SelfCheckError
 from heron_common.process.clock import MonotonicClock
@@ -108,6 +109,10 @@ def _look(config: ClientConfig, page: _Page, stack: ExitStack) -> None:
             page.add(Finding("program", timing.sentence()))
     page.add(Finding("round", round_sentence(joined.membership, timings)))
     page.add(memory_verdict(joined.membership, config.window_bytes, config.memory_limit_bytes))
+    if source is not None:
+        # Last: what reading takes is no memory of a round's programs.
+        with page.section("samples"):
+            page.add(_samples_finding(source, joined.membership, visit))
 
 
 def _state(config: ClientConfig, stack: ExitStack) -> StateDirectory:
@@ -127,6 +132,17 @@ def _data_finding(config: ClientConfig, source: DataSource | None) -> Finding:
     return Finding(
         "data", f"{config.data} opens and has {source.num_examples} samples for this device; --check-data compares each with the run."
     )
+
+
+def _samples_finding(source: DataSource, membership: Membership, visit: Visit) -> Finding:
+    """Read every sample once, pictures too: a damaged one would end a round in its middle."""
+    specification = membership.data_specification
+    tokenizer = visit.fetcher.tokenizer(specification.tokenizer) if specification.tokenizer else None
+    found = inspect_source(source, specification, tokenizer)
+    if found.differences:
+        first = next(iter(found.differences))
+        return Finding("samples", f"{found.num_differences} do not fit the run, the first: {first}.", go=False)
+    return Finding("samples", f"all {found.num_examples} can be read and fit the run{f'; {found.warning}' if found.warning else ''}.")
 
 
 def _join(visit: Visit, source: DataSource | None) -> _Joined:
