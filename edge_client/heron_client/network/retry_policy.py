@@ -123,23 +123,22 @@ class Attempts:
             # The server is there again, so it counts as out of reach from its next failure on.
             self._begin()
             return
-        delay = next(self._delays)
+        delay, now = next(self._delays), policy._clock.now()
         if isinstance(error, RefusedError):
             if not CATALOG[error.code].retryable:
                 raise error
             # Never sooner than the server says; not all together either, for it tells many the same.
             delay = error.retry_after_seconds * policy._random.uniform(1.0, 1.25) if error.retry_after_seconds else delay
-        elif 0 < policy._give_up_after <= policy._clock.now() - self._started:
+        elif 0 < policy._give_up_after <= now - self._started:
             found = policy._diagnose()
             raise TransportError(f"{error}; {found}") if found else error
         else:
             self._look_into_it()
         if not (isinstance(error, RefusedError) and error.code in _PACING):
-            self._tell(str(error), delay)
+            self._tell(str(error), delay, now=now)
         policy.pause_before_attempt(delay)
 
-    def _tell(self, reason: str, delay: float) -> None:
-        now = self._policy._clock.now()
+    def _tell(self, reason: str, delay: float, *, now: float) -> None:
         if now - self._told_since >= SAY_AGAIN_SECONDS:
             self._told.clear()
             self._told_since = now
