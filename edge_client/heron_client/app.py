@@ -24,7 +24,6 @@ from heron_common.process.metrics_server import MetricsServer
 from heron_common.process.process_memory import resident_memory
 from heron_common.terminal.console import LiveConsole
 from heron_common.terminal.figures import human_bytes
-from heron_common.terminal.log_setup import TOLD
 from heron_common.terminal.output import is_terminal
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
             stop=stop,
             diagnose=lambda: diagnose_tls(config.server, config.credentials),
         )
-        stack.enter_context(session.runs.watched(stop, lambda: _stopping(transport)))
+        stack.enter_context(session.runs.watched(stop, lambda: _stop(session, transport)))
         log.info(
             "starting", extra={"server": config.server, "data": f"{config.data} {config.partition} {config.shard}", "client": config.name}
         )
@@ -82,9 +81,8 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         session.run()
 
 
-def _stopping(transport: Transport) -> None:
-    told = "asked to stop: the round at work is given up and the server is told; a second signal ends this process at once"
-    log.info("stopping", extra={TOLD: told})
+def _stop(session: Session, transport: Transport) -> None:
+    session.say_stopping()
     transport.cancel()
 
 

@@ -115,6 +115,7 @@ class Session:
         fetcher = BlobFetcher(transport.fetch, self._server.call)
         self._loader = RunLoader(fetcher, state, clock=clock, give_memory_back=self._give_memory_back, runs=self.runs)
         self.state = SessionState.NEW
+        self._stopping_lock, self._said_stopping = threading.Lock(), False
 
     def run(self) -> None:
         """Join, train and leave; returns when the run is finished or `stop` is set.
@@ -137,6 +138,7 @@ class Session:
                         raise
                     self._rejoin()
         except Interrupted:
+            self.say_stopping()
             self._leave("stopped by a signal")
             log.info("left the run", extra={TOLD: "left the run; what was accepted counts, and this client may join again"})
         except TransportError:
@@ -145,6 +147,14 @@ class Session:
         except HeronError:
             self._leave("stopped by an error")
             raise
+
+    def say_stopping(self) -> None:
+        """Say, once, what a stop does: whichever thread hears of it first."""
+        with self._stopping_lock:
+            if not self._said_stopping:
+                self._said_stopping = True
+                told = "asked to stop: the round at work is given up and the server is told; a second signal ends this process at once"
+                log.info("stopping", extra={TOLD: told})
 
     def _rejoin(self) -> None:
         self._enter(SessionState.NEW)
