@@ -69,7 +69,7 @@ bench-step: install  ## what a step of heron on digits costs beside cse-fsl, and
 bench-start: install  ## how long a warm server takes until it listens, beside AGAINST=/path/to/another/checkout (about 15 minutes)
 	$(BIN)/python benchmarks/start.py
 
-reference: install  ## write the pages of options, metrics, errors and exit codes under docs/reference/ from the code
+reference: install  ## write the pages of options, metrics, errors, exit codes and names of Python under docs/reference/ from the code
 	$(BIN)/python -m deploy.reference docs/reference
 
 invariants: install  ## write into docs/invariants.md which tests are marked as proofs of each statement

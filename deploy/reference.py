@@ -1,4 +1,4 @@
-"""`python -m deploy.reference FOLDER`: the pages of options, metrics, errors and exit codes, from the code that reads, registers and raises them."""
+"""`python -m deploy.reference FOLDER`: pages of options, metrics, errors, exit codes and names of Python, from the code that has them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from deploy.api_reference import api_page
 from deploy.watching.catalogue import catalogue
 from heron_cli.cli import make_parser
 from heron_cli.simulation.configuration import SimulationSection
@@ -39,7 +40,7 @@ _REFUSALS = (
 
 def pages() -> dict[str, str]:
     """Return the text of each page by file name."""
-    return {"options.md": _options(), "metrics.md": _metrics(), "errors.md": _errors()}
+    return {"options.md": _options(), "metrics.md": _metrics(), "errors.md": _errors(), "api.md": api_page(_NOTE)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

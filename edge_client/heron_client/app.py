@@ -17,7 +17,7 @@ from heron_client.network.transport import Transport
 from heron_client.session import Session, SessionSettings
 from heron_client.state_directory import StateDirectory
 from heron_client.training.runtime import self_test
-from heron_common.data.sources import open_source
+from heron_common.data.sources import DataSource, open_source
 from heron_common.process.addresses import join_host_port
 from heron_common.process.clock import MonotonicClock
 from heron_common.process.metrics_server import MetricsServer
@@ -29,8 +29,10 @@ from heron_common.terminal.output import is_terminal
 log = logging.getLogger(__name__)
 
 
-def run_client(config: ClientConfig, stop: threading.Event) -> None:
+def run_client(config: ClientConfig, stop: threading.Event, source: DataSource | None = None, *, draws: bool = True) -> None:
     """Run a client until the run is finished or `stop` is set; then everything it opened is closed.
+
+    `source` stands for the data that the configuration names, where a program has opened them; `draws` says that a terminal is this client's alone.
 
     Raises:
         HeronError: the data, the configuration, a program or the server stands in the way; see the exit codes.
@@ -38,7 +40,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
     """
     self_test()
     warn_of_transport(config.server, config.credentials)
-    source = open_source(config.data).shard(config.partition, config.shard)
+    source = (open_source(config.data) if source is None else source).shard(config.partition, config.shard)
     registry = CollectorRegistry()
     metrics = ClientMetrics(registry)
     with ExitStack() as stack:
@@ -76,7 +78,7 @@ def run_client(config: ClientConfig, stop: threading.Event) -> None:
         log.info(
             "starting", extra={"server": config.server, "data": f"{config.data} {config.partition} {config.shard}", "client": config.name}
         )
-        if is_terminal():
+        if draws and is_terminal():
             stack.enter_context(LiveConsole(f"heron-client {config.name}", lambda: _rows(metrics)))
         session.run()
 

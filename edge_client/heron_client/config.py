@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -149,6 +150,22 @@ def parse_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Cl
         text[name] = flag or variable
         places[name] = f"--{name}" if flag or not variable else variable_of(name)
     return _Reader(text, places=places, environment=environment, mistakes=mistakes).read()
+
+
+def config_of(given: Mapping[str, object]) -> ClientConfig:
+    """Return a configuration from options by name, for a program that has no command line; None is what was not given.
+
+    Raises:
+        ConfigurationError, ClockError: see `parse_config`; sentences name options as arguments.
+
+    """
+    # A switch is a word here too.
+    words = {
+        name: ("yes" if value else "no") if isinstance(value, bool) else str(value) for name, value in given.items() if value is not None
+    }
+    text = {name: words.get(name.replace("-", "_")) for name in OPTION_HELP}
+    places = {name: name.replace("-", "_") for name in OPTION_HELP}
+    return _Reader(text, places=places, environment=os.environ, mistakes=[]).read()
 
 
 def variable_of(option: str) -> str:

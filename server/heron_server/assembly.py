@@ -25,6 +25,7 @@ from heron_server.configuration.section import value_of
 from heron_server.metrics import ServerMetrics
 from heron_server.models.behaviour import behaviour, computes_otherwise
 from heron_server.models.split_model import SplitModel
+from heron_server.objects import NO_OBJECTS, Objects
 from heron_server.publication import Published, publish_run, write_frozen_weights
 from heron_server.resumption import Resumption, open_rounds, resume
 from heron_server.rounds.clients import ClientRegistry
@@ -88,7 +89,13 @@ class ServerAssembly(Assembly):
 
 
 def assemble(
-    config: ServerConfig, directory: RunDirectory, *, registry: CollectorRegistry, clock: Clock, stop: threading.Event | None = None
+    config: ServerConfig,
+    directory: RunDirectory,
+    *,
+    registry: CollectorRegistry,
+    clock: Clock,
+    stop: threading.Event | None = None,
+    objects: Objects = NO_OBJECTS,
 ) -> ServerAssembly:
     """Build everything; nothing is started, the port is bound.
 
@@ -98,7 +105,9 @@ def assemble(
     """
     # First: what stands in the way of TLS is known before minutes of compiling.
     tls = _tls(config.network.tls_dir)
-    parts = assemble_run(config, directory, registry=registry, clock=clock, max_clients=config.network.max_clients, stop=stop)
+    parts = assemble_run(
+        config, directory, registry=registry, clock=clock, max_clients=config.network.max_clients, stop=stop, objects=objects
+    )
     network = NetworkServer(
         parts.servicer,
         config.network.host,
@@ -133,8 +142,11 @@ def assemble_run(
     pace: Pace | None = None,
     durable: bool = True,
     stop: threading.Event | None = None,
+    objects: Objects = NO_OBJECTS,
 ) -> Assembly:
     """Build everything but a network; `pace` says how soon clients without work ask again, `durable` whether a power cut may cost nothing.
+
+    `objects` are what was handed over in the place of names.
 
     Raises:
         Interrupted, HeronError: see `run_server`.
@@ -143,7 +155,7 @@ def assemble_run(
     # Before anything is computed: with more threads than this, proving the programs of a small model takes ten times as long.
     torch.set_num_threads(config.trainer.server_threads)
     metrics = ServerMetrics(registry, lambda: spool.used_bytes, directory.path)
-    parts = _begin(config, directory, metrics=metrics, clock=clock, durable=durable, stop=stop)
+    parts = _begin(config, directory, metrics=metrics, clock=clock, durable=durable, stop=stop, objects=objects)
     clients = ClientRegistry(max_clients)
 
     def client_rows() -> dict[str, Any]:
@@ -176,13 +188,20 @@ def assemble_run(
 
 
 def _begin(
-    config: TrainingConfig, directory: RunDirectory, *, metrics: ServerMetrics, clock: Clock, durable: bool, stop: threading.Event | None
+    config: TrainingConfig,
+    directory: RunDirectory,
+    *,
+    metrics: ServerMetrics,
+    clock: Clock,
+    durable: bool,
+    stop: threading.Event | None,
+    objects: Objects,
 ) -> RunParts:
     """Publish the run and open its ledger; nothing is written before everything fits."""
     resumes = config.run.resume
     identity = directory.identify(config.identity(), resumes, MAY_CHANGE_ON_RESUME)
     event_files = EventFiles(config.storage.tensorboard_dir) if config.storage.tensorboard_dir is not None else None
-    published = publish_run(config, identity.columns, stop)
+    published = publish_run(config, identity.columns, stop=stop, objects=objects)
     identity = _with_code(identity, published.model, resumes)
     trainer = make_trainer(config, published)
     ledger = Ledger(directory.ledger, identity.run_id, begins=not resumes, durable=durable)

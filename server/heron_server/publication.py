@@ -14,7 +14,7 @@ from heron_common.algorithm.plan_checks import contradictions, step_mistakes
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
 from heron_common.data.reading import SampleReader
-from heron_common.data.sources import DataSource, open_source
+from heron_common.data.sources import DataSource
 from heron_common.data.specification import parse_specification
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.files.user_directories import cache_home
@@ -29,8 +29,10 @@ from heron_server.models.probes import Probes, probes_for, probes_of
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
 from heron_server.models.train_weights import with_train_weights
+from heron_server.models.user.given_module import PREFIX as OBJECT_PREFIX
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.models.user.user_code import PREFIX
+from heron_server.objects import NO_OBJECTS, Objects
 from heron_server.programs.cost import ClientCost
 from heron_server.programs.export import ProgramCache
 from heron_server.programs.measurements import Measurements
@@ -58,7 +60,9 @@ class Published:
     parity: ParityReport
 
 
-def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: threading.Event | None = None) -> Published:
+def publish_run(
+    config: TrainingConfig, columns: tuple[str, ...] = (), *, stop: threading.Event | None = None, objects: Objects = NO_OBJECTS
+) -> Published:
     """Build the model, complete the algorithm, compile and prove the programs; `columns` are those that a resumed run wrote down.
 
     Raises:
@@ -68,13 +72,16 @@ def publish_run(config: TrainingConfig, columns: tuple[str, ...] = (), stop: thr
     """
     _refuse_impossible(config)
     # First: programs take long to compile, and a mistake in --eval-data should not wait for them.
-    held_out, validating = (open_source(name) if name is not None else None for name in (config.run.eval_data, config.run.validation_data))
+    held_out, validating = (
+        objects.open_source(name) if name is not None else None for name in (config.run.eval_data, config.run.validation_data)
+    )
     data = specification_of(config.run, (held_out, validating), columns)
     eval_source = check_samples(held_out, data) if held_out is not None and not data.tokens else None
     validation_source = check_samples(validating, data) if validating is not None and not data.tokens else None
     chosen = config.algorithm
-    probes = _probes(config, data, eval_source or validation_source)
-    model = build_model(config.run.model, config.run.model_options, data=data, seed=config.run.seed, cut=config.run.cut, probes=probes)
+    probes = _probes(config, data, known=eval_source or validation_source, objects=objects)
+    run = config.run
+    model = build_model(run.model, run.model_options, data=data, seed=run.seed, cut=run.cut, probes=probes, module=objects.model)
     model = with_train_weights(model, config.run.train_weights)
     blocks = tuple(name.strip() for name in config.run.blocks.split(",") if name.strip())
     model = with_block_heads(model, chosen.local_losses, blocks=blocks, seed=config.run.seed)
@@ -168,10 +175,10 @@ def default_program_cache() -> Path:
     return cache_home("give --program-cache, or ") / "heron" / "programs"
 
 
-def _probes(config: TrainingConfig, data: DataSpecification, known: SampleReader | None) -> Probes | None:
+def _probes(config: TrainingConfig, data: DataSpecification, *, known: SampleReader | None, objects: Objects) -> Probes | None:
     """Return the run's own samples for a user's model to be tried on, those that it began with where it is resumed; None if there are none."""
     run = config.run
-    if not run.model.startswith(PREFIX):
+    if not run.model.startswith((PREFIX, OBJECT_PREFIX)):
         return None
     if run.resume:
         samples = read_probe_file(run.run_dir, data.input_shape, data.tokens)
@@ -179,4 +186,4 @@ def _probes(config: TrainingConfig, data: DataSpecification, known: SampleReader
     if known is not None:
         return probes_of(known)
     source = run.eval_data or run.validation_data or config.local_source
-    return probes_for(open_source(source), data, family=run.model, options=run.model_options) if source is not None else None
+    return probes_for(objects.open_source(source), data, family=run.model, options=run.model_options) if source is not None else None

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "heron_server": {"heron_proto", "heron_common"},
     "heron_client": {"heron_proto", "heron_common"},
     "heron_cli": {"heron_proto", "heron_common", "heron_server", "heron_client"},
+    "heron": {"heron_common", "heron_server", "heron_client", "heron_cli"},
 }
 LEAN = ("heron_proto", "heron_common", "heron_client")
 # Installed by an extra, imported only by the function that needs it, with a sentence where they are absent.

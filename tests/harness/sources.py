@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 """The repository, or the folder that has everything of it but the packages."""
 
-PACKAGES = ("heron_proto", "heron_common", "heron_server", "heron_client", "heron_cli")
+PACKAGES = ("heron_proto", "heron_common", "heron_server", "heron_client", "heron_cli", "heron")
 
 IN_CHECKOUT = (ROOT / "common").is_dir()
 

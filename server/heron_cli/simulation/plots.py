@@ -24,6 +24,21 @@ def draw_rounds(summary: dict[str, Any], path: Path) -> None:
         StorageError: the image cannot be written.
 
     """
+    figure = rounds_figure(summary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=144)
+    except OSError as exc:
+        raise StorageError(f"cannot write {path} ({exc.strerror or exc}): choose another --plot") from exc
+
+
+def rounds_figure(summary: dict[str, Any]) -> Any:
+    """Return the curves of a summary as a figure of matplotlib.
+
+    Raises:
+        PlotUnavailable: matplotlib is not installed.
+
+    """
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -52,11 +67,7 @@ def draw_rounds(summary: dict[str, Any], path: Path) -> None:
         if axes.lines:
             axes.legend(frameon=False)
     figure.suptitle(_title(summary))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=144)
-    except OSError as exc:
-        raise StorageError(f"cannot write {path} ({exc.strerror or exc}): choose another --plot") from exc
+    return figure
 
 
 def _title(summary: dict[str, Any]) -> str:

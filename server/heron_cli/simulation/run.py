@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from heron_cli.simulation.loopback import LoopbackStub
 from heron_client.training.runtime import self_test
 from heron_common.data.check import check_samples, check_source
 from heron_common.data.image_files import ImageFiles
-from heron_common.data.sources import DataSource, open_source
+from heron_common.data.sources import DataSource
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import CheckpointError, ConfigurationError, DataError, HeronError, ProgramError, StorageError
 from heron_common.files.atomic import write_json_atomically
@@ -27,6 +27,7 @@ from heron_common.process.process_memory import resident_memory
 from heron_common.protocol.messages import PeakMemory
 from heron_server.assembly import Assembly, assemble_run
 from heron_server.configuration.config import RunSection
+from heron_server.objects import NO_OBJECTS, Objects
 from heron_server.publication import specification_of
 from heron_server.rounds.pacing import Pace
 from heron_server.storage.run_directory import RunDirectory
@@ -64,7 +65,11 @@ def simulate(config: SimulationConfig, stop: threading.Event | None = None, on_r
         HeronError: options, data, model, a program or the disk stand in the way, also where a client was the first to see it.
 
     """
-    return _Simulation(config, stop or threading.Event(), on_round or (lambda _: None)).run()
+    with Simulation(config, stop or threading.Event()) as simulation:
+        for record in simulation.rounds():
+            if on_round is not None:
+                on_round(record)
+    return simulation.summary
 
 
 class SimulationDirectory(RunDirectory):
@@ -98,55 +103,91 @@ class SimulationDirectory(RunDirectory):
             _write(config.simulation.summary, self.summary)
 
 
-class _Simulation:
-    """One simulation; used once."""
+class Simulation:
+    """One simulation, a context: entering it builds everything and lets the clients train, leaving it ends them in order; used once."""
 
-    def __init__(self, config: SimulationConfig, stop: threading.Event, on_round: OnRound) -> None:
-        self._config = config
-        self._stop = stop
-        self._on_round = on_round
+    def __init__(self, config: SimulationConfig, stop: threading.Event, objects: Objects = NO_OBJECTS) -> None:
+        """`objects` are what a Python program hands over in the place of names of `config`."""
+        self._config, self._stop, self._objects = config, stop, objects
         self._rounds_told = 0
         self._failure: tuple[str, BaseException] | None = None
+        self._stack = ExitStack()
 
-    def run(self) -> dict[str, Any]:
+    def __enter__(self) -> Simulation:
+        """Raise what `simulate` does before it trains."""
         config = self._config
         self_test()
         for path in (config.simulation.summary, config.plot_path):
             _check_writable(path)
-        source = open_source(config.training_source)
+        source = self._objects.open_source(config.training_source)
         _check_training_data(source, config.run)
         sources = shares(source, config.partition, config.run.clients)
-        clock = MonotonicClock()
         with ExitStack() as stack:
-            directory = SimulationDirectory(self._run_directory(stack), config)
-            stack.callback(directory.close)
-            parts = assemble_run(
-                config,
-                directory,
-                registry=CollectorRegistry(),
-                clock=clock,
-                max_clients=config.run.clients,
-                pace=_PACE,
-                durable=False,
-                stop=self._stop,
-            )
-            stack.callback(parts.owner.close)
-            stub = LoopbackStub(parts.servicer, self._refused(parts), parts.owner.flush)
-            crowd = Crowd(sources, stub, clock=clock, blobs=directory.blobs, on_failure=self._failed)
-            directory.record(parts.identity)
-            self._rounds_told = len(parts.worker.rounds)
-            if parts.begins:
-                parts.worker.save()
-            else:
-                parts.worker.write_summary()
-            stack.callback(self._end, parts, stub, crowd=crowd, directory=directory)
-            parts.open()
-            self._dismiss_others(parts)
-            parts.worker.start(parts.queue, on_end=parts.ended.set)
-            crowd.start()
-            self._watch(parts)
+            self._directory = SimulationDirectory(self._run_directory(stack), config)
+            stack.callback(self._directory.close)
+            self._begin(sources, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was last written."""
+        return self._directory.summary
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's files are."""
+        return self._directory.path
+
+    def records(self) -> tuple[RoundRecord, ...]:
+        """Return every finished round, those of earlier processes included."""
+        return tuple(self._parts.worker.rounds)
+
+    def rounds(self) -> Iterator[RoundRecord]:
+        """Yield each round as it is finished until the last, and end the run in order; once it was stopped, what was finished by then.
+
+        Raises:
+            HeronError: see `simulate`.
+
+        """
+        parts = self._parts
+        while not (parts.ended.wait(TICK_SECONDS) or self._stop.is_set() or self._failure is not None):
+            parts.owner.tick()
+            yield from self._untold()
+        self._stack.close()
+        yield from self._untold()
         self._raise_failure(parts)
-        return directory.summary
+
+    def _begin(self, sources: list[DataSource], stack: ExitStack) -> None:
+        clock, directory = MonotonicClock(), self._directory
+        parts = self._parts = assemble_run(
+            self._config,
+            directory,
+            registry=CollectorRegistry(),
+            clock=clock,
+            max_clients=self._config.run.clients,
+            pace=_PACE,
+            durable=False,
+            stop=self._stop,
+            objects=self._objects,
+        )
+        stack.callback(parts.owner.close)
+        stub = LoopbackStub(parts.servicer, self._refused(parts), parts.owner.flush)
+        crowd = Crowd(sources, stub, clock=clock, blobs=directory.blobs, on_failure=self._failed)
+        directory.record(parts.identity)
+        self._rounds_told = len(parts.worker.rounds)
+        if parts.begins:
+            parts.worker.save()
+        else:
+            parts.worker.write_summary()
+        stack.callback(self._end, parts, stub, crowd=crowd, directory=directory)
+        parts.open()
+        self._dismiss_others(parts)
+        parts.worker.start(parts.queue, on_end=parts.ended.set)
+        crowd.start()
 
     def _dismiss_others(self, parts: Assembly) -> None:
         """A resumed simulation may have fewer clients than it was killed with: nobody waits for those that will not come."""
@@ -160,15 +201,10 @@ class _Simulation:
             return self._config.run.run_dir
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="heron-simulation-", ignore_cleanup_errors=True)))
 
-    def _watch(self, parts: Assembly) -> None:
-        while not (parts.ended.wait(TICK_SECONDS) or self._stop.is_set() or self._failure is not None):
-            parts.owner.tick()
-            self._tell(parts)
-
-    def _tell(self, parts: Assembly) -> None:
-        for record in parts.worker.rounds[self._rounds_told :]:
+    def _untold(self) -> Iterator[RoundRecord]:
+        for record in self._parts.worker.rounds[self._rounds_told :]:
             self._rounds_told += 1
-            self._on_round(record)
+            yield record
 
     def _end(self, parts: Assembly, stub: LoopbackStub, *, crowd: Crowd, directory: SimulationDirectory) -> None:
         """Stop in order: clients that are not done, the trainer's job, the summary."""
@@ -182,7 +218,6 @@ class _Simulation:
         crowd.join(_END_SECONDS)
         parts.owner.drain()
         parts.worker.join(_END_SECONDS)
-        self._tell(parts)
         parts.worker.write_summary()
 
     def _failed(self, name: str, error: BaseException) -> None:

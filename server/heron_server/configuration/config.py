@@ -14,6 +14,7 @@ from heron_common.data.sources import source_kind
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification
 from heron_common.process.addresses import is_loopback
 from heron_common.terminal.log_setup import LOG_FORMAT_HELP
+from heron_common.terminal.spelling import did_you_mean
 from heron_server.configuration.gates_section import GatesSection
 from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
@@ -114,7 +115,11 @@ class RunSection(Section):
     @field_validator("preset")
     @classmethod
     def _preset_exists(cls, value: str, field: ValidationInfo) -> str:
-        checked(partial(check_preset, own=(field.context or {}).get("presets", ())), value)
+        own = (field.context or {}).get("presets", ())
+        try:
+            checked(partial(check_preset, own=own), value)
+        except ValueError as exc:
+            raise ValueError(f"{exc}{did_you_mean(value, [*PRESETS, *own])}") from exc
         return value
 
     @model_validator(mode="after")

@@ -32,9 +32,14 @@ def note_beside(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def suffix_of(chosen: ExportFormat) -> str | None:
+    """Return how a file of this format has to end; None where it is a folder."""
+    return _SUFFIXES.get(chosen)
+
+
 def check_place(chosen: ExportFormat, output: Path, replaces: bool) -> None:
     """Refuse to write over anything, or, if it may be replaced, over anything but an export; raises ConfigurationError."""
-    suffix = _SUFFIXES.get(chosen)
+    suffix = suffix_of(chosen)
     if not output.name or (suffix is not None and output.suffix != suffix):
         expected = f"a file to be made that ends in {suffix}" if suffix is not None else "a folder to be made"
         raise ConfigurationError(f"--output was expected to name {expected}, not {str(output)!r}")

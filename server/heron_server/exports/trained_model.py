@@ -8,6 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from heron_common.data.specification import parse_specification
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
 from heron_common.files.plain_files import is_plain, reading
@@ -51,8 +53,12 @@ class TrainedModel:
     configuration: dict[str, Any]
 
 
-def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None = None, vouched: Vouched = NOBODY) -> TrainedModel:
+def load_trained(
+    run_dir: Path, completed_rounds: int | Literal["best"] | None = None, vouched: Vouched = NOBODY, *, module: nn.Module | None = None
+) -> TrainedModel:
     """Rebuild a run's model and load the checkpoint after so many rounds, the best or the newest; warn if a user's code computes something else by now.
+
+    `module` is the run's own where it was handed over as an object; it stays as it is.
 
     Raises:
         ConfigurationError: there is no run, it names code that nobody vouched for, or its model cannot be built here: its code or its folder is missing or
@@ -72,7 +78,7 @@ def load_trained(run_dir: Path, completed_rounds: int | Literal["best"] | None =
     data = dataclasses.replace(data, refuses_overlong=options.overlong == "refuse", columns=data.columns or identity.columns)
     samples = read_probe_file(run_dir, data.input_shape, data.tokens)
     probes = Probes(samples, are_made_up=False) if samples is not None else None
-    built = build_model(options.model, options.model_options, data=data, seed=options.seed, cut=options.cut, probes=probes)
+    built = build_model(options.model, options.model_options, data=data, seed=options.seed, cut=options.cut, probes=probes, module=module)
     built = with_train_weights(built, options.train_weights)
     difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, built))
     if difference:

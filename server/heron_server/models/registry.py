@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
@@ -19,6 +20,7 @@ from heron_server.models.probes import Probes
 from heron_server.models.split_model import SplitModel
 from heron_server.models.transformer.pretrained import PREFIX as HUB_PREFIX
 from heron_server.models.transformer.transformer import build_transformer
+from heron_server.models.user.given_module import PREFIX as OBJECT_PREFIX
 from heron_server.models.user.user_code import PREFIX
 from heron_server.models.user.user_module import UserModel
 
@@ -28,8 +30,8 @@ FAMILIES: dict[str, tuple[type[FamilyOptions], Callable[[Any, DataSpecification,
 }
 """Of each family its options, and what builds it from them, a data specification and a name that says what was built."""
 
-OUTSIDE = (PREFIX, HUB_PREFIX)
-"""How names of models begin that are no family: a user's own module, a transformer."""
+OUTSIDE = (PREFIX, OBJECT_PREFIX, HUB_PREFIX)
+"""How names of models begin that are no family: a user's own module, by the name of what builds it or handed over as an object; a transformer."""
 
 
 def check_family(name: str) -> None:
@@ -47,11 +49,19 @@ def check_family(name: str) -> None:
 
 
 def build_model(
-    family: str, options: Mapping[str, Any], *, data: DataSpecification, seed: int, cut: str | None = None, probes: Probes | None = None
+    family: str,
+    options: Mapping[str, Any],
+    *,
+    data: DataSpecification,
+    seed: int,
+    cut: str | None = None,
+    probes: Probes | None = None,
+    module: nn.Module | None = None,
 ) -> SplitModel:
     """Build a split model; the same arguments give the same weights. `cut` names the place to cut, in families whose places have names.
 
     `probes` are what a user's own module is tried on, made-up samples by default; its weights do not depend on them.
+    `module` is the one that `family` names where it was handed over as an object; it stays as it is.
 
     Raises:
         ConfigurationError: unknown family, option or place, or options that do not fit the data; the message lists what exists.
@@ -67,7 +77,7 @@ def build_model(
             torch.manual_seed(seed)
             if family.startswith(HUB_PREFIX):
                 return build_transformer(family, options, data=data, seed=seed, cut=cut)
-            return UserModel(family, options, data=data, probes=probes).split(cut)
+            return UserModel(family, options, data=data, probes=probes, module=module).split(cut)
     parsed = parse_family_options(family, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

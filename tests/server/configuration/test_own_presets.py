@@ -117,7 +117,7 @@ def test_a_wrong_table_that_was_chosen_is_one_mistake(file: Path) -> None:
 
 def test_an_unknown_preset_is_told_of_ones_own(file: Path) -> None:
     (sentence,) = refusal(file, MINE, "--preset", "min")
-    assert sentence.startswith("--preset: unknown preset 'min': choose one of heron, ") and sentence.endswith(", mine")
+    assert sentence.startswith("--preset: unknown preset 'min': choose one of heron, ") and sentence.endswith(", mine: did you mean mine?")
 
 
 @pytest.mark.parametrize("given", [{"roudns": 3}, {"preset": "herom"}, {"rounds": 0, "batch_size": "many"}])

@@ -19,6 +19,8 @@ from heron_server.models.split_model import SplitModel, sample_losses_of
 from heron_server.models.token_input import OPTIONS as TOKEN_OPTIONS
 from heron_server.models.token_input import TokenInput, mask_argument_of, vocabulary_of
 from heron_server.models.user.cut import Cutter
+from heron_server.models.user.given_module import PREFIX as OBJECT_PREFIX
+from heron_server.models.user.given_module import given_module
 from heron_server.models.user.modes import keep_evaluation_modes
 from heron_server.models.user.same_as_whole import capture_difference, cut_difference
 from heron_server.models.user.tryout import Tryout, check_weights
@@ -44,10 +46,18 @@ class UserModel:
     its running statistics are trained beside the weights - devices then hold the activations of a whole batch at once. The back trains as the model would.
     """
 
-    def __init__(self, family: str, options: Mapping[str, Any], *, data: DataSpecification, probes: Probes | None = None) -> None:
+    def __init__(
+        self,
+        family: str,
+        options: Mapping[str, Any],
+        *,
+        data: DataSpecification,
+        probes: Probes | None = None,
+        module: nn.Module | None = None,
+    ) -> None:
         """Call the callable, check what it returns and trace a copy of it; torch's global generator draws the weights.
 
-        `probes` are what it is tried on; normal numbers or random tokens by default.
+        `probes` are what it is tried on; normal numbers or random tokens by default. `module` stands for what the callable returns where it was handed over.
 
         Raises:
             ConfigurationError: it does not return a model of logits for these data, or one that cannot be traced.
@@ -60,7 +70,7 @@ class UserModel:
         self._by_batch = _normalises_by_batch(options)
         self._vocabulary = vocabulary_of(family, options) if data.tokens else None
         self._num_classes = self._vocabulary.size if self._vocabulary and data.task is Task.NEXT_TOKEN else data.num_classes
-        called = self._called(options).cpu()
+        called = (self._given(options, module) if family.startswith(OBJECT_PREFIX) else self._called(options)).cpu()
         self._tokens = None
         if self._vocabulary is not None:
             (length,) = data.input_shape
@@ -89,6 +99,13 @@ class UserModel:
             raise ConfigurationError(f"model {family!r} cannot be cut: {exc}") from exc
         if staying:
             log.info("stays in evaluation mode, as the model's callable or its train() left it", extra={"submodules": ",".join(staying)})
+
+    def _given(self, options: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
+        """Return a copy of the module that was handed over, which nobody calls with options."""
+        known = _OWN_OPTIONS | (TOKEN_OPTIONS if self._vocabulary is not None else set())
+        if unknown := sorted(set(options) - known):
+            raise ConfigurationError(f"a module that is handed over takes the options {', '.join(sorted(known))}, not {', '.join(unknown)}")
+        return given_module(self.family, module)
 
     def _called(self, options: Mapping[str, Any]) -> nn.Module:
         """Return what the callable makes of its own options and of what is known of the data."""
