@@ -219,12 +219,11 @@ class SampleOrder:
 
     def indices(self, local_step: int) -> Int64Array:
         """Return [batch_size] indices into the shard."""
-        first = local_step * self._batch_size
-        positions = np.arange(first, first + self._batch_size)
-        epochs, within = np.divmod(positions, self._num_examples)
-        wanted = [int(epoch) for epoch in np.unique(epochs)]
+        first, size = local_step * self._batch_size, self._num_examples
+        end = first + self._batch_size
+        wanted = range(first // size, (end - 1) // size + 1)
         self._epochs = {epoch: self._epochs[epoch] if epoch in self._epochs else self._epoch(epoch) for epoch in wanted}
-        return np.array([self._epochs[int(e)][w] for e, w in zip(epochs, within, strict=True)], np.int64)
+        return np.concatenate([order[max(0, first - epoch * size) : end - epoch * size] for epoch, order in self._epochs.items()])
 
     def _epoch(self, epoch: int) -> Int64Array:
         return permutation(self._epoch_seed(index=epoch), self._num_examples)

@@ -23,6 +23,9 @@ from heron_common.numerics.tensors import Float32Array, Float64Array
 _WEIGHTS_PER_COUNTER = 256
 _GAUSSIAN_STREAM = 1
 
+_KEPT_BYTES = 1 << 16
+"""Raw bits of a step that are kept, so that a step along small directions does not draw again what its passes have drawn."""
+
 
 class DirectionDistribution(StrEnum):
     """Where directions come from; SPHERE has radius sqrt(num_parameters), so that all three have unit variance per weight."""
@@ -61,6 +64,9 @@ class Directions:
         self._philox = np.random.Philox(key=np.array(seed, np.uint64))
         # Moving one generator is ten times cheaper than making one for every group. `state` is a snapshot in which its buffer is empty.
         self._state: Any = self._philox.state
+        self._kept: dict[tuple[int, int], bytes] = {}
+        """Raw words by group and first weight."""
+        self._room = _KEPT_BYTES
 
     def add(self, group: int, magnitudes: Float64Array, *, base: Float32Array, target: Float32Array) -> None:
         """Set target = base + fl32(magnitude of the weight's tensor) * u_group; `target` may be `base`.
@@ -145,15 +151,24 @@ class Directions:
 
     def _sign_bits(self, groups: Sequence[int], start: int, stop: int) -> npt.NDArray[np.uint32]:
         """Return the sign bit of every weight from start to stop in each of these directions, [groups, stop - start]."""
-        words = np.empty((len(groups), (stop - start + 63) // 64), "<u8")
-        for row, group in zip(words, groups, strict=True):
-            # start is a multiple of BLOCK, hence of the 256 weights that one counter value covers.
-            self._seek(start // _WEIGHTS_PER_COUNTER, group, 0)
-            row[:] = self._philox.random_raw(row.size)
-        bits = np.unpackbits(words.view(np.uint8), axis=1, count=stop - start, bitorder="little")
+        words = np.frombuffer(b"".join([self._words(group, start, stop) for group in groups]), np.uint8).reshape(len(groups), -1)
+        bits = np.unpackbits(words, axis=1, count=stop - start, bitorder="little")
         signs = bits.astype(np.uint32)
         signs <<= 31
         return signs
+
+    def _words(self, group: int, start: int, stop: int) -> bytes:
+        """Return the raw words of the weights from start to stop in one direction, little-endian."""
+        kept = self._kept.get((group, start))
+        if kept is not None:
+            return kept
+        # start is a multiple of BLOCK, hence of the 256 weights that one counter value covers.
+        self._seek(start // _WEIGHTS_PER_COUNTER, group, 0)
+        drawn: bytes = self._philox.random_raw((stop - start + 63) // 64).astype("<u8", copy=False).tobytes()
+        if len(drawn) <= self._room:
+            self._room -= len(drawn)
+            self._kept[group, start] = drawn
+        return drawn
 
     def _dense(self, group: int) -> Float32Array:
         self._seek(0, group, _GAUSSIAN_STREAM)

@@ -26,6 +26,8 @@ CLIP_QUANTILE = 0.95
 QUANTILE_RATE = 0.1
 """How far one observation moves the logarithm of the running quantile: it forgets over a few hundred observations, and an outlier hardly moves it."""
 
+_RISE, _FALL = math.exp(QUANTILE_RATE * CLIP_QUANTILE), math.exp(QUANTILE_RATE * (CLIP_QUANTILE - 1.0))
+
 QUANTILE_OVER_MEDIAN = 2.9
 """CLIP_QUANTILE over the median of |c| for a normal c: 1.96 / 0.674."""
 
@@ -93,8 +95,8 @@ class RunningQuantile:
         if sizes.size == 0:
             return self
         value = self.value or QUANTILE_OVER_MEDIAN * float(np.median(sizes))
-        for size in sizes:
-            value *= math.exp(QUANTILE_RATE * (CLIP_QUANTILE if size > value else CLIP_QUANTILE - 1.0))
+        for size in sizes.tolist():
+            value *= _RISE if size > value else _FALL
         return RunningQuantile(value, self.count + sizes.size)
 
 
@@ -149,8 +151,7 @@ def guard(derivatives: Float64Array, second_moment: SecondMoment, *, quantile: R
     finite = np.isfinite(derivatives)
     values = np.where(finite, derivatives, 0.0)
     sizes = np.abs(values[finite])
-    median = float(np.median(sizes)) if sizes.size else 0.0
-    reference = quantile.value if quantile.count >= ESTABLISHED_COUNT else QUANTILE_OVER_MEDIAN * median
+    reference = quantile.value if quantile.count >= ESTABLISHED_COUNT else _expected_quantile(sizes)
     limit = clip_factor * reference if reference > 0 else math.inf
     num_clipped = int((np.abs(values) > limit).sum())
     values = np.clip(values, -limit, limit)
@@ -161,6 +162,10 @@ def guard(derivatives: Float64Array, second_moment: SecondMoment, *, quantile: R
         second_moment=second_moment.updated(values[finite]),
         quantile=quantile.updated(sizes),
     )
+
+
+def _expected_quantile(sizes: Float64Array) -> float:
+    return QUANTILE_OVER_MEDIAN * float(np.median(sizes)) if sizes.size else 0.0
 
 
 def sgd_coefficients(derivatives: Float64Array, learning_rate: float) -> Float64Array:

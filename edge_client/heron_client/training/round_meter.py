@@ -44,11 +44,11 @@ class RoundMeter:
             self._add_values(guarded.values)
 
     def _add_values(self, values: Float64Array) -> None:
-        for value in values:
+        for value in values.tolist():
             self.count += 1
-            delta = float(value) - self.mean
+            delta = value - self.mean
             self.mean += delta / self.count
-            self.squares += delta * (float(value) - self.mean)
+            self.squares += delta * (value - self.mean)
 
     def add_losses(self, losses: Float32Array) -> None:
         """Account for the finite losses of one step; the others are counted with the differences that they make."""

@@ -156,6 +156,22 @@ def test_directions_that_are_added_in_turn_are_added_bit_for_bit_one_after_the_o
     assert theta.tobytes() == twin.tobytes()
 
 
+@pytest.mark.parametrize(("num_weights", "is_kept"), [(126, True), (BLOCK + 200, False)])
+def test_a_step_along_small_directions_draws_nothing_that_its_passes_have_drawn(num_weights: int, is_kept: bool) -> None:
+    layout, magnitudes = layout_of(num_weights), np.array([0.25])
+    directions, others = (Directions(SEED, DirectionDistribution.RADEMACHER, layout) for _ in range(2))
+    base, targets = np.zeros(num_weights, np.float32), np.zeros((64, num_weights), np.float32)
+    directions.add_each(0, magnitudes, base=base, targets=targets)
+    drawn: list[int] = []
+    seek = directions._seek
+    directions._seek = lambda *place: (drawn.append(place[1]), seek(*place))[1]  # type: ignore[func-returns-value,method-assign]
+    moved, expected = base.copy(), base.copy()
+    directions.add_in_turn(np.full((64, 1), 0.25), moved)
+    others.add_in_turn(np.full((64, 1), 0.25), expected)
+    assert moved.tobytes() == expected.tobytes()
+    assert bool(drawn) is not is_kept
+
+
 def test_rademacher_add_is_one_float32_addition_per_weight_bit_for_bit() -> None:
     sizes, magnitudes = (5, 300, 64, 1), np.array([1e-3, -2.7182818284590451, 1e-41, 0.0])
     layout = layout_of(*sizes)
