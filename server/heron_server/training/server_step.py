@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from heron_common.numerics.tensors import Float32Array
-from heron_server.models.split_model import trained_parameters
 from heron_server.training.proportion import Proportion, StepReason, StepRefusal
 
 REACH = 1e3
@@ -64,10 +63,9 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class SteppedPart:
-    """A module with its optimiser and its mean loss on what came; `figure` is its name in `Proportion`."""
+    """A module's optimiser and its mean loss on what came; `figure` is its name in `Proportion`."""
 
     figure: str
-    module: nn.Module
     _: KW_ONLY
     optimiser: torch.optim.Optimizer
     loss: torch.Tensor
@@ -75,7 +73,7 @@ class SteppedPart:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trained ones."""
-        return [parameter for _, parameter in trained_parameters(self.module)]
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
 
 class KeptBuffers:
@@ -109,7 +107,8 @@ def backward(parts: Sequence[SteppedPart]) -> dict[str, float]:
     """Compute the gradients of all parts; return their lengths."""
     lengths = {}
     for part in parts:
-        part.optimiser.zero_grad(set_to_none=True)
+        for parameter in part.parameters:
+            parameter.grad = None
         part.loss.backward()  # type: ignore[no-untyped-call]
         lengths[part.figure] = length([p.grad for p in part.parameters if p.grad is not None])
     return lengths

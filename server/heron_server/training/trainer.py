@@ -25,6 +25,7 @@ from heron_server.models.split_model import (
     predict,
     trained_parameters,
 )
+from heron_server.training.adam import SmallAdam
 from heron_server.training.aligned import aligned_tensor
 from heron_server.training.evaluation import Score
 from heron_server.training.proportion import Proportion, StepRefusal
@@ -60,8 +61,8 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 _OPTIMISERS: dict[str, Callable[[Any, TrainerSettings], torch.optim.Optimizer]] = {
     "sgd": lambda p, s: torch.optim.SGD(p, s.server_learning_rate, momentum=s.server_momentum, weight_decay=s.server_weight_decay),
-    "adam": lambda p, s: torch.optim.Adam(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
-    "adamw": lambda p, s: torch.optim.AdamW(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
+    "adam": lambda p, s: SmallAdam(p, s.server_learning_rate, weight_decay=s.server_weight_decay),
+    "adamw": lambda p, s: SmallAdam(p, s.server_learning_rate, weight_decay=s.server_weight_decay, decoupled_weight_decay=True),
 }
 """From parameters, or groups of them."""
 
@@ -151,10 +152,10 @@ class Trainer:
         back, optimiser = self._back_of(client_id)
         buffers = KeptBuffers([back, self.model.auxiliary_head] if self._trains_head else [back])
         losses = self._losses(back, z, mask=mask, y=y)
-        parts = [SteppedPart("back", back, optimiser=optimiser, loss=losses.mean())]
+        parts = [SteppedPart("back", optimiser=optimiser, loss=losses.mean())]
         if self._trains_head:
             head_loss = self._losses(self.model.auxiliary_head, z.detach(), mask=mask, y=y).mean()
-            parts.append(SteppedPart("head", self.model.auxiliary_head, optimiser=self._optimiser_of("head"), loss=head_loss))
+            parts.append(SteppedPart("head", optimiser=self._optimiser_of("head"), loss=head_loss))
         lengths = backward(parts)
         refusal, shortened = judge_step(parts, lengths, buffers=buffers, known=self._proportion), False
         if refusal is None and gradient_limit is not None:
