@@ -67,6 +67,7 @@ class SessionSettings:
     """What the session needs to know of the configuration.
 
     `owns_process` says that this process is the client's alone: its peak memory is the client's, and freed memory goes back to the kernel at once.
+    `sends_beside` says that there is a network to wait for, so that an upload has a thread of its own while the next pass computes.
     """
 
     client_name: str
@@ -74,6 +75,7 @@ class SessionSettings:
     give_up_after_seconds: float
     window_bytes: int
     owns_process: bool = True
+    sends_beside: bool = True
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class Session:
             on_answer=self._on_answer,
             window_bytes=self._settings.window_bytes,
             recover=self._server.recover,
+            beside=self._settings.sends_beside,
         )
         heartbeat = Heartbeat(
             self._transport,

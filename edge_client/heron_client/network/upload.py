@@ -50,7 +50,10 @@ SendUpload = Callable[[UploadRequest, Iterator[Chunk]], UploadAnswer]
 
 
 class Upload:
-    """One upload under way: rows go in from the computing thread, chunks go out on a thread of its own."""
+    """One upload under way: rows go in from the computing thread, chunks go out on a thread of its own.
+
+    An upload that is not sent `beside` computing goes out on the computing thread once it is finished, if its window holds all of it.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Upload:
         clock: Clock,
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         repeats: bool = False,
+        beside: bool = True,
     ) -> None:
         """Start the upload, or repeat one that failed."""
         self.request = request
@@ -83,8 +87,11 @@ class Upload:
         self._spare: list[bytearray] = []
         self._filling = bytearray(self._buffer_bytes)
         self._filled = 0
-        self._thread = threading.Thread(target=self._run, args=(send,), name="upload", daemon=True)
-        self._thread.start()
+        self._send = send
+        self._thread: threading.Thread | None = None
+        if beside or total_bytes(request.tensors) > self._window_bytes:
+            self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
+            self._thread.start()
 
     def write(self, tensor_index: int, rows: memoryview) -> None:
         """Queue whole rows of a tensor; blocks while the window is full.
@@ -104,11 +111,15 @@ class Upload:
             self._filled += len(piece)
 
     def finish(self) -> None:
-        """Say that all rows are written; returns at once."""
+        """Say that all rows are written; returns at once, unless the computing thread is the one that sends."""
         self._flush()
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+        if self._thread is None:
+            started = self._clock.now()
+            self._run()
+            self.wait_seconds += self._clock.now() - started
 
     def answer(self) -> UploadAnswer:
         """Wait for the server's answer; the wait counts as upload wait.
@@ -117,9 +128,10 @@ class Upload:
             HeronError: what went wrong, RefusedError and TransportError among them.
 
         """
-        started = self._clock.now()
-        self._thread.join()
-        self.wait_seconds += self._clock.now() - started
+        if self._thread is not None:
+            started = self._clock.now()
+            self._thread.join()
+            self.wait_seconds += self._clock.now() - started
         if self._error is not None:
             raise self._error
         if self._answer is None:
@@ -173,9 +185,9 @@ class Upload:
                 self._spare.append(buffer)
             yield tensor_index, data
 
-    def _run(self, send: SendUpload) -> None:
+    def _run(self) -> None:
         try:
-            self._answer = send(self.request, self._chunks())
+            self._answer = self._send(self.request, self._chunks())
         except HeronError as exc:
             self._error = exc
         except Exception as exc:  # a defect must reach the computing thread, not die with this one

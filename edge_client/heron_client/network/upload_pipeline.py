@@ -48,8 +48,9 @@ class UploadPipeline:
         on_answer: Callable[[UploadAnswer], None],
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         recover: Recover | None = None,
+        beside: bool = True,
     ) -> None:
-        """`recover` mends what made an upload fail, if it can, and returns whether to send it again at once."""
+        """`recover` mends what made an upload fail, if it can, and returns whether to send it again at once; `beside` as in `Upload`."""
         self._send = send
         self._retry_policy = retry_policy
         self._clock = clock
@@ -57,6 +58,7 @@ class UploadPipeline:
         self._on_answer = on_answer
         self._window_bytes = window_bytes
         self._recover = recover
+        self._beside = beside
         self._pending: _Pending | None = None
         self._waited_seconds = 0.0
 
@@ -117,7 +119,7 @@ class UploadPipeline:
             self._forget()
 
     def _open(self, request: UploadRequest, stream: Stream, repeats: bool) -> Upload:
-        upload = Upload(request, self._send, clock=self._clock, window_bytes=self._window_bytes, repeats=repeats)
+        upload = Upload(request, self._send, clock=self._clock, window_bytes=self._window_bytes, repeats=repeats, beside=self._beside)
         self._pending = _Pending(upload, stream)
         return upload
 

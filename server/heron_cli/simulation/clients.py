@@ -115,7 +115,12 @@ class Crowd:
             "the simulated server", count_bytes=metrics.count_bytes, count_refusal=_ignore, connect=lambda: (stub, _nothing)
         )
         settings = SessionSettings(
-            client_name=name, threads=1, give_up_after_seconds=0.0, window_bytes=DEFAULT_WINDOW_BYTES, owns_process=False
+            client_name=name,
+            threads=1,
+            give_up_after_seconds=0.0,
+            window_bytes=DEFAULT_WINDOW_BYTES,
+            owns_process=False,
+            sends_beside=False,
         )
         session = Session(settings, transport, source, state=state, metrics=metrics, clock=clock, random=SystemRandom(), stop=self._stop)
 

@@ -69,19 +69,21 @@ def _pipeline(
     stop: threading.Event | None = None,
     over: threading.Event | None = None,
     give_up_after_seconds: float = 0.0,
+    beside: bool = True,
 ) -> UploadPipeline:
     clock = MonotonicClock()
     policy = RetryPolicy(stop or threading.Event(), clock, Random(0), give_up_after_seconds=give_up_after_seconds, backoff=QUICK)
-    return UploadPipeline(send, policy, clock=clock, round_over=over or threading.Event(), on_answer=lambda _: None)
+    return UploadPipeline(send, policy, clock=clock, round_over=over or threading.Event(), on_answer=lambda _: None, beside=beside)
 
 
-def test_a_failed_upload_is_recomputed_and_sent_again_with_the_same_bytes() -> None:
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_failed_upload_is_recomputed_and_sent_again_with_the_same_bytes(beside: bool) -> None:
     undisturbed = FlakyNetwork([])
     pipeline = _pipeline(undisturbed.send)
     pipeline.send(_request(), _stream(1))
     pipeline.settle()
     network = FlakyNetwork([TransportError("cut"), RefusedError(ErrorCode.SPOOL_FULL, "later", 0.001), TransportError("cut again")])
-    pipeline = _pipeline(network.send)
+    pipeline = _pipeline(network.send, beside=beside)
     pipeline.send(_request(), _stream(1))
     pipeline.settle()
     assert network.calls == 4
@@ -194,6 +196,29 @@ def test_compute_waits_while_the_window_is_full_and_goes_on_when_it_drains() -> 
     assert upload.answer() is not None
     assert sum(taken) == rows * 1024 + rows * 8
     assert max(taken) <= MAX_CHUNK_BYTES
+
+
+@pytest.mark.parametrize(("beside", "mebibytes", "same_thread"), [(False, 1, True), (True, 1, False), (False, 3, False)])
+def test_an_upload_without_a_network_goes_out_on_the_computing_thread_if_its_window_holds_it(
+    beside: bool, mebibytes: int, same_thread: bool
+) -> None:
+    network, threads = FlakyNetwork([]), []
+
+    def send(request: UploadRequest, chunks: Chunks) -> UploadAnswer:
+        threads.append(threading.get_ident())
+        return network.send(request, chunks)
+
+    rows = mebibytes * MAX_CHUNK_BYTES // 1024
+    alone, together = (
+        Upload(_request(rows), each, clock=MonotonicClock(), window_bytes=2 * MAX_CHUNK_BYTES, beside=how)
+        for each, how in ((send, beside), (network.send, True))
+    )
+    for upload in (alone, together):
+        _stream(3, rows)(upload)
+        assert upload.answer() is not None
+    assert threads == [threading.get_ident()] or not same_thread
+    assert (threading.get_ident() in threads) is same_thread
+    assert network.payloads[0] == network.payloads[1]
 
 
 def test_a_stream_that_fails_releases_the_writer() -> None:
