@@ -15,7 +15,7 @@ class SmallAdam(torch.optim.Adam):
     """Adam (arXiv 1412.6980), and AdamW (arXiv 1711.05101) with `decoupled_weight_decay`, whose small groups on the CPU take one call for each operation."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every group; torch's operations on each tensor, in torch's order."""
         if closure is not None or not all(_is_small(group["params"]) for group in self.param_groups):
             return super().step(closure)
@@ -27,7 +27,7 @@ class SmallAdam(torch.optim.Adam):
 
     def _step_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         (beta1, beta2), rate, decay = group["betas"], group["lr"], group["weight_decay"]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         states = [self._state_of(parameter) for parameter in parameters]
         firsts, seconds = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         steps = []
@@ -37,7 +37,7 @@ class SmallAdam(torch.optim.Adam):
         if decay and group["decoupled_weight_decay"]:
             torch._foreach_mul_(parameters, 1 - rate * decay)
         elif decay:
-            gradients = torch._foreach_add(gradients, parameters, alpha=decay)
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
         torch._foreach_lerp_(firsts, gradients, 1 - beta1)
         torch._foreach_mul_(seconds, beta2)
         torch._foreach_addcmul_(seconds, gradients, gradients, 1 - beta2)
