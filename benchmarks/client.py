@@ -47,7 +47,10 @@ class Case:
     wire: str = "float32"
 
 
-CASES = (Case("heron"), Case("heron-paper"), Case("cse-fsl"), Case("sflv2"), Case("heron", "int8"))
+CASES = (
+    *map(Case, ("heron", "heron-paper", "cse-fsl", "sflv2", "blockwise", "last-exact", "hybrid")),
+    Case("heron", "int8"),
+)
 TORCH_CASES = (("backprop", BATCH_SIZE), ("backprop", 16), ("zeroth-order", BATCH_SIZE), ("zeroth-order", 16))
 
 

@@ -80,6 +80,9 @@ TRIALS = (
     Trial("blockwise (exact local losses)", "3 at most", {"preset": "blockwise"}),
     Trial("pairs (of blocks)", "3 at most", {"preset": "pairs"}),
     Trial("cse-fsl, last layer only", "1 and little", {"preset": "cse-fsl", "train_weights": "last"}),
+    Trial("last-exact (the last block's exact gradients)", "1 and little", {"preset": "last-exact"}),
+    Trial("hybrid (that, and differences for the other norms)", "2 and little", {"preset": "hybrid"}),
+    Trial("hybrid, differences for all other weights", "2 and little", {"preset": "hybrid", "train_weights": "all"}),
 )
 
 EXACT, FROZEN = TRIALS[0].name, TRIALS[1].name

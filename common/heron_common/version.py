@@ -4,5 +4,5 @@ from __future__ import annotations
 
 VERSION = "0.1.0"
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """Raised when an old client could misread a new server, or the other way round. Join refuses a mismatch."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.plan import Algorithm, LocalLosses
 from heron_common.algorithm.plan_checks import contradictions, step_mistakes
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns
@@ -28,7 +28,7 @@ from heron_server.models.families.local_losses import with_block_heads
 from heron_server.models.probes import Probes, probes_for, probes_of
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel
-from heron_server.models.train_weights import with_train_weights
+from heron_server.models.train_weights import speaks_of_blocks, with_train_weights
 from heron_server.models.user.given_module import PREFIX as OBJECT_PREFIX
 from heron_server.models.user.moving_state import refuse_moving_state
 from heron_server.models.user.user_code import PREFIX
@@ -82,9 +82,10 @@ def publish_run(
     probes = _probes(config, data, known=eval_source or validation_source, objects=objects)
     run = config.run
     model = build_model(run.model, run.model_options, data=data, seed=run.seed, cut=run.cut, probes=probes, module=objects.model)
-    model = with_train_weights(model, config.run.train_weights)
-    blocks = tuple(name.strip() for name in config.run.blocks.split(",") if name.strip())
-    model = with_block_heads(model, chosen.local_losses, blocks=blocks, seed=config.run.seed)
+    blocks = config.run.block_names
+    model = with_train_weights(model, chosen.train_weights, exact=chosen.exact_weights, blocks=blocks)
+    ends_at_block = chosen.local_losses is LocalLosses.END and speaks_of_blocks(chosen.train_weights, chosen.exact_weights)
+    model = with_block_heads(model, chosen.local_losses, blocks=() if ends_at_block else blocks, seed=config.run.seed)
     refuse_moving_state(model)
     data = model.completed(data)
     # Text is read by the model's tokenizer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.func import functional_call
 
 from heron_client.training.parameters import LocalParameters
 from heron_client.training.runtime import Program
+from heron_common.algorithm.plan import Estimator, Plan
 from heron_common.numerics.layout import FlatLayout
 from heron_common.numerics.tensors import Float32Array
 from heron_common.specification.data_specification import DataSpecification
@@ -34,7 +36,7 @@ class TinyModel:
 
     def program(self, kind: ProgramKind, directions: int = 1) -> bytes:
         """Return a program, exported when it is first asked for: an export takes seconds."""
-        return _exported(kind, self.micro_batch, directions)
+        return _exported(kind, self.micro_batch, directions, self.model.without_gradient)
 
     def reference(self, kind: ProgramKind, directions: int = 1) -> ProgramReference:
         """Return the reference that a join would name."""
@@ -109,13 +111,19 @@ class TinyModel:
 
 
 @functools.cache
-def tiny_model(micro_batch: int) -> TinyModel:
-    """Build the model; kept, for nothing changes it."""
+def tiny_model(micro_batch: int, without_gradient: int = 0) -> TinyModel:
+    """Build the model, its first tensors to be moved by differences where others move by gradients; kept, for nothing changes it."""
     # Tiny operations gain nothing from more threads, and where cores are busy they lose tenfold.
     torch.set_num_threads(1)
-    return TinyModel(build_model("cnn", {"front_widths": (2,), "front_strides": (2,), "hidden": 8}, data=SHAPE, seed=0), micro_batch)
+    model = build_model("cnn", {"front_widths": (2,), "front_strides": (2,), "hidden": 8}, data=SHAPE, seed=0)
+    return TinyModel(dataclasses.replace(model, without_gradient=without_gradient), micro_batch)
+
+
+def tiny_model_of(plan: Plan) -> TinyModel:
+    """Return the model that a plan trains: of estimator hybrid the convolution moves by differences, norm and head by gradients."""
+    return tiny_model(plan.micro_batch, 2 if plan.estimator is Estimator.HYBRID else 0)
 
 
 @functools.cache
-def _exported(kind: ProgramKind, micro_batch: int, directions: int) -> bytes:
-    return export(compile_function(tiny_model(micro_batch).model, kind, micro_batch=micro_batch, directions=directions))
+def _exported(kind: ProgramKind, micro_batch: int, directions: int, without_gradient: int) -> bytes:
+    return export(compile_function(tiny_model(micro_batch, without_gradient).model, kind, micro_batch=micro_batch, directions=directions))

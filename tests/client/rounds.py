@@ -19,6 +19,7 @@ from heron_client.training.programs import Programs
 from heron_client.training.round_meter import RoundMeter
 from heron_common.algorithm.plan import Plan
 from heron_common.algorithm.presets import PRESETS
+from heron_common.algorithm.trained_tensors import perturbed_tensors
 from heron_common.data.partition import SampleOrder
 from heron_common.errors import HeronError
 from heron_common.ids import RoundReference
@@ -151,7 +152,7 @@ def run_round(
         num_examples=NUM_EXAMPLES,
         clock=ManualClock(),
     )
-    scales = scales or (SCALE,) * len(parameters.trained_layout(plan.trains_head).specs)
+    scales = scales or (SCALE,) * len(perturbed_tensors(plan, spec))
     local_round = LocalRound(
         context,
         Assignment(reference, plan, client_model=BLOB, auxiliary_head=BLOB, direction_scales=scales, second_moment=0.0),

@@ -18,6 +18,7 @@ from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_server.models.families.local_losses import with_block_heads
 from heron_server.models.registry import build_model, parse_model_options
 from heron_server.models.split_model import SplitModel
+from heron_server.models.train_weights import with_train_weights
 from heron_server.programs.publish import complete_algorithm
 from tests.harness.cluster import Cluster, wait_for_exit
 from tests.harness.simulated import TINY_FRONT, run_simulation
@@ -26,8 +27,8 @@ CLIENTS, ROUNDS, STEPS, BATCH = 2, 3, 4, 8
 FLOAT, COEFFICIENT, LABEL = 4, 8, 8
 """Bytes of a weight or activation, of a log's coefficient, of a label."""
 
-NOT_COUNTED = {"control", "losses", "program"}
-"""Their sizes are the encoding's, not the plan's."""
+NOT_COUNTED = {"control", "losses", "program", "base"}
+"""Their sizes are the encoding's or the model's, not the plan's."""
 
 SHAPE: dict[str, Any] = {"clients": CLIENTS, "rounds": ROUNDS, "local_steps": STEPS, "batch_size": BATCH}
 
@@ -36,7 +37,8 @@ WITHIN = "0.0"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"preset": name} for name in PRESETS},
-    **{name: {"preset": name, "blocks": WITHIN} for name in ("blockwise", "pairs")},
+    **{name: {"preset": name, "blocks": WITHIN} for name in ("blockwise", "pairs", "last-exact")},
+    "hybrid": {"preset": "hybrid", "blocks": WITHIN, "train_weights": "all"},
     "heron, dense": {"preset": "heron", "update_encoding": "dense"},
     "heron, every other step": {"preset": "heron", "upload_interval": 2},
     "heron, int8": {"preset": "heron", "wire_dtype": "int8"},
@@ -48,15 +50,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(losses: LocalLosses = LocalLosses.END) -> SplitModel:
+def tiny_model(algorithm: Algorithm = PRESETS["heron"]) -> SplitModel:
     model = build_model("cnn", parse_model_options(TINY_FRONT), data=DIGITS_SPECIFICATION, seed=0)
+    model = with_train_weights(model, algorithm.train_weights, exact=algorithm.exact_weights, blocks=(WITHIN,))
+    losses = algorithm.local_losses
     return with_block_heads(model, losses, blocks=(WITHIN,) if losses is not LocalLosses.END else (), seed=0)
 
 
 def algorithm_of(summary: dict[str, Any], **options: Any) -> Algorithm:
     """Return the completed algorithm that a run of these options has; the summary must say the same."""
     config = simulation_config(**SHAPE, **options)
-    completed, _ = complete_algorithm(config.algorithm, tiny_model(config.algorithm.local_losses))
+    completed, _ = complete_algorithm(config.algorithm, tiny_model(config.algorithm))
     assert summary["algorithm"]["plan"]["update_encoding"] == completed.plan.update_encoding
     return completed
 
@@ -67,8 +71,8 @@ def plans_of(algorithm: Algorithm) -> list[Plan]:
 
 def counted_by_hand(algorithm: Algorithm) -> dict[str, Counter[str]]:
     """Return one client's bytes, written down as a walk over its steps instead of a formula over its plan."""
-    model = tiny_model(algorithm.local_losses)
-    front, head = (sum(p.numel() for p in part.parameters()) for part in (model.front, model.auxiliary_head))
+    model = tiny_model(algorithm)
+    front, head = (sum(p.numel() for p in part.parameters() if p.requires_grad) for part in (model.front, model.auxiliary_head))
     sample = math.prod(model.to_spec().cut.shape)
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
@@ -95,7 +99,7 @@ def counted_by_hand(algorithm: Algorithm) -> dict[str, Counter[str]]:
 def summed_over_rounds(algorithm: Algorithm) -> dict[str, Counter[str]]:
     total: dict[str, Counter[str]] = {"up": Counter(), "down": Counter()}
     for plan in plans_of(algorithm):
-        for direction, kinds in round_bytes(plan, tiny_model(algorithm.local_losses).to_spec()).items():
+        for direction, kinds in round_bytes(plan, tiny_model(algorithm).to_spec()).items():
             total[direction].update(kinds)
     return total
 

@@ -70,7 +70,9 @@ def figures(run: SimulatedRun, name: str) -> list[Any]:
 def test_a_run_with_held_out_samples_is_the_run_without_them_and_their_score_is_the_starting_models(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    within = {"blocks": "0.0"} if PRESETS[preset].local_losses is not LocalLosses.END else {}
+    row = PRESETS[preset]
+    within = {"blocks": "0.0"} if row.local_losses is not LocalLosses.END or row.train_weights != "all" else {}
+    within |= {"train_weights": "all"} if preset == "hybrid" else {}
     run = run_simulation(tmp_path / "held-out", **SHAPE, **within, preset=preset, held_out=FRACTION)
     with monkeypatch.context() as patch:
         patch.setattr(heron_cli.simulation.run, "shares", without_held_out)

@@ -33,7 +33,7 @@ def _run(directory: Path, preset: str, delay_seed: int | None) -> dict[str, torc
 
 
 @pytest.mark.parametrize(
-    "preset", ["heron", *(pytest.param(name, marks=pytest.mark.slow) for name in ("heron-server-loss", "heron-paper"))]
+    "preset", ["heron", *(pytest.param(name, marks=pytest.mark.slow) for name in ("heron-server-loss", "heron-paper", "hybrid"))]
 )
 def test_two_runs_with_different_delays_end_bit_equal(preset: str, tmp_path: Path) -> None:
     first = _run(tmp_path / "first", preset, delay_seed=11)

@@ -133,6 +133,8 @@ VARIANTS = [variant for variant in VARIANTS if variant not in {("gpt2", "blockwi
 def test_every_preset_finishes_with_two_lengths(folder: Path, name: str, preset: str, tmp_path: Path) -> None:
     chosen, _, extra = preset.partition(" ")
     more: dict[str, Any] = {"shuffled": {"server_schedule": "shuffled"}, "int8": {"wire_dtype": "int8"}}.get(extra, {})
+    # An adapter's base keeps its norms frozen.
+    more |= {"train_weights": "all"} if chosen == "hybrid" else {}
     summary = simulate(simulation_config(**options(folder, name, rounds=2, preset=chosen, run_dir=tmp_path / "run", **more)))
     assert [row["updates"] for row in summary["rounds"]] == [2, 2] and summary["diverged_round"] is None
     whole = options(folder, name, rounds=2, preset=chosen, run_dir=tmp_path / "whole", **more)

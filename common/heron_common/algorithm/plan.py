@@ -19,6 +19,13 @@ from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.options import option, with_options
 from heron_common.specification.model_spec import ProgramKind
 
+BACKWARD_EQUIVALENTS = 2.0
+"""A backward pass costs two forward passes: one product for the input's gradient, one for the weights'."""
+
+
+NO_WEIGHTS = "none"
+"""Of `exact_weights`: all move by one estimator."""
+
 
 class Objective(StrEnum):
     """Whose loss the front descends: a local head's, the server's by its scalars, or the server's by its gradients at the cut."""
@@ -37,11 +44,15 @@ _JUDGED = {
 
 
 class Estimator(StrEnum):
-    """How a client finds its direction of descent."""
+    """How a client finds its direction of descent.
+
+    HYBRID: some weights by exact gradients of the local loss, those before them by differences of the same loss, in one step.
+    """
 
     NONE = "none"
     ZEROTH_ORDER = "zeroth_order"
     FIRST_ORDER = "first_order"
+    HYBRID = "hybrid"
 
 
 class ClientOptimiser(StrEnum):
@@ -124,7 +135,11 @@ class Plan:
     preset: str
     objective: Objective = field(metadata=option("whose loss the front descends: none, auxiliary, server or cut_gradient"))
     _: KW_ONLY
-    estimator: Estimator = field(metadata=option("how the client finds its direction: none, zeroth_order or first_order"))
+    estimator: Estimator = field(
+        metadata=option(
+            "how the client finds its direction: none, zeroth_order, first_order, or hybrid (exact_weights by gradients, the others by differences)"
+        )
+    )
     difference: FiniteDifference = field(metadata=option("forward or central"))
     distribution: DirectionDistribution = field(metadata=option("directions: rademacher, gaussian or sphere"))
     direction_groups: int = field(
@@ -144,7 +159,10 @@ class Plan:
         metadata=option("samples of one run of a program; changes memory only (default: fixed from activation bytes)", at_least=1)
     )
     optimiser: ClientOptimiser = field(
-        metadata=option("sgd, momentum, adam, adamw, or scalar_adaptive for zeroth-order steps", name="client_optimiser")
+        metadata=option(
+            "sgd, momentum, adam, adamw, or scalar_adaptive for zeroth-order steps; of estimator hybrid, that of the exact weights",
+            name="client_optimiser",
+        )
     )
     learning_rate: float = field(metadata=option("eta of the client's steps by another optimiser", name="client_learning_rate", above=0))
     clip_factor: float = field(
@@ -172,12 +190,14 @@ class Plan:
     relative_step: float = field(
         default=0.0,
         metadata=option(
-            "rho, the length of a step of client_optimiser scalar_adaptive as a share of the norm of the run's first weights",
+            "rho, the length of a step of client_optimiser scalar_adaptive, or of estimator hybrid's differences, as a share of the norm of the run's first weights",
             above=0,
             at_most=1,
         ),
     )
     """0 where steps have a learning rate instead."""
+    backward_equivalents: float = BACKWARD_EQUIVALENTS
+    """What a backward pass counts as, in forward passes: less than two where the gradient ends within the front, by FLOPs that the server counted."""
 
     @property
     def trains_front(self) -> bool:
@@ -214,12 +234,24 @@ class Plan:
     @property
     def perturbs(self) -> bool:
         """Whether a step evaluates perturbed weights."""
-        return self.estimator is Estimator.ZEROTH_ORDER
+        return self.estimator in (Estimator.ZEROTH_ORDER, Estimator.HYBRID)
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether a step descends exact gradients, of all weights or of some."""
+        return self.estimator in (Estimator.FIRST_ORDER, Estimator.HYBRID)
+
+    @property
+    def steps_relatively(self) -> bool:
+        """Whether a step along directions is a share of the weights' norm."""
+        return self.estimator is Estimator.HYBRID or (self.perturbs and self.optimiser is ClientOptimiser.SCALAR_ADAPTIVE)
 
     @property
     def step_option(self) -> str:
-        """The option that makes the front's steps shorter or longer."""
-        return "--relative-step" if self.perturbs and self.optimiser is ClientOptimiser.SCALAR_ADAPTIVE else "--client-learning-rate"
+        """The option that makes the front's steps shorter or longer, or both where there are two."""
+        if not self.steps_relatively:
+            return "--client-learning-rate"
+        return "--relative-step and --client-learning-rate" if self.takes_gradients else "--relative-step"
 
     @property
     def logs(self) -> bool:
@@ -310,6 +342,19 @@ class Algorithm:
     aggregation: AggregationRule = field(
         default=AggregationRule.MEAN,
         metadata=option("mean, median, trimmed_mean (from five clients on), norm_clipped_mean or multi_krum (from five clients on)"),
+    )
+    train_weights: str = field(
+        default="all",
+        metadata=option(
+            "which weights of the front move, whatever estimates their steps: all, norms, last-block, norms+last-block, last, norms+last, or a regular expression "
+            "that names of weights match from their beginning"
+        ),
+    )
+    exact_weights: str = field(
+        default=NO_WEIGHTS,
+        metadata=option(
+            "which of them estimator hybrid moves by exact gradients, the others by differences: a choice as for train_weights, the last ones of the front; else none"
+        ),
     )
     local_losses: LocalLosses = field(
         default=LocalLosses.END,

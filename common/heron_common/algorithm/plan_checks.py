@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from heron_common.algorithm.plan import (
+    NO_WEIGHTS,
     Algorithm,
     ClientOptimiser,
     Estimator,
@@ -35,13 +36,15 @@ def plan_mistakes(plan: Plan) -> list[str]:
     """Return every mistake in a complete plan, each one sentence with what to write instead; empty if there is none."""
     ranges = {name: sentence for name, field in option_fields(Plan).items() if (sentence := _range_mistake(name, field, plan))}
     mistakes = list(ranges.values())
-    return mistakes + _size_mistakes(plan, set(ranges)) + _objective_mistakes(plan) + _encoding_mistakes(plan)
+    if not 0 <= plan.backward_equivalents < math.inf:
+        mistakes.append(f"backward_equivalents must be at least 0 and finite, not {plan.backward_equivalents}: update the server")
+    return mistakes + _size_mistakes(plan, set(ranges)) + _objective_mistakes(plan) + _hybrid_mistakes(plan) + _encoding_mistakes(plan)
 
 
 def _range_mistake(name: str, field: dataclasses.Field[Any], plan: Plan) -> str:
     """Return what is wrong with a number by what its option declares; empty if nothing is."""
     bounds, value = option_of(field), getattr(plan, field.name)
-    if name == "relative_step" and plan.step_option != "--relative-step":
+    if name == "relative_step" and not plan.steps_relatively:
         return ""
     if bounds.above is not None and not bounds.above < value < math.inf:
         return f"{name} must be a positive finite number, not {value}: give one, or leave it to the preset"
@@ -59,16 +62,15 @@ def _range_mistake(name: str, field: dataclasses.Field[Any], plan: Plan) -> str:
 
 def step_mistakes(plan: Plan, given: Collection[str]) -> list[str]:
     """Return which of the options that somebody gave say how long a step is and are not what this plan's steps are measured by."""
-    relative = plan.step_option == "--relative-step"
-    if relative and "client_learning_rate" in given:
+    if plan.steps_relatively and not plan.takes_gradients and "client_learning_rate" in given:
         sentence = (
             f"client_learning_rate is no part of client_optimiser=scalar_adaptive (preset {plan.preset!r}), whose steps are a share of the weights' own length: "
             "leave it out or give relative_step, or set client_optimiser to sgd, momentum, adam or adamw"
         )
         return [sentence]
-    if not relative and "relative_step" in given:
+    if not plan.steps_relatively and "relative_step" in given:
         sentence = (
-            f"relative_step is client_optimiser=scalar_adaptive's alone, but preset {plan.preset!r} here steps by {plan.optimiser.value} "
+            f"relative_step is of client_optimiser=scalar_adaptive and estimator=hybrid, but preset {plan.preset!r} here steps by {plan.optimiser.value} "
             f"with estimator={plan.estimator.value}: give client_learning_rate instead"
         )
         return [sentence]
@@ -126,6 +128,21 @@ def _objective_mistakes(plan: Plan) -> list[str]:
     return mistakes
 
 
+def _hybrid_mistakes(plan: Plan) -> list[str]:
+    if plan.estimator is not Estimator.HYBRID:
+        return []
+    mistakes: list[str] = []
+    if plan.objective in (Objective.SERVER, Objective.CUT_GRADIENT):
+        mistakes.append(
+            f"estimator=hybrid takes gradients and differences of one local loss, which objective={plan.objective.value} has not: set objective to auxiliary"
+        )
+    if plan.optimiser is ClientOptimiser.SCALAR_ADAPTIVE:
+        mistakes.append(
+            "client_optimiser=scalar_adaptive scales directions, but with estimator=hybrid it is to step the exact weights: use sgd, momentum, adam or adamw"
+        )
+    return mistakes
+
+
 def _encoding_mistakes(plan: Plan) -> list[str]:
     mistakes: list[str] = []
     if plan.objective is Objective.SERVER and plan.wire_dtype is not WireDtype.FLOAT32:
@@ -134,7 +151,11 @@ def _encoding_mistakes(plan: Plan) -> list[str]:
         )
     if plan.update_encoding is not UpdateEncoding.LOG or not plan.trains_front:
         return mistakes
-    if plan.estimator is Estimator.FIRST_ORDER:
+    if plan.estimator is Estimator.HYBRID:
+        mistakes.append(
+            "update_encoding=log records directions, but estimator=hybrid moves some weights by gradients, which have none: set update_encoding to dense"
+        )
+    elif plan.estimator is Estimator.FIRST_ORDER:
         mistakes.append("update_encoding=log records directions, of which estimator=first_order has none: set update_encoding to dense")
     elif plan.optimiser not in _REPLAYED:
         mistakes.append(
@@ -150,7 +171,9 @@ def _encoding_mistakes(plan: Plan) -> list[str]:
 
 def can_log(plan: Plan) -> bool:
     """Whether a log of coefficients replays this plan's rounds exactly."""
-    return plan.perturbs and plan.optimiser in _REPLAYED and plan.distribution is DirectionDistribution.RADEMACHER
+    return (
+        plan.estimator is Estimator.ZEROTH_ORDER and plan.optimiser in _REPLAYED and plan.distribution is DirectionDistribution.RADEMACHER
+    )
 
 
 def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
@@ -164,6 +187,16 @@ def algorithm_mistakes(algorithm: Algorithm) -> list[str]:
         mistakes.append(
             f"local_losses={algorithm.local_losses.value} are descended by exact gradients with heads of the client, not with estimator={plan.estimator.value}, "
             f"objective={plan.objective.value} and head_training={plan.head_training.value}: set local_losses to end, or those to first_order, auxiliary and client"
+        )
+    hybrid = plan.estimator is Estimator.HYBRID
+    if hybrid and algorithm.exact_weights == NO_WEIGHTS:
+        mistakes.append(
+            "estimator=hybrid with exact_weights=none has nothing to take gradients of: set exact_weights to last-block, or estimator to zeroth_order"
+        )
+    if not hybrid and algorithm.exact_weights != NO_WEIGHTS:
+        mistakes.append(
+            f"exact_weights={algorithm.exact_weights} are set apart from weights that move by differences, but estimator={plan.estimator.value} moves all "
+            "alike: set estimator to hybrid, or exact_weights to none"
         )
     if plan.waits_for_answers and algorithm.schedule is ServerSchedule.SHUFFLED:
         mistakes.append(

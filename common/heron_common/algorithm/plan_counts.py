@@ -8,28 +8,27 @@ from heron_common.numerics.tensors import num_parameters, total_bytes
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.specification.model_spec import ModelSpec
 
-BACKWARD_EQUIVALENTS = 2
-"""A backward pass costs two forward passes: one product for the input's gradient, one for the weights'."""
 
-
-def forward_equivalents(plan: Plan) -> int:
-    """Return the passes of one sample's forward that a client makes in a round, a backward pass counting as BACKWARD_EQUIVALENTS.
+def forward_equivalents(plan: Plan) -> float:
+    """Return the passes of one sample's forward that a client makes in a round, a backward pass counting as the plan's `backward_equivalents`, b.
 
     A step of plan  none: 1 where it uploads. zeroth-order, forward difference: 1 + P; central: 2P, and 1 where it uploads; P directions per group.
-    First-order on a local loss: 1 + 2. On lambda, which comes after the upload: 1 for the upload, and again 1 + 2, or for differences of
-    <lambda, z> 1 + P (forward) or 2P (central).
+    First-order on a local loss: 1 + b. Hybrid: 1 + b + P (forward) or 1 + b + 2P (central). On lambda, which comes after the upload: 1 for the upload, and
+    again 1 + b, or for differences of <lambda, z> 1 + P (forward) or 2P (central).
     """
     return sum(_step_equivalents(plan, step) for step in range(plan.local_steps)) * plan.batch_size
 
 
-def _step_equivalents(plan: Plan, local_step: int) -> int:
+def _step_equivalents(plan: Plan, local_step: int) -> float:
     sends = int(plan.sends_at(local_step))
+    exact = 1 + plan.backward_equivalents
     if plan.estimator is Estimator.NONE:
         return sends
     if plan.estimator is Estimator.FIRST_ORDER:
-        exact = 1 + BACKWARD_EQUIVALENTS
         return sends + exact if plan.objective is Objective.CUT_GRADIENT else exact
     perturbed = plan.num_directions
+    if plan.estimator is Estimator.HYBRID:
+        return exact + (perturbed if plan.difference is FiniteDifference.FORWARD else 2 * perturbed)
     if plan.difference is FiniteDifference.CENTRAL:
         return sends + 2 * perturbed
     if plan.objective is Objective.CUT_GRADIENT:

@@ -116,6 +116,17 @@ PRESETS: dict[str, Algorithm] = {
     # Exact local learning: a loss behind every block of the front, or behind every second one, and no gradient crosses them. Down: scalars.
     "blockwise": _row(_RIVAL, "blockwise", around={"local_losses": LocalLosses.BLOCKS}),
     "pairs": _row(_RIVAL, "pairs", around={"local_losses": LocalLosses.PAIRS}),
+    # Exact local learning of the last block alone: the gradient enters no other. Down: scalars.
+    "last-exact": _row(_RIVAL, "last-exact", around={"train_weights": "last-block"}),
+    # That, and zeroth-order steps of the other blocks' norms, by differences of the same loss. Down: scalars.
+    "hybrid": _row(
+        _RIVAL,
+        "hybrid",
+        estimator=Estimator.HYBRID,
+        direction_groups=0,
+        relative_step=0.05,
+        around={"train_weights": "norms+last-block", "exact_weights": "last-block", "direction_scale": DirectionScale.GLOBAL_RMS},
+    ),
     # FSL-SAGE (arXiv 2505.23182): exact gradients through a head that is the client's own and that the server aligns with its gradients at the cut.
     # Down: scalars, and each client's own head.
     "fsl-sage": _row(_RIVAL, "fsl-sage", head_training=HeadTraining.ALIGNMENT),

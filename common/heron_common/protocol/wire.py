@@ -193,6 +193,7 @@ def model_to_proto(model: ModelSpec) -> pb.Model:
         base=[tensor_spec_to_proto(spec) for spec in model.base],
         statistics=[tensor_spec_to_proto(spec) for spec in model.statistics],
         lengths=model.lengths,
+        without_gradient=model.without_gradient,
     )
 
 
@@ -207,6 +208,7 @@ def model_from_proto(message: pb.Model) -> ModelSpec:
         base=tensor_specs_from_proto(message.base),
         statistics=tensor_specs_from_proto(message.statistics),
         lengths=tuple(few(message.lengths, MAX_LENGTHS, "lengths of text")),
+        without_gradient=message.without_gradient,
     )
 
 

@@ -71,6 +71,8 @@ class ModelSpec:
         statistics: running statistics of front and head that training moves but no step does, in the order of their flat buffer: named `front.` and
             then `head.` with the layer's own name. Where there are any, samples are normalised by their batch, which programs then take whole.
         lengths: those that texts are padded to, ascending; cut, labels and context are of the last. Empty where all samples have one shape.
+        without_gradient: so many tensors at the front's beginning move by differences while those behind them move by gradients, so that no program
+            computes gradients of theirs. 0 where one estimator moves all.
 
     """
 
@@ -83,6 +85,7 @@ class ModelSpec:
     base: tuple[TensorSpec, ...] = ()
     statistics: tuple[TensorSpec, ...] = ()
     lengths: tuple[int, ...] = ()
+    without_gradient: int = 0
 
     def statistics_read(self, with_head: bool) -> tuple[TensorSpec, ...]:
         """Return the statistics that a program of the front, or of front and head, moves: a prefix of all."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from heron_client.network.memory_budget import check_assignment_memory
 from heron_common.algorithm.plan import Estimator, Objective, Plan
 from heron_common.algorithm.plan_checks import plan_mistakes
+from heron_common.algorithm.trained_tensors import perturbed_tensors
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import TensorSpec, total_bytes
 from heron_common.protocol.messages import Assignment, Membership
@@ -54,19 +55,21 @@ def _program_mistakes(plan: Plan, membership: Membership) -> Iterator[str]:
 def _needed(plan: Plan) -> tuple[ProgramKind, ...]:
     if not plan.trains_front:
         return ()
-    exact = plan.estimator is Estimator.FIRST_ORDER
     if plan.objective is Objective.AUXILIARY:
-        return (ProgramKind.GRADIENT if exact else ProgramKind.LOSS,)
+        gradient = (ProgramKind.GRADIENT,) if plan.takes_gradients else ()
+        return (*gradient, ProgramKind.LOSS) if plan.perturbs else gradient
     if plan.objective is Objective.CUT_GRADIENT:
-        return (ProgramKind.PULLBACK if exact else ProgramKind.SURROGATE,)
+        return (ProgramKind.PULLBACK if plan.takes_gradients else ProgramKind.SURROGATE,)
     return ()
 
 
 def _figure_mistakes(assignment: Assignment, model: ModelSpec) -> Iterator[str]:
     plan, scales = assignment.plan, assignment.direction_scales
-    trained = len(model.client_model) + (len(model.auxiliary_head) if plan.trains_head else 0)
-    if plan.perturbs and len(scales) != trained:
-        yield f"there is a direction scale for each of {trained} trained tensors, not {len(scales)}"
+    perturbed = len(perturbed_tensors(plan, model))
+    if plan.perturbs and len(scales) != perturbed:
+        yield f"there is a direction scale for each of {perturbed} tensors that are perturbed, not {len(scales)}"
+    if plan.trains_front and (model.without_gradient > 0) != (plan.estimator is Estimator.HYBRID):
+        yield f"{model.without_gradient} tensors of the front are without gradients, which does not fit estimator={plan.estimator.value}"
     if not all(0 <= scale < math.inf for scale in scales):
         yield "direction scales are at least 0 and finite"
     for what, figure in (("second moment", assignment.second_moment), ("derivative quantile", assignment.derivative_quantile)):

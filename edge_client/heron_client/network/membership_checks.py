@@ -110,6 +110,8 @@ def _model_mistakes(model: ModelSpec, data: DataSpecification) -> Iterator[str]:
         yield "running statistics are named for front or head"
     if model.lengths != data.lengths:
         yield f"lengths of text are {list(data.lengths[:16])} by the data specification, but {list(model.lengths[:16])} by the model"
+    if not 0 <= model.without_gradient <= len(model.client_model):
+        yield f"of {len(model.client_model)} tensors of the front at most all are without gradients, not {model.without_gradient}"
     if model.cut.dtype is not DType.FLOAT32:
         yield f"activations are float32, not {model.cut.dtype.value}"
     if (model.labels.dtype, model.labels.shape) != (data.labels.dtype, data.labels.shape):

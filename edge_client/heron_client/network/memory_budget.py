@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from heron_common.algorithm.plan import Estimator, Plan
+from heron_common.algorithm.plan import Plan
 from heron_common.errors import ProgramError
 from heron_common.numerics.tensors import TensorSpec, num_parameters, total_bytes
 from heron_common.process.process_memory import usable_memory
@@ -65,7 +65,7 @@ def round_memory(plan: Plan, membership: Membership) -> int:
     needed += 2 * _SAMPLE_BYTES * plan.batch_size * sample
     if plan.needs_cut_gradient:
         needed += _FLOAT_BYTES * plan.batch_size * model.cut.num_elements
-    if plan.estimator is Estimator.ZEROTH_ORDER:
+    if plan.perturbs:
         # Recorded as float64, and once more as one array when the round ends.
         needed += 2 * 8 * plan.local_steps * plan.direction_groups * plan.num_directions
     return needed + 8 * plan.batch_size * (1 + plan.num_probes)

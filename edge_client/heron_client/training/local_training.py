@@ -12,19 +12,21 @@ import numpy.typing as npt
 
 from heron_client.network.upload import Upload, UploadRequest
 from heron_client.network.upload_pipeline import SendOutcome, UploadPipeline
-from heron_client.training.optimisers import make_gradient_optimiser, make_zeroth_order_optimiser
+from heron_client.training.descent import EXPLODED, DifferenceDescent, ExactDescent
 from heron_client.training.parameters import LocalParameters, SentFront
 from heron_client.training.passes import LABELS, MASK, Batch, CutGradient, Passes, UploadStream
 from heron_client.training.programs import Programs
 from heron_client.training.round_meter import RoundMeter
 from heron_client.training.runtime import Program
 from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs
-from heron_common.algorithm.plan import ClientOptimiser, Estimator, Objective, UpdateEncoding
+from heron_common.algorithm.plan import Objective, UpdateEncoding
+from heron_common.algorithm.trained_tensors import perturbed_tensors
 from heron_common.data.batch_order import BatchOrder
 from heron_common.numerics.directions import Directions, derive_seed
-from heron_common.numerics.tensors import Float32Array, Float64Array, Int64Array, raw_bytes
+from heron_common.numerics.layout import FlatLayout
+from heron_common.numerics.tensors import Float32Array, Int64Array, raw_bytes
 from heron_common.numerics.update_log import step_directions, weights_digest
-from heron_common.numerics.zeroth_order import FiniteDifference, RunningQuantile, SecondMoment, directional_derivatives, guard
+from heron_common.numerics.zeroth_order import FiniteDifference, GuardedDerivatives, RunningQuantile, SecondMoment
 from heron_common.process.clock import Clock
 from heron_common.protocol.messages import Assignment, Submission, UploadPurpose
 from heron_common.specification.model_spec import ModelSpec, ProgramKind
@@ -32,14 +34,6 @@ from heron_common.specification.text_lengths import of_length
 
 ReadBatch = Callable[[Int64Array, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 """(indices, length of their texts or 0) -> x and y."""
-
-_NORMALISED = {ClientOptimiser.ADAM, ClientOptimiser.ADAMW}
-
-EXPLODED = 1e12
-"""A gradient's largest entry, a clipped derivative or a batch's mean loss beyond this is no step to take: the round has diverged."""
-
-LONGEST_STEP = 1e3
-"""No optimiser may move a weight by more at a time: normalisation would hide weights beyond it from the loss, which stays finite while they grow."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +98,14 @@ class LocalRound:
             num_steps=plan.local_steps,
             lengths=context.lengths,
         )
-        self._layout = context.parameters.trained_layout(plan.trains_head)
-        self._trained = context.parameters.theta[: self._layout.num_parameters]
-        self._scales = np.array(assignment.direction_scales, np.float64)
-        exact = plan.estimator is Estimator.FIRST_ORDER
-        self._gradient: Float32Array = np.zeros(self._trained.size if exact else 0, np.float32)
-        self._exact = make_gradient_optimiser(plan, self._trained.size) if exact else None
-        self._inexact = make_zeroth_order_optimiser(plan, self._trained.size) if plan.perturbs else None
-        self._coefficients: list[Float64Array] = []
+        self._trained = context.parameters.theta[: context.parameters.trained_layout(plan.trains_head).num_parameters]
+        self._perturbed_layout = FlatLayout(perturbed_tensors(plan, context.model))
+        perturbed = self._perturbed_layout.num_parameters
+        scales = np.array(assignment.direction_scales, np.float64)
+        self._exact = ExactDescent(plan, self._trained[perturbed:]) if plan.takes_gradients else None
+        self._inexact = DifferenceDescent(plan, self._trained[:perturbed], scales) if plan.perturbs else None
         self.meter = RoundMeter(SecondMoment.received(assignment.second_moment), RunningQuantile.received(assignment.derivative_quantile))
-        self._passes = Passes(plan, context.parameters, num_trained=self._trained.size, scales=self._scales, meter=self.meter)
+        self._passes = Passes(plan, context.parameters, scales=scales, meter=self.meter)
 
     def run_step(self, local_step: int) -> None:
         """Take one local step: base pass (streamed up where the plan says so), perturbed passes or a gradient, step."""
@@ -126,8 +118,8 @@ class LocalRound:
                 self._descend(local_step, batch, outcome)
             if self.meter.diverged:
                 self.meter.steps_skipped += 1
-            if len(self._coefficients) == local_step:
-                self._coefficients.append(np.zeros(self._plan.direction_groups * self._plan.num_directions, np.float64))
+            if self._inexact is not None and len(self._inexact.coefficients) == local_step:
+                self._inexact.pass_over()
         seconds = self._context.clock.now() - started
         self.meter.step_seconds += seconds
         self._on_step(local_step, self.meter.losses[-1] if self.meter.losses else math.nan, seconds)
@@ -141,9 +133,9 @@ class LocalRound:
         chosen = encoding or self._plan.update_encoding
         specs = update_specs(self._plan, self._context.model, chosen)
         digest = weights_digest(self._trained) if self._plan.trains_front else b""
-        if self._plan.trains_front and chosen is UpdateEncoding.LOG:
+        if self._inexact is not None and chosen is UpdateEncoding.LOG:
             beside = (self._context.parameters.statistics,) if len(specs) > 1 else ()
-            return Submission(chosen, tensors=specs, arrays=(np.stack(self._coefficients), *beside), weights_sha256=digest)
+            return Submission(chosen, tensors=specs, arrays=(np.stack(self._inexact.coefficients), *beside), weights_sha256=digest)
         parameters = self._context.parameters
         weights = {"client_model": parameters.front, "auxiliary_head": parameters.head, "statistics": parameters.statistics}
         return Submission(UpdateEncoding.DENSE, tensors=specs, arrays=tuple(weights[spec.name] for spec in specs), weights_sha256=digest)
@@ -157,9 +149,8 @@ class LocalRound:
             return self._sender.send(self._request(local_step, batch.length), lambda upload: self._stream(upload, local_step, batch))
         if not self._sender.answered:
             self._sent.before_passes()
-        exact = self._plan.estimator is Estimator.FIRST_ORDER
         forward = self._plan.perturbs and self._plan.difference is FiniteDifference.FORWARD
-        if not exact and not forward:
+        if not self._plan.takes_gradients and not forward:
             return None
         self._context.parameters.show_base()
         program = self._base_program(batch.length)
@@ -177,16 +168,15 @@ class LocalRound:
 
     def _base_program(self, length: int) -> Program:
         if self._plan.objective is Objective.AUXILIARY and self._plan.trains_front:
-            kind = ProgramKind.GRADIENT if self._plan.estimator is Estimator.FIRST_ORDER else ProgramKind.LOSS
+            kind = ProgramKind.GRADIENT if self._plan.takes_gradients else ProgramKind.LOSS
             return self._context.programs.program(kind, length)
         # A front that rests after it diverged may have no program of its own.
         return self._context.activation_program(length)
 
     def _cleared_gradient(self) -> Float32Array | None:
-        if self._plan.estimator is not Estimator.FIRST_ORDER or self._plan.objective is not Objective.AUXILIARY:
+        if self._exact is None or self._plan.objective is not Objective.AUXILIARY:
             return None
-        self._gradient[:] = 0
-        return self._gradient
+        return self._exact.cleared()
 
     def _request(self, local_step: int, length: int) -> UploadRequest:
         plan, model = self._plan, of_length(self._context.model, length)
@@ -240,7 +230,7 @@ class LocalRound:
             reference=self._assignment.round,
             local_step=local_step,
             distribution=self._plan.distribution,
-            layout=self._layout,
+            layout=self._perturbed_layout,
         )
 
     def _descend(self, local_step: int, batch: Batch, outcome: SendOutcome | None) -> None:
@@ -250,35 +240,47 @@ class LocalRound:
                 raise ValueError("a step on gradients at the cut needs the server's answer")
             cut = of_length(self._context.model, batch.length).cut
             cut_gradient = CutGradient(outcome.answer.cut_gradient, self._plan, cut.shape)
+        # All is measured at the same weights, before any moves.
         if self._exact is not None:
-            self._step_exactly(batch, outcome, cut_gradient)
-        else:
-            self._step_by_differences(local_step, batch, outcome=outcome, cut_gradient=cut_gradient)
+            self._take_gradient(self._exact, batch, outcome=outcome, cut_gradient=cut_gradient)
+        along, guarded = None, None
+        if self._inexact is not None:
+            along = self._directions(local_step)
+            guarded = self._take_differences(self._inexact, batch, outcome=outcome, directions=along, cut_gradient=cut_gradient)
+        if self.meter.diverged:
+            return
+        self._sent.before_move()
+        if self._exact is not None:
+            self._exact.move()
+        if self._inexact is not None and along is not None and guarded is not None:
+            self._inexact.move(guarded, along)
 
-    def _step_exactly(self, batch: Batch, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
+    def _take_gradient(self, exact: ExactDescent, batch: Batch, *, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
+        """Let `exact` have the batch's gradient: that of the base pass, or of the pullback of lambda."""
         if cut_gradient is not None:
             self._context.parameters.show_base()
-            self._gradient[:] = 0
             program = self._context.programs.program(ProgramKind.PULLBACK, batch.length)
-            self._passes.whole(program, batch, stream=None, gradient=self._gradient, cut_gradient=cut_gradient)
-        elif outcome is not None:
+            self._passes.whole(program, batch, stream=None, gradient=exact.cleared(), cut_gradient=cut_gradient)
+        elif outcome is not None and self._inexact is None:
             self.meter.add_losses(outcome.losses)
             self._note_explosion(outcome.losses)
-        self._gradient *= np.float32(1.0 / self._plan.batch_size)
-        largest = float(np.max(np.abs(self._gradient), initial=0.0))
-        # Adam divides by the gradient's size, the others step in proportion to it.
-        reach = self._plan.learning_rate * (1.0 if self._plan.optimiser in _NORMALISED else largest)
-        if not (largest <= EXPLODED and reach <= LONGEST_STEP):
-            self.meter.diverged = True
-        if self._exact is not None and not self.meter.diverged:
-            self._sent.before_move()
-            self._exact.step(self._trained, self._gradient)
+        exact.judge(self.meter)
 
-    def _step_by_differences(self, local_step: int, batch: Batch, *, outcome: SendOutcome | None, cut_gradient: CutGradient | None) -> None:
+    def _take_differences(
+        self,
+        inexact: DifferenceDescent,
+        batch: Batch,
+        *,
+        outcome: SendOutcome | None,
+        directions: Directions,
+        cut_gradient: CutGradient | None,
+    ) -> GuardedDerivatives:
+        """Return the guarded derivatives along the step's directions."""
         plan = self._plan
-        directions = self._directions(local_step)
         base, passes = (
-            self._judged(outcome) if plan.num_probes else self._evaluated(batch, outcome, directions=directions, cut_gradient=cut_gradient)
+            self._judged(outcome)
+            if plan.num_probes
+            else self._evaluated(inexact.weights, batch, outcome=outcome, directions=directions, cut_gradient=cut_gradient)
         )
         if plan.difference is FiniteDifference.FORWARD:
             if base is None:
@@ -290,19 +292,7 @@ class LocalRound:
         if plan.objective is not Objective.CUT_GRADIENT:
             self.meter.add_losses(shown)
         self._note_explosion(shown)
-        found = [
-            directional_derivatives(
-                a, b, direction_groups=plan.direction_groups, smoothing_radius=plan.smoothing_radius, difference=plan.difference
-            )
-            for a, b in pairs
-        ]
-        guarded = guard(np.concatenate(found), self.meter.second_moment, quantile=self.meter.quantile, clip_factor=plan.clip_factor)
-        if guarded.num_non_finite == guarded.values.size or float(np.max(np.abs(guarded.values))) > EXPLODED:
-            self.meter.diverged = True
-        self.meter.add_differences(guarded)
-        if self._inexact is not None and not self.meter.diverged:
-            self._sent.before_move()
-            self._coefficients.append(self._inexact.step(self._trained, guarded, directions=directions, scales=self._scales))
+        return inexact.judge(pairs, self.meter)
 
     def _judged(self, outcome: SendOutcome | None) -> tuple[Float32Array | None, list[Float32Array]]:
         """Return the server's losses of the base and of each perturbed pass."""
@@ -312,7 +302,7 @@ class LocalRound:
         return judged[0], list(judged[1:])
 
     def _evaluated(
-        self, batch: Batch, outcome: SendOutcome | None, *, directions: Directions, cut_gradient: CutGradient | None
+        self, weights: Float32Array, batch: Batch, *, outcome: SendOutcome | None, directions: Directions, cut_gradient: CutGradient | None
     ) -> tuple[Float32Array | None, list[Float32Array]]:
         """Return this device's own losses of the base, if the plan has them, and of each perturbed pass."""
         kind = ProgramKind.LOSS if cut_gradient is None else ProgramKind.SURROGATE
@@ -330,7 +320,7 @@ class LocalRound:
                 directions=directions,
                 first_direction=first,
                 sign=sign,
-                base=self._trained,
+                base=weights,
                 stream=None,
                 cut_gradient=cut_gradient,
             )

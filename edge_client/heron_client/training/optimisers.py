@@ -94,9 +94,9 @@ class CoefficientOptimiser:
         return coefficients
 
     def _coefficients(self, guarded: GuardedDerivatives) -> Float64Array:
-        if self._plan.optimiser is ClientOptimiser.SGD:
-            return sgd_coefficients(guarded.values, self._plan.learning_rate)
-        return relative_coefficients(guarded.values, guarded.second_moment.value, self._plan.relative_step)
+        if self._plan.steps_relatively:
+            return relative_coefficients(guarded.values, guarded.second_moment.value, self._plan.relative_step)
+        return sgd_coefficients(guarded.values, self._plan.learning_rate)
 
 
 class EstimateOptimiser:
@@ -125,7 +125,7 @@ def make_gradient_optimiser(plan: Plan, num_parameters: int) -> GradientOptimise
 
 def make_zeroth_order_optimiser(plan: Plan, num_parameters: int) -> ZerothOrderOptimiser:
     """Return a fresh optimiser for one round of finite differences over a trained buffer of `num_parameters` weights."""
-    if plan.optimiser in (ClientOptimiser.SGD, ClientOptimiser.SCALAR_ADAPTIVE):
+    if plan.steps_relatively or plan.optimiser is ClientOptimiser.SGD:
         return CoefficientOptimiser(plan)
     return EstimateOptimiser(make_gradient_optimiser(plan, num_parameters), num_parameters)
 

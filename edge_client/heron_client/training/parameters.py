@@ -10,7 +10,7 @@ from heron_common.specification.model_spec import ModelSpec
 
 
 class LocalParameters:
-    """theta = (theta_c, theta_a), flat; `theta` is the truth, `working` is what programs see.
+    """theta = (theta_c, theta_a), flat, of which `descended_layout` is what gradients are computed of; `theta` is the truth, `working` is what programs see.
 
     Perturbed weights are written to `working` only, so no rounding ever accumulates in `theta`. `working` has a row for each of the directions that one
     run of a program takes; a program that takes one reads the first. `statistics` are the running ones of batch normalisations: no weights, so nothing
@@ -20,6 +20,7 @@ class LocalParameters:
     def __init__(self, model: ModelSpec, directions: int = 1) -> None:
         self.front_layout = FlatLayout(model.client_model)
         self.joint_layout = FlatLayout(model.client_model + model.auxiliary_head)
+        self.descended_layout = FlatLayout(model.client_model[model.without_gradient :] + model.auxiliary_head)
         self.theta: Float32Array = np.zeros(self.joint_layout.num_parameters, np.float32)
         self.working: Float32Array = np.zeros((directions, self.theta.size), np.float32)
         self.statistics: Float32Array = np.zeros(FlatLayout(model.statistics).num_parameters, np.float32)

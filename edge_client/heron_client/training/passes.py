@@ -13,7 +13,6 @@ from heron_client.training.parameters import LocalParameters
 from heron_client.training.round_meter import RoundMeter
 from heron_client.training.runtime import Program
 from heron_common.algorithm.plan import Plan
-from heron_common.algorithm.plan_counts import BACKWARD_EQUIVALENTS
 from heron_common.numerics.directions import Directions, PerturbationSeed
 from heron_common.numerics.tensors import Float32Array, Float64Array
 from heron_common.numerics.wire_dtypes import decode_rows, encode_rows, row_bytes
@@ -59,10 +58,9 @@ class CutGradient:
 class Passes:
     """Runs the plan's programs from whatever weights stand in the working buffer."""
 
-    def __init__(self, plan: Plan, parameters: LocalParameters, *, num_trained: int, scales: Float64Array, meter: RoundMeter) -> None:
+    def __init__(self, plan: Plan, parameters: LocalParameters, *, scales: Float64Array, meter: RoundMeter) -> None:
         self._plan = plan
         self._parameters = parameters
-        self._num_trained = num_trained
         self._scales = scales
         self._meter = meter
 
@@ -81,7 +79,7 @@ class Passes:
             program: which one.
             batch: the samples.
             stream: where activations go, if anywhere.
-            gradient: [num_trained], what the program's gradients are added to, if anything.
+            gradient: [as many as move by gradients], what the program's gradients are added to, if anything.
             cut_gradient: lambda, for the programs that read it.
 
         """
@@ -145,4 +143,4 @@ class Passes:
                 stream.next_row += len(program.activations)
         if stream is None or not stream.upload.repeats:
             backward = program.kind in (ProgramKind.GRADIENT, ProgramKind.PULLBACK)
-            self._meter.add_passes(rows.stop - rows.start, 1 + BACKWARD_EQUIVALENTS if backward else 1)
+            self._meter.add_passes(rows.stop - rows.start, 1 + self._plan.backward_equivalents if backward else 1)

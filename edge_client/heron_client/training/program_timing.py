@@ -6,7 +6,7 @@ import statistics
 from dataclasses import KW_ONLY, dataclass
 
 from heron_client.training.programs import Programs
-from heron_common.algorithm.plan_counts import BACKWARD_EQUIVALENTS, forward_equivalents, round_bytes
+from heron_common.algorithm.plan_counts import forward_equivalents, round_bytes
 from heron_common.process.clock import Clock
 from heron_common.protocol.messages import Membership
 from heron_common.specification.model_spec import ProgramKind
@@ -32,10 +32,9 @@ class ProgramTiming:
     micro_batch: int
     seconds: float
 
-    @property
-    def forward_seconds(self) -> float:
-        """Of one sample's forward pass, a backward pass counting as BACKWARD_EQUIVALENTS of them."""
-        return self.seconds / self.micro_batch / (1 + BACKWARD_EQUIVALENTS if self.kind in _BACKWARD else 1)
+    def forward_seconds(self, backward_equivalents: float) -> float:
+        """Return those of one sample's forward pass, a backward pass counting as so many of them."""
+        return self.seconds / self.micro_batch / (1 + backward_equivalents if self.kind in _BACKWARD else 1)
 
     def sentence(self) -> str:
         """Say it."""
@@ -70,10 +69,10 @@ def round_sentence(membership: Membership, timings: list[ProgramTiming]) -> str:
     if plan is None:
         return "this server does not tell its plan before a round, so that time and bytes cannot be estimated."
     passes = forward_equivalents(plan)
-    seconds = passes * max(timing.forward_seconds for timing in timings)
+    seconds = passes * max(timing.forward_seconds(plan.backward_equivalents) for timing in timings)
     counted = round_bytes(plan, membership.model)
     up, down = sum(counted["up"].values()), sum(counted["down"].values())
     return (
-        f"about {seconds:.2g} s of computing for {passes} passes ({plan.local_steps} steps of {plan.batch_size} samples), {human_bytes(up)} up and "
+        f"about {seconds:.2g} s of computing for {passes:.0f} passes ({plan.local_steps} steps of {plan.batch_size} samples), {human_bytes(up)} up and "
         f"{human_bytes(down)} down; at 10 Mbit/s the upload alone takes {up / UPLINK_BYTES_PER_SECOND:.2g} s."
     )

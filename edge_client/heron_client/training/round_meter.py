@@ -24,13 +24,13 @@ class RoundMeter:
     clipped: int = 0
     non_finite: int = 0
     forward_passes: int = 0
-    forward_equivalents: int = 0
+    forward_equivalents: float = 0.0
     steps_skipped: int = 0
     diverged: bool = False
     step_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 
-    def add_passes(self, rows: int, equivalents: int) -> None:
+    def add_passes(self, rows: int, equivalents: float) -> None:
         """Account for `rows` samples run through a program that costs `equivalents` forward passes each."""
         self.forward_passes += rows
         self.forward_equivalents += rows * equivalents
@@ -74,5 +74,5 @@ class RoundMeter:
             derivative_quantile=self.quantile.value,
             steps_skipped=self.steps_skipped,
             diverged=self.diverged,
-            forward_equivalents=float(self.forward_equivalents),
+            forward_equivalents=self.forward_equivalents,
         )

@@ -88,7 +88,7 @@ class Program:
         self.activations: Float32Array = np.zeros((rows, *cut), np.float32)
         self.losses: Float32Array = np.zeros(rows, np.float32)
         self.inner_products: Float32Array = np.zeros(rows, np.float32)
-        layout = parameters.joint_layout if self.kind is ProgramKind.GRADIENT else parameters.front_layout
+        layout = parameters.descended_layout if self.kind is ProgramKind.GRADIENT else parameters.front_layout
         has_gradients = "gradients" in PROGRAM_OUTPUTS[self.kind]
         self.gradients: Float32Array = np.zeros(layout.num_parameters if has_gradients else 0, np.float32)
         moves = self.kind in _MOVES_STATISTICS
@@ -131,7 +131,9 @@ class Program:
             weights = {WEIGHTS_BY_DIRECTION: parameters.working}
         outputs: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in PROGRAM_OUTPUTS[self.kind] if name != "gradients"}
         if gradient_layout is not None:
-            for name, view in zip(views, gradient_layout.views(self.gradients), strict=True):
+            # The first tensors may be without a gradient.
+            names = list(views)[len(views) - len(gradient_layout.specs) :]
+            for name, view in zip(names, gradient_layout.views(self.gradients), strict=True):
                 outputs[f"gradients.{name}"] = view
         outputs |= {f"new_statistics.{i}": view for i, view in enumerate(statistics.views(self.new_statistics))}
         # Of the frozen tensors a program takes those that it uses.

@@ -48,6 +48,7 @@ class Estimator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ESTIMATOR_NONE: _ClassVar[Estimator]
     ESTIMATOR_ZEROTH_ORDER: _ClassVar[Estimator]
     ESTIMATOR_FIRST_ORDER: _ClassVar[Estimator]
+    ESTIMATOR_HYBRID: _ClassVar[Estimator]
 
 class FiniteDifference(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -118,6 +119,7 @@ ESTIMATOR_UNSPECIFIED: Estimator
 ESTIMATOR_NONE: Estimator
 ESTIMATOR_ZEROTH_ORDER: Estimator
 ESTIMATOR_FIRST_ORDER: Estimator
+ESTIMATOR_HYBRID: Estimator
 FINITE_DIFFERENCE_UNSPECIFIED: FiniteDifference
 FINITE_DIFFERENCE_FORWARD: FiniteDifference
 FINITE_DIFFERENCE_CENTRAL: FiniteDifference
@@ -227,7 +229,7 @@ class Program(_message.Message):
     def __init__(self, kind: _Optional[_Union[ProgramKind, str]] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., micro_batch: _Optional[int] = ..., length: _Optional[int] = ..., directions: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base", "statistics", "lengths")
+    __slots__ = ("client_model", "auxiliary_head", "cut", "labels", "context", "base", "statistics", "lengths", "without_gradient")
     CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_HEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +238,7 @@ class Model(_message.Message):
     BASE_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     client_model: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     auxiliary_head: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     cut: TensorSpec
@@ -244,10 +247,11 @@ class Model(_message.Message):
     base: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     statistics: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., statistics: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    without_gradient: int
+    def __init__(self, client_model: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., auxiliary_head: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., cut: _Optional[_Union[TensorSpec, _Mapping]] = ..., labels: _Optional[_Union[TensorSpec, _Mapping]] = ..., context: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., base: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., statistics: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., lengths: _Optional[_Iterable[int]] = ..., without_gradient: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay", "relative_step")
+    __slots__ = ("preset", "objective", "estimator", "difference", "distribution", "direction_groups", "smoothing_radius", "head_training", "local_steps", "upload_interval", "batch_size", "micro_batch", "optimiser", "learning_rate", "clip_factor", "num_directions", "wire_dtype", "update_encoding", "momentum", "weight_decay", "relative_step", "backward_equivalents")
     PRESET_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +273,7 @@ class Plan(_message.Message):
     MOMENTUM_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     RELATIVE_STEP_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_EQUIVALENTS_FIELD_NUMBER: _ClassVar[int]
     preset: str
     objective: Objective
     estimator: Estimator
@@ -290,7 +295,8 @@ class Plan(_message.Message):
     momentum: float
     weight_decay: float
     relative_step: float
-    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ..., num_directions: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., update_encoding: _Optional[_Union[UpdateEncoding, str]] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., relative_step: _Optional[float] = ...) -> None: ...
+    backward_equivalents: float
+    def __init__(self, preset: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., difference: _Optional[_Union[FiniteDifference, str]] = ..., distribution: _Optional[_Union[DirectionDistribution, str]] = ..., direction_groups: _Optional[int] = ..., smoothing_radius: _Optional[float] = ..., head_training: _Optional[_Union[HeadTraining, str]] = ..., local_steps: _Optional[int] = ..., upload_interval: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch: _Optional[int] = ..., optimiser: _Optional[_Union[ClientOptimiser, str]] = ..., learning_rate: _Optional[float] = ..., clip_factor: _Optional[float] = ..., num_directions: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., update_encoding: _Optional[_Union[UpdateEncoding, str]] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., relative_step: _Optional[float] = ..., backward_equivalents: _Optional[float] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("client_version", "runtime_version")

@@ -20,7 +20,6 @@ from heron_server.configuration.own_presets import PresetTable
 from heron_server.configuration.plan_section import PlanSection
 from heron_server.configuration.section import COMMON, Section, checked, section_of
 from heron_server.models.registry import FAMILIES, OUTSIDE, check_family, parse_family_options, parse_model_options
-from heron_server.models.train_weights import FORMS, check_train_weights
 from heron_server.rounds.state import RoundRules, cohort_size
 from heron_server.storage.run_directory import has_begun
 from heron_server.training.early_end import EndRules, parse_comparison
@@ -50,10 +49,10 @@ class RunSection(Section):
         None,
         description="submodule behind which the model is cut, like layer1: needed for a module of your own (`heron cuts` lists the places)",
     )
-    train_weights: str = Field("all", description=f"which weights of the front move, whatever estimates their steps: {FORMS}")
     blocks: str = Field(
         "",
-        description="submodules of the front behind which local losses are, like layer1.0,layer1.1 (default: all blocks that are found, or every second one)",
+        description="submodules of the front behind which local losses are, like layer1.0,layer1.1 (default: all blocks that are found, or every second one); "
+        "the last block of train_weights begins behind the last of them",
     )
     data_spec: str = Field("digits", description=f"what data look like: {SPECIFICATION_FORMS}", json_schema_extra=COMMON)
     overlong: Literal["truncate", "refuse"] = Field(
@@ -98,11 +97,10 @@ class RunSection(Section):
     def _parse_options(cls, value: Any) -> Any:
         return checked(parse_model_options, value) if isinstance(value, str) else value
 
-    @field_validator("train_weights")
-    @classmethod
-    def _chooses(cls, value: str) -> str:
-        checked(check_train_weights, value)
-        return value
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The submodules that `blocks` names."""
+        return tuple(name.strip() for name in self.blocks.split(",") if name.strip())
 
     @field_validator("model", "data_spec", "eval_data")
     @classmethod

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import field_validator
+
 from heron_common.algorithm.plan import Algorithm, Alignment, Plan
-from heron_server.configuration.section import section_of
+from heron_server.configuration.section import checked, section_of
+from heron_server.models.train_weights import check_train_weights
 
 
 class PlanSection(section_of(Plan, Algorithm, Alignment, overrides=True)):  # type: ignore[misc]
     """What differs from the preset's plan; everything unset is the preset's."""
+
+    @field_validator("train_weights", "exact_weights")
+    @classmethod
+    def _chooses(cls, value: str | None) -> str | None:
+        if value is not None:
+            checked(check_train_weights, value)
+        return value
 
     @property
     def given(self) -> dict[str, Any]:

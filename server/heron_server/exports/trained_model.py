@@ -10,11 +10,14 @@ from typing import Any, Literal
 
 from torch import nn
 
+from heron_common.algorithm.presets import preset
 from heron_common.data.specification import parse_specification
 from heron_common.errors import CheckpointError, ConfigurationError, StorageError
 from heron_common.files.plain_files import is_plain, reading
 from heron_common.specification.data_specification import DataSpecification
 from heron_server.configuration.config import RunSection
+from heron_server.configuration.own_presets import PresetTable
+from heron_server.configuration.plan_section import PlanSection
 from heron_server.exports.vouching import Vouched
 from heron_server.models.base import base_digest
 from heron_server.models.behaviour import computes_otherwise
@@ -72,14 +75,14 @@ def load_trained(
     store = CheckpointStore(run_dir / "checkpoints", 1)
     checkpoint = store.read(store.best() if completed_rounds == "best" else completed_rounds)
     with reading(run_dir / "run.json"):
-        options = _options(identity.configuration, run_dir)
+        options, chosen = _options(identity.configuration, run_dir), _train_weights(identity.configuration)
     vouched.check(run_dir, options.model, options.model_options)
     data = parse_specification(options.data_spec)
     data = dataclasses.replace(data, refuses_overlong=options.overlong == "refuse", columns=data.columns or identity.columns)
     samples = read_probe_file(run_dir, data.input_shape, data.tokens)
     probes = Probes(samples, are_made_up=False) if samples is not None else None
     built = build_model(options.model, options.model_options, data=data, seed=options.seed, cut=options.cut, probes=probes, module=module)
-    built = with_train_weights(built, options.train_weights)
+    built = with_train_weights(built, chosen, blocks=options.block_names)
     difference = identity.code_difference(computes_otherwise(identity.model_code, identity.behaviour, built))
     if difference:
         log.warning(difference)
@@ -101,9 +104,17 @@ def _options(configuration: dict[str, Any], run_dir: Path) -> RunSection:
         raise StorageError(
             f"{run_dir / 'run.json'} has no option {', '.join(map(repr, missing))}: restore it from a backup, or use the version that made the run"
         )
-    # Runs of version 0.1 had no choice of weights.
-    chosen = {name: configuration[name] for name in ("train_weights",) if name in configuration}
-    return RunSection.model_validate({name: configuration[name] for name in needed} | chosen)
+    blocks = {name: configuration[name] for name in ("blocks",) if name in configuration}
+    return RunSection.model_validate({name: configuration[name] for name in needed} | blocks)
+
+
+def _train_weights(configuration: dict[str, Any]) -> str:
+    """Return which weights moved: what was given, or what the run's preset says."""
+    name = configuration.get("preset", "heron")
+    own = configuration.get(f"presets.{name}")
+    row = preset(name) if own is None else PresetTable.model_validate(own).algorithm(name)
+    given = PlanSection.model_validate({"train_weights": configuration.get("train_weights")})
+    return row.with_options(given.given).train_weights
 
 
 def _check_base(model: SplitModel, name: str, run_dir: Path) -> None:

@@ -51,6 +51,7 @@ class SplitModel:
         batch_statistics: whether batch normalisations of front and head that are not frozen normalise by the whole batch on devices. Here the front
             stays in evaluation mode all the same: only clients train it, and evaluation takes the running statistics that they come to.
         token_input: how a user's own module takes tokens; None for all others.
+        without_gradient: so many trained tensors at the front's beginning move by differences, those behind them by gradients; 0 where one estimator moves all.
         code_digest: of what a user's own module computes, but for its weights: its operations, settings and constants; empty for all others.
 
     What requires a gradient is trained, the rest is frozen. Without `batch_statistics` no part on devices normalises across samples, so micro-batches
@@ -77,6 +78,7 @@ class SplitModel:
     code_digest: str = ""
     probes: Probes | None = None
     lengths: tuple[int, ...] = ()
+    without_gradient: int = 0
 
     def to_spec(self) -> ModelSpec:
         """Return the client's tensors in flat-buffer order and the shape of a sample at the cut."""
@@ -90,6 +92,7 @@ class SplitModel:
             base=tuple(frozen.spec for frozen in self.frozen),
             statistics=tuple(TensorSpec(name, DType.FLOAT32, tuple(value.shape)) for name, value in self.statistics.items()),
             lengths=self.lengths,
+            without_gradient=self.without_gradient,
         )
 
     def of_length(self, length: int) -> SplitModel:

@@ -53,7 +53,8 @@ class FrontProgram(nn.Module):
 class GradientProgram(nn.Module):
     """theta_c, theta_a, x, y -> z, per-sample local loss, gradients of the losses' sum, and new running statistics where the model has any.
 
-    Where the front has local losses within it, z and the loss that is returned are those at its end, and the gradients those of the sum of all.
+    Where the front has local losses within it, z and the loss that is returned are those at its end, and the gradients those of the sum of all. Where some
+    tensors of it are without gradients, nothing is kept or computed for theirs.
     """
 
     def __init__(self, part: ClientPart) -> None:
@@ -64,12 +65,13 @@ class GradientProgram(nn.Module):
         self, x: torch.Tensor, y: torch.Tensor, client_model: Tensors, auxiliary_head: Tensors, statistics: Tensors, base: Tensors
     ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
-            front, head = _leaves(client_model), _leaves(auxiliary_head)
             (part,) = self._part
+            constant = part.model.without_gradient
+            front, head = [*client_model[:constant], *_leaves(client_model[constant:])], _leaves(auxiliary_head)
             with blocks_apart(part.model.front, part.inner_places) as outputs:
                 z, losses, *moved = self._losses(x, y, front, head, statistics, base)
             inner = part.inner_losses(x, y, outputs=outputs, trained=head)
-            return z.detach(), losses.detach(), *_gradients(sum(inner, losses.sum()), [*front, *head]), *moved
+            return z.detach(), losses.detach(), *_gradients(sum(inner, losses.sum()), [*front[constant:], *head]), *moved
 
 
 class SurrogateProgram(nn.Module):
@@ -161,8 +163,9 @@ def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, 
     """Return the function of one program for runs of `micro_batch` samples, in `directions` groups with weights of their own.
 
     Inputs are named `x`, `y` or `cut_gradient`, `client_model.<i>`, `auxiliary_head.<i>` in flat-buffer order, `base.<i>` in the base's order;
-    outputs `activations`, `losses` or `inner_products`, then `gradients.<input>`. Where the model has running statistics those programs that a base pass
-    may run also have inputs `statistics.<i>` and outputs `new_statistics.<i>`, in the order of the statistics' flat buffer; `micro_batch` is then the batch.
+    outputs `activations`, `losses` or `inner_products`, then `gradients.<input>`, but none of the model's first `without_gradient` tensors.
+    Where the model has running statistics those programs that a base pass may run also have inputs `statistics.<i>` and outputs `new_statistics.<i>`,
+    in the order of the statistics' flat buffer; `micro_batch` is then the batch.
     With several directions the trained weights are one input, `weights` [directions, d], and neither gradients nor running statistics are computed.
 
     Raises:
@@ -189,7 +192,7 @@ def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, 
         case ProgramKind.LOSS | ProgramKind.GRADIENT:
             module = LossProgram(part) if kind is ProgramKind.LOSS else GradientProgram(part)
             arguments, inputs = (x, y, front, head, statistics, base), ("x", "y", *fronts, *heads, *moving)
-            outputs = ("activations", "losses", *(gradients if kind is ProgramKind.GRADIENT else ()), *moved)
+            outputs = ("activations", "losses", *(gradients[model.without_gradient :] if kind is ProgramKind.GRADIENT else ()), *moved)
         case ProgramKind.SURROGATE | ProgramKind.PULLBACK:
             module = SurrogateProgram(part) if kind is ProgramKind.SURROGATE else PullbackProgram(part)
             arguments, inputs = (x, cut_gradient, front, base), ("x", "cut_gradient", *fronts)

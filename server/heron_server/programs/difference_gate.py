@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from heron_common.algorithm.plan import Objective, Plan
+from heron_common.algorithm.trained_tensors import perturbed_tensors
 from heron_common.errors import ParityError
 from heron_common.ids import RoundReference
 from heron_common.numerics.directions import Directions, derive_seed
@@ -61,11 +62,11 @@ def difference_error(
         group_size = min(group_size, max(affordable, run_size))
     generator = np.random.Generator(np.random.Philox(key=seed))
     x, y = model.random_batch(num_groups * group_size, generator)
-    layout = FlatLayout(model.to_spec().client_model + (model.to_spec().auxiliary_head if plan.trains_head else ()))
+    layout = FlatLayout(perturbed_tensors(plan, model.to_spec()))
     directions = Directions(
         derive_seed(seed, "parity", round_reference=RoundReference(0, 0), purpose="parity", index=0), plan.distribution, layout
     )
-    theta = _trained_flat(model, plan)
+    theta = _joint_flat(model)[: layout.num_parameters]
     run = _loss_runner(model, plan, load_runner(program))
     errors = []
     for k in range(num_directions):
@@ -136,9 +137,9 @@ def fitting_radius(
     )
 
 
-def _trained_flat(model: SplitModel, plan: Plan) -> Float32Array:
-    front = flat_parameters(model.front)
-    return np.concatenate([front, flat_parameters(model.auxiliary_head)]) if plan.trains_head else front
+def _joint_flat(model: SplitModel) -> Float32Array:
+    """Return front and head in one flat buffer, of which a plan perturbs the beginning."""
+    return np.concatenate([flat_parameters(model.front), flat_parameters(model.auxiliary_head)])
 
 
 def _loss_runner(
@@ -146,7 +147,7 @@ def _loss_runner(
 ) -> Callable[[Float32Array, npt.NDArray[Any], npt.NDArray[Any]], Float32Array]:
     spec = model.to_spec()
     front, head = FlatLayout(spec.client_model), FlatLayout(spec.auxiliary_head)
-    fixed_head = flat_parameters(model.auxiliary_head)
+    present = _joint_flat(model)
 
     with_head = plan.objective is Objective.AUXILIARY
     part = ClientPart(model, with_head)
@@ -158,14 +159,13 @@ def _loss_runner(
     size = plan.micro_batch // copies
 
     def losses(theta: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float32Array:
+        joint = np.concatenate([theta, present[theta.size :]])
         feeds: dict[str, npt.NDArray[Any]] = base | {
-            f"client_model.{i}": v for i, v in enumerate(front.views(theta[: front.num_parameters]))
+            f"client_model.{i}": v for i, v in enumerate(front.views(joint[: front.num_parameters]))
         }
         if plan.objective is Objective.AUXILIARY:
-            head_flat = theta[front.num_parameters :] if plan.trains_head else fixed_head
-            feeds |= {f"auxiliary_head.{i}": v for i, v in enumerate(head.views(head_flat))}
+            feeds |= {f"auxiliary_head.{i}": v for i, v in enumerate(head.views(joint[front.num_parameters :]))}
         if copies > 1:
-            joint = np.concatenate([theta[: front.num_parameters], theta[front.num_parameters :] if plan.trains_head else fixed_head])
             feeds = base | {WEIGHTS_BY_DIRECTION: np.tile(joint, (copies, 1))}
         pieces = []
         for start in range(0, len(x), size):
@@ -200,9 +200,9 @@ def cut_gradients(model: SplitModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -
 
 
 def _gradient(model: SplitModel, plan: Plan, *, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Float64Array:
-    """Return the gradient of the group's mean loss by autograd, flat."""
-    parts = (model.front, model.auxiliary_head) if plan.trains_head else (model.front,)
-    parameters = [parameter for part in parts for _, parameter in trained_parameters(part)]
+    """Return the gradient of the group's mean loss by autograd, flat, of what the plan perturbs."""
+    trained = [parameter for part in (model.front, model.auxiliary_head) for _, parameter in trained_parameters(part)]
+    parameters = trained[: len(perturbed_tensors(plan, model.to_spec()))]
     gradient = np.zeros(sum(p.numel() for p in parameters), np.float64)
     with_head = plan.objective is Objective.AUXILIARY
     part, step = ClientPart(model, with_head), len(x) if model.batch_statistics else GRADIENT_ROWS

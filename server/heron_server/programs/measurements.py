@@ -36,6 +36,7 @@ FIELDS_WITHOUT_EFFECT = (
     "num_directions",
     "wire_dtype",
     "update_encoding",
+    "backward_equivalents",
     "momentum",
     "weight_decay",
 )

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from heron_common.algorithm.plan import Algorithm, DirectionScale, Estimator, Plan, UpdateEncoding
+from heron_common.algorithm.plan import Algorithm, DirectionScale, Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, statistics_mistakes
 from heron_common.algorithm.plan_counts import prefers_log
+from heron_common.algorithm.trained_tensors import perturbed_tensors, trained_tensors
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.layout import FlatLayout
-from heron_common.numerics.tensors import Float64Array
+from heron_common.numerics.tensors import Float64Array, TensorSpec
 from heron_common.numerics.zeroth_order import global_scales, tensor_scales
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramKind, ProgramReference
 from heron_server.models.split_model import SplitModel, flat_parameters
+from heron_server.programs.backward_cost import backward_equivalents
 from heron_server.programs.compile import compile_function
 from heron_server.programs.cost import ClientCost, choose_direction_groups, choose_micro_batch, client_cost
 from heron_server.programs.difference_gate import MeasureCost, MeasureDifference, check_difference, difference_error, fitting_radius
@@ -57,6 +59,7 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel, count: MeasureCo
     if plan.micro_batch == 0:
         copied = _joint_dimension(model) if takes_directions(model) else None
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes, copied))
+    plan = dataclasses.replace(plan, backward_equivalents=backward_equivalents(algorithm, model))
     plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_at_most(max(1, _dimension(model, plan)))))
     if plan.update_encoding is UpdateEncoding.AUTO:
         logs = can_log(plan) and prefers_log(plan, model.to_spec())
@@ -97,12 +100,11 @@ def takes_directions(model: SplitModel) -> bool:
 def needed_programs(algorithm: Algorithm) -> tuple[ProgramKind, ...]:
     """Return which programs a client needs over the whole run; warm-up rounds need the front alone."""
     plan = algorithm.plan
-    exact = plan.estimator is Estimator.FIRST_ORDER
     if plan.needs_head:
-        descent = ProgramKind.GRADIENT if exact else ProgramKind.LOSS
-        return (descent, ProgramKind.FRONT) if algorithm.warmup_rounds else (descent,)
+        descent = ((ProgramKind.GRADIENT,) if plan.takes_gradients else ()) + ((ProgramKind.LOSS,) if plan.perturbs else ())
+        return (*descent, ProgramKind.FRONT) if algorithm.warmup_rounds else descent
     if plan.needs_cut_gradient:
-        return (ProgramKind.FRONT, ProgramKind.PULLBACK if exact else ProgramKind.SURROGATE)
+        return (ProgramKind.FRONT, ProgramKind.PULLBACK if plan.takes_gradients else ProgramKind.SURROGATE)
     return (ProgramKind.FRONT,)
 
 
@@ -159,11 +161,10 @@ def publish(
 
 
 def scales_of(model: SplitModel, algorithm: Algorithm) -> Float64Array:
-    """Return the scale s_t of each trained tensor for the model's present weights: for the gate, and for a whole run where these are its first."""
+    """Return the scale s_t of each tensor that is perturbed, or would be, for the model's present weights: for the gate, and for a whole run where these are its first."""
     spec = model.to_spec()
-    tensors = FlatLayout(spec.client_model).views(flat_parameters(model.front))
-    if algorithm.plan.trains_head:
-        tensors += FlatLayout(spec.auxiliary_head).views(flat_parameters(model.auxiliary_head))
+    flat = np.concatenate([flat_parameters(model.front), flat_parameters(model.auxiliary_head)])
+    tensors = FlatLayout(spec.client_model + spec.auxiliary_head).views(flat)[: len(_scaled(algorithm.plan, spec))]
     if algorithm.direction_scale is DirectionScale.UNIT:
         return np.ones(len(tensors), np.float64)
     if algorithm.direction_scale is DirectionScale.TENSOR_RMS:
@@ -178,7 +179,7 @@ def scales_in_round(anchor: Float64Array, spec: ModelSpec, *, algorithm: Algorit
     """
     if algorithm.direction_scale is not DirectionScale.BLOCK_RMS:
         return anchor
-    specs = spec.client_model + (spec.auxiliary_head if algorithm.plan.trains_head else ())
+    specs = _scaled(algorithm.plan, spec)
     # A front's layers are its direct children, named before the first dot; a head's names follow them in the same order.
     layers = [(index >= len(spec.client_model), tensor.name.partition(".")[0]) for index, tensor in enumerate(specs)]
     order = list(dict.fromkeys(layers))
@@ -191,5 +192,9 @@ def _joint_dimension(model: SplitModel) -> int:
 
 
 def _dimension(model: SplitModel, plan: Plan) -> int:
-    spec = model.to_spec()
-    return FlatLayout(spec.client_model + (spec.auxiliary_head if plan.trains_head else ())).num_parameters
+    return FlatLayout(_scaled(plan, model.to_spec())).num_parameters
+
+
+def _scaled(plan: Plan, spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """Return the tensors that have a scale: those that are perturbed, or all that are trained where none are."""
+    return perturbed_tensors(plan, spec) if plan.perturbs else trained_tensors(plan, spec)

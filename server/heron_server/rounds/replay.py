@@ -6,6 +6,7 @@ import numpy as np
 
 from heron_common.algorithm.payload_shapes import weight_specs
 from heron_common.algorithm.plan import UpdateEncoding
+from heron_common.algorithm.trained_tensors import perturbed_tensors
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.layout import FlatLayout
@@ -23,7 +24,6 @@ def replay_update(attempt: Attempt, run_seed: int, *, client_id: str, log_bytes:
     """
     assignment = attempt.assignment
     (spec,) = weight_specs(assignment.plan, attempt.facts.model, UpdateEncoding.LOG)
-    trained = attempt.facts.model.client_model + (attempt.facts.model.auxiliary_head if assignment.plan.trains_head else ())
     # Whatever finite coefficients a client sends, weights that they throw out of range are refused below, not warned about here.
     with np.errstate(over="ignore", invalid="ignore"):
         weights = replay(
@@ -33,7 +33,7 @@ def replay_update(attempt: Attempt, run_seed: int, *, client_id: str, log_bytes:
             run_seed=run_seed,
             client_id=client_id,
             reference=assignment.round,
-            layout=FlatLayout(trained),
+            layout=FlatLayout(perturbed_tensors(assignment.plan, attempt.facts.model)),
         )
     if weights_digest(weights) != weights_sha256 or not bool(np.isfinite(weights).all()):
         raise RefusedError(

@@ -101,6 +101,7 @@ def test_what_real_servers_say_passes() -> None:
         ({"model__cut": TensorSpec("cut", DType.INT8, (16,))}, "activations"),
         ({"model__labels": TensorSpec("labels", DType.INT64, (3,))}, "labels"),
         ({"model__context": (TensorSpec("mask", DType.UINT8, (3,)),)}, "mask"),
+        ({"model__without_gradient": 3}, "without gradients"),
         ({"model__statistics": (TensorSpec("elsewhere.mean", DType.FLOAT32, (4,)),)}, "statistics"),
         ({"model__base": (TensorSpec("b", DType.INT8, ()),)}, "rows"),
         ({"model__base": (TensorSpec("b", DType.FLOAT32, (4,)),)}, "frozen"),
@@ -233,3 +234,22 @@ def test_the_memory_that_may_be_used_is_the_least_that_machine_and_groups_leave(
     (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("4096\n")
     assert usable_memory(proc, groups) == 4096
     assert usable_memory() > 0
+
+
+HYBRID = dataclasses.replace(PRESETS["hybrid"].plan, batch_size=32, direction_groups=8, micro_batch=4)
+
+
+def test_a_plan_of_two_estimators_fits_a_model_whose_first_tensors_are_without_gradients() -> None:
+    gradient = dataclasses.replace(LOSS, kind=ProgramKind.GRADIENT)
+    apart = but(MEMBERSHIP, model__without_gradient=1, programs=(LOSS, gradient))
+    hybrid = but(ASSIGNMENT, plan=HYBRID, direction_scales=(0.1,))
+    check_assignment(hybrid, apart, BUDGET)
+    for assignment, membership, why in (
+        (but(hybrid, direction_scales=(0.1, 0.1)), apart, "direction scale"),
+        (hybrid, but(apart, programs=(LOSS,)), "gradient program"),
+        (hybrid, but(apart, programs=(gradient,)), "loss program"),
+        (but(hybrid, direction_scales=()), but(apart, model__without_gradient=0), "estimator=hybrid"),
+        (ASSIGNMENT, apart, "estimator=zeroth_order"),
+    ):
+        with pytest.raises(ProgramError, match=why):
+            check_assignment(assignment, membership, BUDGET)

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from heron_common.algorithm.plan import Algorithm, ClientOptimiser, Estimator, HeadTraining, Objective, Plan, ServerSchedule, UpdateEncoding
+from heron_common.algorithm.plan import (
+    Algorithm,
+    ClientOptimiser,
+    Estimator,
+    HeadTraining,
+    LocalLosses,
+    Objective,
+    Plan,
+    ServerSchedule,
+    UpdateEncoding,
+)
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, plan_mistakes, statistics_mistakes, step_mistakes
 from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.numerics.directions import DirectionDistribution
@@ -66,6 +76,7 @@ LOG = {"update_encoding": UpdateEncoding.LOG, "optimiser": ClientOptimiser.SGD}
 LAMBDA = {"objective": Objective.CUT_GRADIENT, "head_training": HeadTraining.NONE}
 SERVER = {"objective": Objective.SERVER, "head_training": HeadTraining.NONE}
 EXACT = {"estimator": Estimator.FIRST_ORDER, "optimiser": ClientOptimiser.ADAM, "head_training": HeadTraining.CLIENT}
+HYBRID = EXACT | {"estimator": Estimator.HYBRID, "update_encoding": UpdateEncoding.DENSE}
 
 CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"local_steps": 4, "upload_interval": 5}, ["upload_interval 5", "local_steps 4", "lower it"]),
@@ -88,6 +99,14 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
         EXACT | {"optimiser": ClientOptimiser.SCALAR_ADAPTIVE},
         ["client_optimiser=scalar_adaptive", "estimator=first_order", "sgd, momentum, adam or adamw"],
     ),
+    (HYBRID | SERVER, ["estimator=hybrid", "objective=server", "objective to auxiliary"]),
+    (HYBRID | LAMBDA, ["estimator=hybrid", "objective=cut_gradient", "objective to auxiliary"]),
+    (HYBRID | {"objective": Objective.NONE}, ["objective=none", "estimator=hybrid", "estimator to none"]),
+    (
+        HYBRID | {"optimiser": ClientOptimiser.SCALAR_ADAPTIVE},
+        ["client_optimiser=scalar_adaptive", "estimator=hybrid", "sgd, momentum, adam or adamw"],
+    ),
+    (HYBRID | {"update_encoding": UpdateEncoding.LOG}, ["update_encoding=log", "estimator=hybrid", "dense"]),
     *(
         (
             {"optimiser": optimiser, "weight_decay": 0.1},
@@ -307,3 +326,29 @@ def test_a_plan_that_normalises_by_less_than_the_batch_is_named_with_the_layer(
 )
 def test_whole_batches_with_a_base_pass_a_step_suit_every_other_plan(changes: dict[str, Any]) -> None:
     assert statistics_mistakes(changed(**{**WHOLE, **changes}), by_batch("front.1")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "around", "words"),
+    [
+        ("hybrid", {"exact_weights": "none"}, ["estimator=hybrid", "exact_weights=none", "last-block", "zeroth_order"]),
+        ("heron", {"exact_weights": "last-block"}, ["exact_weights=last-block", "estimator=zeroth_order", "estimator to hybrid"]),
+        ("cse-fsl", {"exact_weights": "last"}, ["exact_weights=last", "estimator=first_order", "exact_weights to none"]),
+        ("hybrid", {"local_losses": LocalLosses.BLOCKS}, ["local_losses=blocks", "estimator=hybrid", "local_losses to end"]),
+    ],
+)
+def test_two_estimators_and_the_weights_that_are_set_apart_belong_together(name: str, around: dict[str, Any], words: list[str]) -> None:
+    assert algorithm_mistakes(complete(preset(name))) == []
+    (mistake,) = algorithm_mistakes(complete(dataclasses.replace(preset(name), **around)))
+    assert all(word in mistake for word in words)
+
+
+def test_a_hybrid_step_has_a_learning_rate_and_a_relative_length() -> None:
+    plan = complete(preset("hybrid")).plan
+    assert step_mistakes(plan, ["client_learning_rate", "relative_step"]) == [] and not can_log(plan)
+    assert "--relative-step" in plan.step_option and "--client-learning-rate" in plan.step_option
+    for value in (0.0, 1.5):
+        (mistake,) = plan_mistakes(dataclasses.replace(plan, relative_step=value))
+        assert "relative_step" in mistake
+    for counted in (-1.0, math.nan, math.inf):
+        assert any("backward_equivalents" in mistake for mistake in plan_mistakes(dataclasses.replace(plan, backward_equivalents=counted)))

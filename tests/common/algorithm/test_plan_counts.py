@@ -17,14 +17,15 @@ from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference
 from heron_common.protocol.messages import PeakMemory
 from heron_common.specification.model_spec import ModelSpec
-from tests.client.models import TinyModel
+from tests.client.models import TinyModel, tiny_model_of
 from tests.client.rounds import Finished, Network, run_round, small_plan
 
 CENTRAL = {"difference": FiniteDifference.CENTRAL}
 FORWARD = {"difference": FiniteDifference.FORWARD}
+PARTLY = {"backward_equivalents": 0.125}
 REST = {"objective": Objective.NONE, "estimator": Estimator.NONE}
 
-SHAPES: list[tuple[str, dict[str, Any], int]] = [
+SHAPES: list[tuple[str, dict[str, Any], float]] = [
     # Equivalents of one sample over three steps, written out: base + perturbed + backward.
     ("heron", {}, 3 * (1 + 1)),
     ("heron", {"num_directions": 2}, 3 * (1 + 2)),
@@ -45,6 +46,11 @@ SHAPES: list[tuple[str, dict[str, Any], int]] = [
     ("cse-fsl", {"upload_interval": 2}, 3 * 3),
     ("blockwise", {}, 3 * (1 + 2)),
     ("pairs", {}, 3 * (1 + 2)),
+    ("last-exact", {}, 3 * (1 + 2)),
+    ("last-exact", PARTLY, 3 * (1 + 0.125)),
+    ("hybrid", {}, 3 * (1 + 2 + 1)),
+    ("hybrid", PARTLY, 3 * (1 + 0.125 + 1)),
+    ("hybrid", PARTLY | CENTRAL | {"num_directions": 2, "upload_interval": 2}, 3 * (1 + 0.125 + 4)),
     ("fsl-sage", {}, 3 * 3),
     ("sflv1", {}, 3 * (1 + 3)),
     ("sflv2", {}, 3 * (1 + 3)),
@@ -52,6 +58,10 @@ SHAPES: list[tuple[str, dict[str, Any], int]] = [
     ("frozen", {"upload_interval": 2}, 2),
 ]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in changes.items())]) for name, changes, _ in SHAPES]
+
+
+def of_plan(tiny: TinyModel, plan: Plan) -> TinyModel:
+    return tiny_model_of(plan) if plan.estimator is Estimator.HYBRID else tiny
 
 
 def run(tiny: TinyModel, plan: Plan) -> tuple[Finished, Network]:
@@ -74,8 +84,9 @@ def test_every_preset_is_among_the_shapes() -> None:
 
 @pytest.mark.invariant(17)
 @pytest.mark.parametrize(("name", "changes", "equivalents"), SHAPES, ids=IDS)
-def test_a_round_costs_what_its_plan_says(tiny: TinyModel, name: str, changes: dict[str, Any], equivalents: int) -> None:
+def test_a_round_costs_what_its_plan_says(tiny: TinyModel, name: str, changes: dict[str, Any], equivalents: float) -> None:
     plan = dense(small_plan(name, **changes))
+    tiny = of_plan(tiny, plan)
     done, network = run(tiny, plan)
     assert forward_equivalents(plan) == equivalents * plan.batch_size
     statistics = done.meter.to_statistics(0.0, PeakMemory())

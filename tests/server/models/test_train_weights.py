@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -32,6 +33,8 @@ def names(model: SplitModel) -> list[str]:
         ("norms", {"0.1", "1.1", "2.1"}),
         ("last", {"2.0", "2.1"}),
         ("norms+last", {"0.1", "1.1", "2.0", "2.1"}),
+        ("last-block", {"2.0", "2.1"}),
+        ("norms+last-block", {"0.1", "1.1", "2.0", "2.1"}),
         (r"1\.", {"1.0", "1.1"}),
         (r"0\.0|2\.1", {"0.0", "2.1"}),
     ],
@@ -77,3 +80,61 @@ def test_norms_are_known_by_kind_and_by_name() -> None:
 
     assert all(map(is_norm, [nn.GroupNorm(1, 2), nn.LayerNorm(2), nn.BatchNorm2d(2), nn.InstanceNorm1d(2), nn.RMSNorm(2), LlamaRMSNorm()]))
     assert not any(map(is_norm, [nn.Linear(1, 1), nn.Conv2d(1, 1, 1), nn.Sequential()]))
+
+
+def test_the_last_block_is_the_one_that_is_found_or_what_is_behind_a_named_place() -> None:
+    data = DataSpecification("images", (3, 16, 16), num_classes=5)
+    residual = build_model("resnet", {"width": 8, "groups": 2, "blocks": (1, 1), "front_blocks": 2}, data=data, seed=0)
+    last = names(with_train_weights(residual, "last-block"))
+    assert {name.partition(".")[0] for name in last} == {"4"} and len(last) == 9, "two convolutions, a shortcut, and the norms of all three"
+    assert {name.rpartition(".")[0] for name in names(with_train_weights(cnn(), "last-block", blocks=("0",)))} == {
+        "1.0",
+        "1.1",
+        "2.0",
+        "2.1",
+    }
+    inside = with_train_weights(cnn(), "last-block", blocks=("0", "2.0"))
+    assert names(inside) == ["2.1.weight", "2.1.bias"] and inside.name != with_train_weights(cnn(), "last-block").name
+
+
+@pytest.mark.parametrize(
+    ("chosen", "exact", "blocks", "apart"),
+    [
+        ("norms+last-block", "last-block", (), ["0.1.weight", "0.1.bias", "1.1.weight", "1.1.bias"]),
+        ("all", "last-block", ("0",), ["0.0.weight", "0.0.bias", "0.1.weight", "0.1.bias"]),
+        ("norms", r"2\.1\.bias", (), ["0.1.weight", "0.1.bias", "1.1.weight", "1.1.bias", "2.1.weight"]),
+        ("all", r"[12]\.", (), ["0.0.weight", "0.0.bias", "0.1.weight", "0.1.bias"]),
+    ],
+)
+def test_what_moves_by_differences_comes_before_what_moves_by_gradients(
+    chosen: str, exact: str, blocks: tuple[str, ...], apart: list[str]
+) -> None:
+    model = with_train_weights(cnn(), chosen, exact=exact, blocks=blocks)
+    assert names(model)[: model.to_spec().without_gradient] == apart and len(names(model)) > len(apart)
+    assert model.name != with_train_weights(cnn(), chosen, blocks=blocks).name, "its programs are others"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "exact", "blocks", "words"),
+    [
+        ("norms", r"2\.0", (), [r"exact_weights=2\.0", "train_weights=norms", "none of the weights", "0.1.weight"]),
+        ("all", "nothing", (), ["exact_weights=nothing", "none of the weights"]),
+        ("last-block", "last-block", (), ["exact_weights=last-block", "train_weights=last-block", "estimator=hybrid", "last-exact"]),
+        ("norms+last-block", "all", (), ["exact_weights=all", "train_weights=norms+last-block", "estimator=hybrid"]),
+        ("all", r"1\.", (), [r"exact_weights=1\.", "train_weights=all", "'2.0.weight'", "last-block"]),
+        ("norms+last-block", "last-block", ("7",), ["no block '7'", "0, 1, 2"]),
+        ("last-block", "none", ("2",), ["behind the block '2'", "no weight that trains", "earlier one"]),
+    ],
+)
+def test_weights_that_cannot_be_set_apart_are_named_with_both_options(
+    chosen: str, exact: str, blocks: tuple[str, ...], words: list[str]
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        with_train_weights(cnn(), chosen, exact=exact, blocks=blocks)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_front_without_blocks_is_named() -> None:
+    model = dataclasses.replace(cnn(), front=nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()))
+    with pytest.raises(ConfigurationError, match=r"no blocks that can be found.*blocks.*last"):
+        with_train_weights(model, "last-block")

@@ -12,8 +12,9 @@ from heron_common.algorithm.plan import LocalLosses
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import Task
 from heron_server.models.block_heads import BlockHeads, blocks_apart
+from heron_server.models.blocks import check_blocks, found_blocks
 from heron_server.models.head import auxiliary_head
-from heron_server.models.split_model import SplitModel, device_of, trained_parameters
+from heron_server.models.split_model import SplitModel, device_of
 from heron_server.models.transformer.token_head import token_head
 
 
@@ -27,7 +28,8 @@ def with_block_heads(model: SplitModel, losses: LocalLosses, *, blocks: tuple[st
     if losses is LocalLosses.END:
         if blocks:
             raise ConfigurationError(
-                f"blocks {','.join(blocks)} are for local losses within the front, but local_losses is end: set it to blocks, or leave blocks out"
+                f"blocks {','.join(blocks)} are for local losses within the front, but local_losses is end: set it to blocks, leave blocks out, or let "
+                "train_weights speak of the last block"
             )
         return model
     if model.task is Task.NEXT_TOKEN:
@@ -88,31 +90,13 @@ def _outputs_at(model: SplitModel, places: tuple[str, ...]) -> list[torch.Tensor
 
 def _inner_places(model: SplitModel, losses: LocalLosses, blocks: tuple[str, ...]) -> tuple[str, ...]:
     """Return the blocks that are named, or of those that are found all or every second one but the last, which ends at the cut."""
-    known = {name for name, _ in model.front.named_modules() if name}
     if blocks:
-        if unknown := [block for block in blocks if block not in known]:
-            shown = ", ".join(_found(model.front)) or ", ".join(sorted(known)[:8])
-            raise ConfigurationError(f"the front has no block {unknown[0]!r}: its blocks are {shown}")
+        check_blocks(model.front, blocks)
         return blocks
-    found, each = _found(model.front), 2 if losses is LocalLosses.PAIRS else 1
+    found, each = found_blocks(model.front), 2 if losses is LocalLosses.PAIRS else 1
     if len(found) <= each:
         raise ConfigurationError(
             f"the front has {len(found)} blocks, too few for a loss within it with local_losses={losses.value}: choose a deeper cut, name its places in "
             "blocks, or set local_losses to end"
         )
     return tuple(found[-1 - each :: -each][::-1])
-
-
-def _found(module: nn.Module, prefix: str = "") -> list[str]:
-    """Return the names of a front's blocks: what has layers and weights that train; of a sequence or list of such, its members."""
-    names: list[str] = []
-    for name, child in module.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and any(list(member.children()) for member in child.children()):
-            names += _found(child, f"{prefix}{name}.")
-        elif list(child.children()) and trained_parameters(child):
-            names.append(prefix + name)
-    if len(names) == 1:
-        # A wrapper around all of them.
-        within = _found(module.get_submodule(names[0].removeprefix(prefix)), f"{names[0]}.")
-        return within if len(within) > 1 else names
-    return names
