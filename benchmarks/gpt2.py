@@ -157,7 +157,7 @@ def write_report(path: Path, found: dict[str, Any]) -> None:
             passes, uplink = row.get("forward_equivalents_per_sample"), row.get("uplink_bytes_per_step")
             lines.append(
                 f"| {row['runtime']} | {row['step']} | {row['peak_memory_bytes'] / 1e6:.0f} | {row['peak_memory_bytes'] / weights:.2f} | {row['step_seconds']:.2f} | "
-                f"{'-' if passes is None else f'{passes:.0f}'} | {'-' if uplink is None else f'{uplink / 1e6:.2f}'} |"
+                f"{'-' if passes is None else f'{passes:.3g}'} | {'-' if uplink is None else f'{uplink / 1e6:.2f}'} |"
             )
         lines += ["", *([model["paper"], ""] if model["paper"] else [])]
     path.write_text("\n".join(lines), encoding="utf-8")

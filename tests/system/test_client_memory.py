@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import GPT2Config
 
+from heron_cli.processes import ProcessGroup, read_summary, start_server
 from heron_common.process.process_memory import resident_memory
 from heron_common.protocol.messages import PeakMemory
-from tests.harness.cluster import Cluster, wait_for_exit
+from tests.harness.cluster import Cluster, wait_for_exit, words_of
 from tests.harness.polling import eventually
 
 OWN_CEILING_BYTES = {"heron": 70_000_000, "heron-paper": 85_000_000, "cse-fsl": 90_000_000}
@@ -18,6 +20,9 @@ OWN_CEILING_BYTES = {"heron": 70_000_000, "heron-paper": 85_000_000, "cse-fsl": 
 
 CEILING_BYTES = {"heron": 110_000_000, "heron-paper": 125_000_000, "cse-fsl": 130_000_000}
 """Plain PyTorch's backpropagation of the whole batch takes 900 MB, without any network; `make bench-client` measures both."""
+
+GPT2_CEILING_BYTES = 410_000_000
+"""271 MB of it are frozen weights; plain PyTorch takes 1,850 (`make bench-gpt2`)."""
 
 
 def _images(directory: Path, count: int) -> Path:
@@ -56,6 +61,30 @@ def test_a_small_batch_stays_under_the_ceiling(cluster: Cluster, preset: str, mi
     # What a client holds depends on the micro-batch, not on the batch: this is the benchmark's client in a tenth of its time.
     peak = _peak(cluster, preset, batch_size=32, micro_batch=micro_batch, rounds=2, local_steps=3)
     _assert_under_the_ceilings(preset, peak)
+
+
+@pytest.mark.slow
+def test_exact_gradients_of_gpt2_take_a_tenth_more_than_differences(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    np.savez(tmp_path / "tokens.npz", x=np.random.default_rng(0).integers(0, 50257, (8, 128), np.int64))
+    run = {"clients": 1, "batch_size": 2, "local_steps": 1, "rounds": 1, "warmup_rounds": 0, "eval_data": None}
+    model = {
+        "model": f"hf:{tmp_path / 'gpt2'}",
+        "cut": 3,
+        "model_options": "weights=random head_blocks=1",
+        "data_spec": "text:128:next-token",
+    }
+    peaks = {}
+    for preset in ("heron", "cse-fsl"):
+        directory = tmp_path / preset
+        with ProcessGroup(directory / "logs") as group:
+            arguments = words_of({"preset": preset, **run, **model})
+            server, address = start_server(group, "server", run_dir=directory, arguments=arguments, deadline_seconds=900)
+            words = {"server": address, "data": f"npz:{tmp_path / 'tokens.npz'}", "name": "client", "state_dir": directory / "state"}
+            client = group.start("client", "heron_client", arguments=words_of(words))
+            assert [wait_for_exit(process, 600) for process in (client, server)] == [0, 0]
+        peaks[preset] = int(read_summary(directory)["clients"]["client"]["peak_memory_bytes"])
+    assert 0 < peaks["cse-fsl"] <= GPT2_CEILING_BYTES and peaks["cse-fsl"] <= 1.1 * peaks["heron"], peaks
 
 
 @pytest.mark.slow

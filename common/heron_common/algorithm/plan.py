@@ -197,7 +197,8 @@ class Plan:
     )
     """0 where steps have a learning rate instead."""
     backward_equivalents: float = BACKWARD_EQUIVALENTS
-    """What a backward pass counts as, in forward passes: less than two where the gradient ends within the front, by FLOPs that the server counted."""
+    """What a backward pass counts as, in forward passes, by FLOPs that the server counted: less than two where the gradient ends within the front, more where
+    its program runs blocks a second time instead of keeping what they computed."""
 
     @property
     def trains_front(self) -> bool:

@@ -26,7 +26,8 @@ class ClientPart:
 
     def __init__(self, model: SplitModel, with_head: bool) -> None:
         self.model = model
-        wanted = {id(value) for part in (model.front, *([model.auxiliary_head] if with_head else [])) for _, value in named_frozen(part)}
+        self.modules = (model.front, model.auxiliary_head) if with_head else (model.front,)
+        wanted = {id(value) for module in self.modules for _, value in named_frozen(module)}
         self._frozen = [(index, frozen) for index, frozen in enumerate(model.frozen) if id(frozen.value) in wanted]
         read = {spec.name for spec in model.to_spec().statistics_read(with_head)}
         self.statistics = {name: value.detach().cpu() for name, value in model.statistics.items() if name in read}

@@ -145,6 +145,8 @@ class CompiledFunction:
     output_names: tuple[str, ...]
     by_batch: bool = False
     directions: int = 1
+    parts: tuple[nn.Module, ...] = ()
+    """Front and, where it is run, head: what a sample passes, in this order."""
 
     @property
     def differentiates(self) -> bool:
@@ -209,6 +211,7 @@ def compile_function(model: SplitModel, kind: ProgramKind, *, micro_batch: int, 
         output_names=outputs,
         by_batch=model.batch_statistics,
         directions=directions,
+        parts=part.modules,
     )
 
 

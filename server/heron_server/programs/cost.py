@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from heron_common.algorithm.plan import Plan
+from heron_server.models.recomputation import recomputed_blocks
 from heron_server.models.split_model import SplitModel, device_of, predict, trained_parameters
 
 PERTURBATION_FLOPS_PER_WEIGHT = 8
@@ -30,11 +35,20 @@ _SAMPLES = 2
 
 @dataclass(frozen=True)
 class ClientCost:
-    """Counts for one sample: forward FLOPs of front and head, trainable weights, bytes of the two largest neighbouring activations."""
+    """Counts for one sample: forward FLOPs of front and head, trainable weights, bytes of the two largest neighbouring activations.
+
+    `recomputed_flops` are those of the forward that a program of gradients runs a second time.
+    """
 
     forward_flops: int
     num_parameters: int
     activation_bytes: int
+    recomputed_flops: int = 0
+
+    @property
+    def recomputed_share(self) -> float:
+        """Of the forward FLOPs, in 256ths: sums of such numbers are exact."""
+        return math.ceil(256 * self.recomputed_flops / self.forward_flops) / 256 if self.forward_flops else 0.0
 
 
 class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,7 +103,7 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCount()
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), counter, _flops_within(recomputed_blocks(*modules), counter) as recomputed:
             z = model.front(x)
             if with_head:
                 model.sample_losses(predict(model.auxiliary_head, z, model.mask(x)), y)
@@ -98,7 +112,21 @@ def client_cost(model: SplitModel, with_head: bool) -> ClientCost:
         for hook in hooks:
             hook.remove()
     pairs = [a + b for a, b in itertools.pairwise(sizes)] or sizes
-    return ClientCost(counter.total // _SAMPLES, sum(p.numel() for m in modules for _, p in trained_parameters(m)), max(pairs))
+    parameters = sum(p.numel() for m in modules for _, p in trained_parameters(m))
+    return ClientCost(counter.total // _SAMPLES, parameters, max(pairs), sum(recomputed) // _SAMPLES)
+
+
+@contextmanager
+def _flops_within(modules: list[nn.Module], counter: FlopCount) -> Iterator[list[int]]:
+    """Yield a list whose sum will be what a counter counts while these modules run."""
+    found: list[int] = []
+    hooks = [module.register_forward_pre_hook(lambda *_: found.append(-counter.total)) for module in modules]
+    hooks += [module.register_forward_hook(lambda *_: found.append(counter.total)) for module in modules]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def choose_direction_groups(batch_size: int, dimension: int, forward_flops: int) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from heron_common.errors import Interrupted, ProgramError
 from heron_common.protocol.program_check import check_program
 from heron_common.specification.model_spec import MAX_PROGRAM_BYTES, ProgramKind
 from heron_common.terminal.log_setup import TOLD
+from heron_server.models.recomputation import recomputing
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.cache_directory import CacheDirectory, library_version
 from heron_server.programs.compile import CompiledFunction, compile_function
@@ -24,7 +26,7 @@ from heron_server.programs.signature import signature
 
 log = logging.getLogger(__name__)
 
-EXPORT_VERSION = 4
+EXPORT_VERSION = 5
 """Raised when the exporter's own output changes, or what devices refuse, so that cached programs of older exporters are not used."""
 
 
@@ -125,7 +127,9 @@ def export(function: CompiledFunction) -> bytes:
 
 def _written_out(function: CompiledFunction) -> torch.nn.Module:
     if function.is_rewritten:
-        return with_backward_rules(function.module, function.arguments)
+        # The function itself keeps what its backward pass needs: what runs blocks again is compared with what does not.
+        with recomputing(*function.parts) if function.differentiates else nullcontext():
+            return with_backward_rules(function.module, function.arguments)
     return traced(function.module, function.arguments) if function.directions > 1 else function.module
 
 

@@ -59,7 +59,8 @@ def complete_algorithm(algorithm: Algorithm, model: SplitModel, count: MeasureCo
     if plan.micro_batch == 0:
         copied = _joint_dimension(model) if takes_directions(model) else None
         plan = dataclasses.replace(plan, micro_batch=choose_micro_batch(plan, cost.activation_bytes, copied))
-    plan = dataclasses.replace(plan, backward_equivalents=backward_equivalents(algorithm, model))
+    again = cost.recomputed_share if plan.takes_gradients else 0.0
+    plan = dataclasses.replace(plan, backward_equivalents=backward_equivalents(algorithm, model) + again)
     plan = dataclasses.replace(plan, learning_rate=min(plan.learning_rate, algorithm.rate_at_most(max(1, _dimension(model, plan)))))
     if plan.update_encoding is UpdateEncoding.AUTO:
         logs = can_log(plan) and prefers_log(plan, model.to_spec())

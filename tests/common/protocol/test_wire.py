@@ -155,7 +155,11 @@ def test_values_come_back_as_they_were_sent(kind: str, value: Any) -> None:
 @pytest.mark.parametrize("round_index", [0, 5])
 def test_the_plan_of_every_preset_comes_back_as_it_was_sent(name: str, round_index: int) -> None:
     plan = dataclasses.replace(
-        PRESETS[name].plan_for_round(round_index, 7), direction_groups=8, micro_batch=2, update_encoding=UpdateEncoding.DENSE
+        PRESETS[name].plan_for_round(round_index, 7),
+        direction_groups=8,
+        micro_batch=2,
+        update_encoding=UpdateEncoding.DENSE,
+        backward_equivalents=2.25,
     )
     assert through_the_wire("plan", plan) == plan
 

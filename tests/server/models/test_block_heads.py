@@ -15,11 +15,13 @@ from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.block_heads import BlockHeads
 from heron_server.models.families.local_losses import with_block_heads
+from heron_server.models.recomputation import recomputed_blocks
 from heron_server.models.registry import build_model
 from heron_server.models.split_model import SplitModel, trained_parameters
 from heron_server.programs.compile import compile_function
 from heron_server.programs.export import export
 from heron_server.programs.parity import CONVOLUTION_GRADIENT_TOLERANCE, check_outputs
+from tests.harness.transformers import build, three_classes
 
 DATA = DataSpecification("digits", (1, 8, 8), num_classes=10)
 BLOCKS, PAIRS = LocalLosses.BLOCKS, LocalLosses.PAIRS
@@ -78,6 +80,13 @@ def test_the_program_is_the_function(tmp_path: Path) -> None:
     model = with_block_heads(cnn(2, 3, 2), BLOCKS, blocks=(), seed=0)
     program = export(compile_function(model, ProgramKind.GRADIENT, micro_batch=2))
     assert check_outputs(model, ProgramKind.GRADIENT, program=program, micro_batch=2, seed=1) <= 10 * CONVOLUTION_GRADIENT_TOLERANCE
+
+
+def test_the_program_of_blocks_that_run_twice_is_the_function(tmp_path: Path) -> None:
+    model = with_block_heads(build(tmp_path, "bert", three_classes(6), cut="2"), BLOCKS, blocks=(), seed=0)
+    assert places(model) == ("blocks.layers.0",) and recomputed_blocks(model.front) == [model.front.get_submodule("blocks.layers.0")]
+    program = export(compile_function(model, ProgramKind.GRADIENT, micro_batch=2))
+    assert check_outputs(model, ProgramKind.GRADIENT, program=program, micro_batch=2, seed=1) < 1e-5
 
 
 @pytest.mark.parametrize(

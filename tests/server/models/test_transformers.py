@@ -67,8 +67,8 @@ def test_front_and_back_of_a_classifier_are_the_whole(name: str, tmp_path: Path)
 PROGRAMS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("gpt2", "next_token", 6, {"head_blocks": 1}),
     ("gpt2", "next_token", 9, {"base": "int8", "adapter": "none"}),
-    ("llama", "three_classes", 9, {"base": "bfloat16", "adapter": "vera"}),
-    ("bert", "three_classes", 6, {"adapter": "ia3"}),
+    ("llama", "three_classes", 9, {"base": "bfloat16", "adapter": "vera", "cut": "2"}),
+    ("bert", "three_classes", 6, {"adapter": "ia3", "cut": "2"}),
 ]
 MORE_PROGRAMS: list[tuple[str, str, int, dict[str, Any]]] = [
     *((name, "next_token", length, {}) for name in ("llama", "mistral", "qwen2", "qwen3") for length in (6, 9)),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from heron_common.algorithm.plan import Estimator, ServerSchedule
+from heron_common.algorithm.plan import BACKWARD_EQUIVALENTS, Estimator, ServerSchedule
 from heron_common.algorithm.plan_checks import plan_mistakes
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ConfigurationError, HeronError
@@ -34,6 +36,7 @@ from heron_server.programs.cost import (
     client_cost,
 )
 from heron_server.programs.publish import complete_algorithm
+from tests.harness.transformers import build, next_token
 from tests.server.builders import plan
 
 
@@ -120,6 +123,17 @@ def test_a_familys_cost_is_what_torchs_own_counter_says(family: str) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as torchs:
         model.sample_losses(model.auxiliary_head(model.front(x)), y)
     assert client_cost(model, with_head=True).forward_flops == torchs.get_total_flops() // 2
+
+
+def test_blocks_that_run_twice_are_counted_where_gradients_are_computed(tmp_path: Path) -> None:
+    one, two = (build(tmp_path, "gpt2", next_token(8), cut, head_blocks=1) for cut in ("1", "2"))
+    block = client_cost(two, with_head=True).forward_flops - client_cost(one, with_head=True).forward_flops
+    # Of the front's blocks and the head's one behind them all but the last; a front alone has one less.
+    assert [client_cost(two, with_head).recomputed_flops for with_head in (True, False)] == [2 * block, block]
+    assert [client_cost(one, with_head).recomputed_flops for with_head in (True, False)] == [block, 0]
+    for name, with_head, blocks in (("cse-fsl", True, 2), ("sflv2", False, 1), ("heron", True, 0)):
+        share = complete_algorithm(preset(name), two)[0].plan.backward_equivalents - BACKWARD_EQUIVALENTS
+        assert share * 256 == math.ceil(256 * blocks * block / client_cost(two, with_head).forward_flops)
 
 
 def test_a_small_server_starts_without_torchs_compiler() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from heron_common.errors import ConfigurationError
+from heron_server.models.recomputation import Chain
 
 MASKED = -1e9
 """Added to the attention logits of what must not be seen; its exponential is zero in float32."""
@@ -118,12 +119,11 @@ class Embedding(nn.Module):
         return vectors
 
 
-class Blocks(nn.Module):
+class Blocks(Chain):
     """Hidden [B, T, D] and the mask of tokens [B, T] -> hidden, through consecutive blocks."""
 
     def __init__(self, blocks: list[nn.Module], base: nn.Module, family: Family) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(blocks)
+        super().__init__(blocks)
         if family.rotary:
             self.rotary = part(base, "rotary_emb")
         self._family = family
