@@ -147,7 +147,7 @@ def test_a_retry_sends_the_same_bytes_and_steps_once(tiny: TinyModel, preset: st
     assert rough.broken == [smooth.uploads[0][1]] * 2
     assert [payload for _, payload in rough.uploads] == [payload for _, payload in smooth.uploads]
     assert one.theta.tobytes() == two.theta.tobytes() != theta.tobytes()
-    assert one.meter.to_statistics(0.0, PeakMemory()) == two.meter.to_statistics(0.0, 0)
+    assert one.meter.to_statistics(0.0, PeakMemory()) == two.meter.to_statistics(0.0, PeakMemory())
 
 
 def test_every_upload_asks_for_lambda_and_nothing_else_is_sent(tiny: TinyModel) -> None:

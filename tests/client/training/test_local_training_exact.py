@@ -160,7 +160,7 @@ def test_a_retry_sends_the_same_bytes_and_the_round_is_the_same(tiny: TinyModel,
     assert rough.broken == [smooth.uploads[0][1]] * 2
     assert plan.trains_front != bool(np.array_equal(disturbed.theta, theta))
     assert disturbed.theta.tobytes() == undisturbed.theta.tobytes()
-    assert disturbed.meter.to_statistics(0.0, PeakMemory()) == undisturbed.meter.to_statistics(0.0, 0)
+    assert disturbed.meter.to_statistics(0.0, PeakMemory()) == undisturbed.meter.to_statistics(0.0, PeakMemory())
 
 
 @pytest.mark.invariant(19, "the client repeats the same bytes")

@@ -39,7 +39,7 @@ IDS = [f"{optimiser.value}{''.join(f'-{k}={v}' for k, v in options.items())}" fo
 
 
 def plan(optimiser: ClientOptimiser, **changes: Any) -> Plan:
-    return dataclasses.replace(PRESETS["cse-fsl"].plan, optimiser=optimiser, learning_rate=RATE, relative_step=RATE, **changes)
+    return dataclasses.replace(PRESETS["heron-paper"].plan, optimiser=optimiser, learning_rate=RATE, relative_step=RATE, **changes)
 
 
 @functools.cache
