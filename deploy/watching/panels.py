@@ -177,6 +177,7 @@ TRAFFIC = Row(
             (
                 Query(_of_server("resident_memory_bytes"), "resident"),
                 Query(_of_server("peak_memory_bytes"), "peak"),
+                Query(_of_server("anonymous_memory_bytes"), "in no file"),
                 Query(_of_server("memory_limit_bytes"), "limit"),
             ),
             "bytes",
@@ -201,6 +202,7 @@ DEVICES = Row(
             (
                 Query(_of_client("resident_memory_bytes"), "{{instance}} resident"),
                 Query(_of_client("peak_memory_bytes"), "{{instance}} peak"),
+                Query(_of_client("anonymous_memory_bytes"), "{{instance}} in no file"),
                 Query(_of_client("memory_limit_bytes"), "{{instance}} limit"),
             ),
             "bytes",

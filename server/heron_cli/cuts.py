@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
-from heron_cli.leakage_figures.words import report_progress
 from heron_common.exit_codes import ExitCode
-from heron_common.terminal.output import say
+from heron_common.terminal.output import report_progress, say
 
 if TYPE_CHECKING:
     from heron_common.specification.data_specification import DataSpecification
@@ -118,7 +117,15 @@ def _leaks(options: argparse.Namespace, data: DataSpecification, model_options: 
     from heron_server.leakage.sweep import Assault, measure_places
 
     assault = Assault(open_source(options.leakage), Defence())
-    found = measure_places(options.model, model_options, data=data, places=(), assault=assault, seed=0, progress=report_progress)
+    found = measure_places(
+        options.model,
+        model_options,
+        data=data,
+        places=(),
+        assault=assault,
+        seed=0,
+        progress=lambda words: report_progress(f"attacking {words}"),
+    )
     return {one.cut: one.recovered for one in found}
 
 

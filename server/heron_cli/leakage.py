@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heron_cli.leakage_figures.kept import KEPT_AS
-from heron_cli.leakage_figures.words import introduction, limits, paragraphs, report_progress
+from heron_cli.leakage_figures.words import introduction, limits, paragraphs
 from heron_cli.trained_options import add_trained_options, checkpoint_of, vouched_by
 from heron_common.errors import ConfigurationError, StorageError
 from heron_common.exit_codes import ExitCode
 from heron_common.files.atomic import finite, write_json_atomically
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.terminal.option_parser import above_zero, at_least
-from heron_common.terminal.output import say
+from heron_common.terminal.output import report_progress, say
 
 if TYPE_CHECKING:
     from heron_common.specification.data_specification import DataSpecification
@@ -165,7 +165,7 @@ def _begin(options: argparse.Namespace) -> tuple[dict[str, Any], Iterator[Found]
         places=options.cut,
         assault=assault,
         seed=seed,
-        progress=report_progress,
+        progress=lambda words: report_progress(f"attacking {words}"),
     )
     return {"model": options.model, "weights": f"first weights of seed {seed}", **document}, found
 
@@ -174,7 +174,7 @@ def _of_run(trained: TrainedModel, assault: Assault) -> Iterator[Found]:
     from heron_server.leakage.sweep import ITS_OPTIONS, measure_cut
 
     cut = trained.configuration["cut"] or ITS_OPTIONS
-    yield measure_cut(trained.model, trained.data, assault, cut=cut, progress=lambda words: report_progress(f"{cut}: {words}"))
+    yield measure_cut(trained.model, trained.data, assault, cut=cut, progress=lambda words: report_progress(f"attacking {cut}: {words}"))
 
 
 def wire_dtype_of(configuration: dict[str, Any]) -> WireDtype:

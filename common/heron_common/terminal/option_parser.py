@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from heron_common.errors import ConfigurationError
-from heron_common.terminal.output import write_text
+from heron_common.terminal.output import say, write_text
 from heron_common.terminal.spelling import did_you_mean
 
 _ADDRESS = re.compile(r"(\[[^\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
@@ -24,7 +24,7 @@ class _Help(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         """Do so."""
         assert isinstance(parser, OptionParser)
-        parser._print_message(parser.help_of(everything="--help-all" in self.option_strings), sys.stdout)
+        say(*parser.help_of(everything="--help-all" in self.option_strings).splitlines())
         parser.exit()
 
 

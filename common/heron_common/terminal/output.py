@@ -22,6 +22,11 @@ def announce(sentence: str) -> None:
         write_text(sys.stderr, f"{printable(sentence)}\n")
 
 
+def report_progress(sentence: str) -> None:
+    """Say on standard error how far a command of minutes is, so that standard output holds its results alone."""
+    write_text(sys.stderr, f"{printable(sentence)}\n")
+
+
 def say(*lines: object) -> None:
     """Print each argument as one line on standard output, at once.
 

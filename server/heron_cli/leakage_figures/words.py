@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 from heron_common.terminal.foreign_text import printable
-from heron_common.terminal.output import write_text
 
 NEARLY_ALL = 0.95
 """Share from which on the activations are the samples, to this attacker."""
@@ -42,11 +40,6 @@ def introduction(document: dict[str, Any]) -> list[str]:
 def limits() -> list[str]:
     """Return what the figures do not say."""
     return textwrap.wrap(LIMITS, LINE_WIDTH)
-
-
-def report_progress(words: str) -> None:
-    """Say on standard error what is attacked, so that standard output holds figures alone."""
-    write_text(sys.stderr, f"attacking {printable(words)}\n")
 
 
 def defence_in_words(document: dict[str, Any]) -> str:

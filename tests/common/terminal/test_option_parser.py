@@ -138,7 +138,7 @@ def test_what_was_meant_is_near_or_not_said() -> None:
         (
             ["statsu"],
             [
-                "heron statsu: VERB is one of demo, audit, certs, cuts, evaluate, export, health, report, simulate, status, not 'statsu': did you mean status?"
+                "heron statsu: VERB is one of demo, audit, certs, cuts, evaluate, export, health, leakage, report, simulate, status, not 'statsu': did you mean status?"
             ],
         ),
         (

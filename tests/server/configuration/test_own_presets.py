@@ -68,8 +68,8 @@ def test_a_preset_that_nobody_chose_changes_nothing(file: Path) -> None:
 
 def test_a_simulation_takes_it_from_a_file_and_by_name(file: Path) -> None:
     table = {"base": "fsl-sage", "local_steps": 3, "client_learning_rate": 0.5, "server_schedule": "lockstep", "alignment_epochs": 2}
-    from_file = read_simulation(["--config", str(file), "--preset", "mine"], {})
-    assert from_file == simulation_config(preset="mine", presets={"mine": table})
+    from_file = read_simulation(["--config", str(file), "--preset", "mine", "--run-dir", "x"], {})
+    assert from_file == simulation_config(preset="mine", presets={"mine": table}, run_dir=Path("x"))
     arrives = simulation_config(preset="mine", presets={"mine": {"base": "heron"}})
     assert arrives.algorithm.schedule is ServerSchedule.LOCKSTEP, "what arrives in one process comes in one order"
 
@@ -132,4 +132,5 @@ def test_values_and_their_texts_make_the_same_simulation() -> None:
     values = simulation_config(rounds=3, participation=0.5, server_schedule=ServerSchedule.SEQUENTIAL, run_dir=Path("x"), resume=True)
     words = ["--rounds=3", "--participation=0.5", "--server-schedule=sequential", "--run-dir=x", "--resume"]
     assert values == read_simulation(words, {})
-    assert simulation_config(summary=None, rounds=None) == read_simulation([], {})
+    # A command keeps its run under a name with the time in it, where none is given.
+    assert simulation_config(summary=None, rounds=None, run_dir=Path("x")) == read_simulation(["--run-dir=x"], {})

@@ -143,7 +143,7 @@ def make_worker(root: Path) -> tuple[TrainWorker, list[dict[str, Any]]]:
         event_files=None,
         client_table=lambda: table,
         write_summary=lambda summary: summaries.append(json.loads(json.dumps(summary, allow_nan=False))),
-        summary_facts={},
+        summary_facts={"num_rounds": 5},
     )
     return worker, summaries
 

@@ -194,6 +194,8 @@ class RunLife(Life, RuleBasedStateMachine):
     def open_the_books(self) -> None:
         """The ledger's own account, and the files that it names."""
         self.disk.refuses = False
+        # As the thread does that tidies up, which had nothing to do while the disk refused.
+        self.run.state.outbox.delete_given_up()
         run, balance = self.run.state, self.run.ledger.balance()
         self.note_committed()
         assert balance.accepted == len(self.accepted)
