@@ -79,7 +79,7 @@ ROOMS = {
         "simulation": "",
         "audit": "",
         "certs": "",
-        "cuts": "leakage_figures",
+        "cuts": "",
         "demo": "processes",
         "evaluate": "trained_options",
         "export": "trained_options",
