@@ -15,7 +15,7 @@ from heron_cli.simulation.clients import client_name, shares
 from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
 from heron_common.algorithm.payload_shapes import evaluation_specs
-from heron_common.algorithm.plan import LocalLosses
+from heron_common.algorithm.plan import NO_WEIGHTS, LocalLosses
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.partition import Partition
@@ -71,8 +71,9 @@ def test_a_run_with_held_out_samples_is_the_run_without_them_and_their_score_is_
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = PRESETS[preset]
-    within = {"blocks": "0.0"} if row.local_losses is not LocalLosses.END or row.train_weights != "all" else {}
-    within |= {"train_weights": "all"} if preset == "hybrid" else {}
+    within = {"blocks": "0.0"} if row.local_losses is not LocalLosses.END or row.exact_weights != NO_WEIGHTS else {}
+    # A checkpoint is loaded here into a whole model, so that all of it has to be there.
+    within |= {"train_weights": "all"} if row.train_weights != "all" else {}
     run = run_simulation(tmp_path / "held-out", **SHAPE, **within, preset=preset, held_out=FRACTION)
     with monkeypatch.context() as patch:
         patch.setattr(heron_cli.simulation.run, "shares", without_held_out)
