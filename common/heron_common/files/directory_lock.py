@@ -1,9 +1,10 @@
-"""One process to a directory: created if need be, locked until closed or until the process dies."""
+"""One process to a directory: created if need be, locked until closed or until the process dies; gone again if nothing was put into it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from heron_common.errors import InUseError, StorageError
@@ -25,6 +26,8 @@ class DirectoryLock:
             StorageError: it cannot be written.
 
         """
+        self._path = path
+        self._is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
@@ -38,7 +41,15 @@ class DirectoryLock:
             raise InUseError(f"another {owner} is using {path}: {remedy}") from exc
 
     def close(self) -> None:
-        """Release the lock; safe to repeat."""
+        """Release the lock, and take away a directory that was made for it and has nothing else in it; safe to repeat."""
         if self._descriptor >= 0:
+            self._remove_if_unused()
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _remove_if_unused(self) -> None:
+        # A start that was refused leaves no directory behind for its owner to wonder about.
+        with suppress(OSError):
+            if self._is_new and [entry.name for entry in self._path.iterdir()] == ["lock"]:
+                (self._path / "lock").unlink()
+                self._path.rmdir()

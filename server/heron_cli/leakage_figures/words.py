@@ -54,7 +54,7 @@ def paragraphs(cut: dict[str, Any]) -> list[str]:
     """Return the figures of one cut, a line for each guess and attack, and what they say."""
     shape = "x".join(map(str, cut["activations"]))
     own = f"the attacker has {cut['attacker_rows']:,} samples of its own"
-    title = f"--cut {printable(cut['cut'])}: {shape}, {cut['numbers_per_sample']:,} numbers a sample; {own}"
+    title = f"{printable(cut['cut'])}: {shape}, {cut['numbers_per_sample']:,} numbers a sample; {own}"
     return ["", title, *_table(cut), *(line for sentence in verdict(cut) for line in _wrapped(sentence))]
 
 

@@ -26,7 +26,7 @@ from heron_server.models.user.user_code import PREFIX
 
 Found = Leakage | TokenLeakage
 
-ITS_OPTIONS = "(of its options)"
+ITS_OPTIONS = "the model's own cut"
 """What the cut of a family is called whose options say where it is."""
 
 ATTACKED, OWN = 64, 1000
