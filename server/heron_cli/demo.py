@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from heron_cli.processes import LoggedProcess, ProcessError, ProcessGroup, read_summary, start_server
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.exit_codes import ExitCode
 from heron_common.terminal.console import make_console
 from heron_common.terminal.figures import FRONT_WEIGHTS, human_bytes, human_number

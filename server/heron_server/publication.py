@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from heron_common.algorithm.plan import Algorithm, LocalLosses
+from heron_common.algorithm.algorithm import Algorithm, LocalLosses
 from heron_common.algorithm.plan_checks import contradictions, step_mistakes
 from heron_common.data.check import check_samples
 from heron_common.data.columns import with_columns

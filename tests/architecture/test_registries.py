@@ -15,7 +15,8 @@ from PIL import Image
 
 from heron_common.algorithm import presets
 from heron_common.algorithm.aggregation_rule import AggregationRule
-from heron_common.algorithm.plan import ClientOptimiser, DirectionScale, Estimator, Objective, UpdateEncoding
+from heron_common.algorithm.algorithm import DirectionScale
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, Objective, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, plan_mistakes
 from heron_common.algorithm.plan_counts import forward_equivalents
 from heron_common.algorithm.presets import PRESETS

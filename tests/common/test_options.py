@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from heron_common.algorithm.plan import Algorithm, Alignment, ClientOptimiser, Plan, ServerSchedule
+from heron_common.algorithm.algorithm import Algorithm, Alignment, ServerSchedule
+from heron_common.algorithm.plan import ClientOptimiser, Plan
 from heron_common.algorithm.presets import PRESETS
 from heron_common.options import option, option_fields, option_of, with_options
 

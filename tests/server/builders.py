@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from heron_common.algorithm.plan import Plan, ServerSchedule, UpdateEncoding
+from heron_common.algorithm.algorithm import ServerSchedule
+from heron_common.algorithm.plan import Plan, UpdateEncoding
 from heron_common.algorithm.presets import preset
 from heron_common.ids import RoundReference
 from heron_common.numerics.tensors import DType, TensorSpec

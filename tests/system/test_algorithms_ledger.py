@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from heron_cli.simulation.configuration import simulation_config
-from heron_common.algorithm.plan import Algorithm, HeadTraining, LocalLosses, Objective, Plan, UpdateEncoding
+from heron_common.algorithm.algorithm import Algorithm, LocalLosses
+from heron_common.algorithm.plan import HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.plan_counts import forward_equivalents, round_bytes
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION

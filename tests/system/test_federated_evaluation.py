@@ -14,8 +14,8 @@ import heron_cli.simulation.run
 from heron_cli.simulation.clients import client_name, shares
 from heron_cli.simulation.configuration import simulation_config
 from heron_cli.simulation.run import simulate
+from heron_common.algorithm.algorithm import NO_WEIGHTS, LocalLosses
 from heron_common.algorithm.payload_shapes import evaluation_specs
-from heron_common.algorithm.plan import NO_WEIGHTS, LocalLosses
 from heron_common.algorithm.presets import PRESETS
 from heron_common.data.digits import DIGITS_SPECIFICATION
 from heron_common.data.partition import Partition

@@ -7,18 +7,8 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from heron_common.algorithm.plan import (
-    NO_WEIGHTS,
-    Algorithm,
-    ClientOptimiser,
-    Estimator,
-    HeadTraining,
-    LocalLosses,
-    Objective,
-    Plan,
-    ServerSchedule,
-    UpdateEncoding,
-)
+from heron_common.algorithm.algorithm import NO_WEIGHTS, Algorithm, LocalLosses, ServerSchedule
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.wire_dtypes import WireDtype
 from heron_common.numerics.zeroth_order import FiniteDifference

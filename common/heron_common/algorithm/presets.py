@@ -5,19 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from heron_common.algorithm.plan import (
-    Algorithm,
-    ClientOptimiser,
-    DirectionScale,
-    Estimator,
-    HeadTraining,
-    LocalLosses,
-    Objective,
-    Plan,
-    ServerSchedule,
-    UpdateEncoding,
-    Weighting,
-)
+from heron_common.algorithm.algorithm import Algorithm, DirectionScale, LocalLosses, ServerSchedule, Weighting
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.errors import ConfigurationError
 from heron_common.numerics.directions import DirectionDistribution
 from heron_common.numerics.zeroth_order import FiniteDifference

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from heron_cli.simulation.plots import SUFFIXES
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.data.partition import Partition, parse_partition
 from heron_common.data.sources import SPECIFICATIONS, source_kind
 from heron_common.errors import ConfigurationError

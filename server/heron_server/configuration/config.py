@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.algorithm import Algorithm
 from heron_common.algorithm.presets import PRESETS, check_preset, preset
 from heron_common.data.sources import source_kind
 from heron_common.data.specification import SPECIFICATION_FORMS, parse_specification

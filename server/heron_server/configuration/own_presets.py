@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.algorithm import Algorithm
 from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.terminal.spelling import did_you_mean
 from heron_server.configuration.plan_section import PlanSection

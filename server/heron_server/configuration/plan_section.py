@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import field_validator
 
-from heron_common.algorithm.plan import Algorithm, Alignment, Plan
+from heron_common.algorithm.algorithm import Algorithm, Alignment
+from heron_common.algorithm.plan import Plan
 from heron_server.configuration.section import checked, section_of
 from heron_server.models.train_weights import check_train_weights
 

@@ -8,7 +8,7 @@ import warnings
 
 from torch import nn
 
-from heron_common.algorithm.plan import NO_WEIGHTS
+from heron_common.algorithm.algorithm import NO_WEIGHTS
 from heron_common.errors import ConfigurationError
 from heron_server.models.blocks import last_block
 from heron_server.models.split_model import SplitModel, trained_parameters

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from heron_common.algorithm.plan import BACKWARD_EQUIVALENTS, Algorithm, Estimator, LocalLosses
+from heron_common.algorithm.algorithm import Algorithm, LocalLosses
+from heron_common.algorithm.plan import BACKWARD_EQUIVALENTS, Estimator
 from heron_common.specification.model_spec import ProgramKind
 from heron_server.models.split_model import SplitModel
 from heron_server.programs.compile import compile_function

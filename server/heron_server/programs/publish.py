@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from heron_common.algorithm.plan import Algorithm, DirectionScale, Plan, UpdateEncoding
+from heron_common.algorithm.algorithm import Algorithm, DirectionScale
+from heron_common.algorithm.plan import Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, statistics_mistakes
 from heron_common.algorithm.plan_counts import prefers_log
 from heron_common.algorithm.trained_tensors import perturbed_tensors, trained_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.algorithm import Algorithm
 from heron_common.protocol.timing import Timing
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import BlobReference, ModelSpec, ProgramReference

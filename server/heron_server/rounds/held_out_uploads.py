@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.algorithm.payload_shapes import evaluation_specs
-from heron_common.algorithm.plan import Plan, ServerSchedule
+from heron_common.algorithm.plan import Plan
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import TensorSpec, check_specs

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 
 STEPS_AHEAD = 2
 """Where the order is by step, a client may be this many uploads ahead of the one needed next: enough to hide the network, bounded."""

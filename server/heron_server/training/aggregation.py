@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from heron_common.algorithm.aggregation_rule import AggregationRule
-from heron_common.algorithm.plan import Weighting
+from heron_common.algorithm.algorithm import Weighting
 from heron_common.numerics.tensors import Float32Array, Float64Array
 
 TRIM_FRACTION = 0.2

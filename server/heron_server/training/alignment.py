@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from heron_common.algorithm.plan import Alignment
+from heron_common.algorithm.algorithm import Alignment
 from heron_common.numerics.tensors import Float32Array
 from heron_server.models.split_model import SplitModel, device_of, flat_parameters, predict, trained_parameters
 from heron_server.training.aligned import aligned_tensor

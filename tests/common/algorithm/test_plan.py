@@ -8,19 +8,9 @@ from typing import Any
 
 import pytest
 
+from heron_common.algorithm.algorithm import Algorithm, DirectionScale, ServerSchedule, Weighting
 from heron_common.algorithm.payload_shapes import cut_gradient_specs, update_specs, upload_specs, weight_specs
-from heron_common.algorithm.plan import (
-    Algorithm,
-    ClientOptimiser,
-    DirectionScale,
-    Estimator,
-    HeadTraining,
-    Objective,
-    Plan,
-    ServerSchedule,
-    UpdateEncoding,
-    Weighting,
-)
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, plan_mistakes
 from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.errors import ConfigurationError

@@ -8,17 +8,8 @@ from typing import Any
 
 import pytest
 
-from heron_common.algorithm.plan import (
-    Algorithm,
-    ClientOptimiser,
-    Estimator,
-    HeadTraining,
-    LocalLosses,
-    Objective,
-    Plan,
-    ServerSchedule,
-    UpdateEncoding,
-)
+from heron_common.algorithm.algorithm import Algorithm, LocalLosses, ServerSchedule
+from heron_common.algorithm.plan import ClientOptimiser, Estimator, HeadTraining, Objective, Plan, UpdateEncoding
 from heron_common.algorithm.plan_checks import algorithm_mistakes, can_log, plan_mistakes, statistics_mistakes, step_mistakes
 from heron_common.algorithm.presets import PRESETS, preset
 from heron_common.numerics.directions import DirectionDistribution

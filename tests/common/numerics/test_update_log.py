@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Objective, UpdateEncoding, Weighting
+from heron_common.algorithm.algorithm import Weighting
+from heron_common.algorithm.plan import ClientOptimiser, HeadTraining, Objective, UpdateEncoding
 from heron_common.ids import RoundReference
 from heron_common.numerics.directions import DirectionDistribution, Directions, PerturbationSeed, derive_seed
 from heron_common.numerics.layout import FlatLayout

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from heron_cli.simulation.configuration import read_simulation, simulation_config
-from heron_common.algorithm.plan import Algorithm, ServerSchedule
+from heron_common.algorithm.algorithm import Algorithm, ServerSchedule
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ConfigurationError
 from heron_server.configuration.config import MAY_CHANGE_ON_RESUME, ServerConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from heron_common.algorithm.plan import LocalLosses
+from heron_common.algorithm.algorithm import LocalLosses
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import DataSpecification
 from heron_common.specification.model_spec import ProgramKind

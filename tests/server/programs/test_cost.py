@@ -19,7 +19,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from heron_common.algorithm.plan import BACKWARD_EQUIVALENTS, Estimator, ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
+from heron_common.algorithm.plan import BACKWARD_EQUIVALENTS, Estimator
 from heron_common.algorithm.plan_checks import plan_mistakes
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ConfigurationError, HeronError

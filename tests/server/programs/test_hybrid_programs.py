@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from heron_common.algorithm.plan import Algorithm
+from heron_common.algorithm.algorithm import Algorithm
 from heron_common.algorithm.presets import preset
 from heron_common.errors import ParityError
 from heron_common.numerics.layout import FlatLayout

@@ -14,7 +14,7 @@ import torch
 
 import heron_server.programs.difference_gate as difference_gate_module
 import heron_server.programs.export as export_module
-from heron_common.algorithm.plan import Algorithm, DirectionScale
+from heron_common.algorithm.algorithm import Algorithm, DirectionScale
 from heron_common.algorithm.presets import preset
 from heron_common.errors import HeronError, ParityError
 from heron_common.specification.data_specification import DataSpecification

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from heron_common.algorithm.algorithm import Alignment
 from heron_common.algorithm.payload_shapes import evaluation_specs, upload_specs
-from heron_common.algorithm.plan import Alignment
 from heron_common.algorithm.presets import preset
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import ConfigurationError, RefusedError

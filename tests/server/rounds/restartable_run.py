@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.algorithm.payload_shapes import cut_gradient_specs
-from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.algorithm.presets import preset
 from heron_common.errors import CheckpointError, StorageError
 from heron_common.ids import RoundReference

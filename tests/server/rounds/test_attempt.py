@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.algorithm.payload_shapes import update_specs
-from heron_common.algorithm.plan import ServerSchedule, UpdateEncoding
+from heron_common.algorithm.plan import UpdateEncoding
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.ids import RoundReference

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.protocol.messages import LocalStatistics, UploadKey, UploadPurpose
 from heron_common.specification.model_spec import BlobReference
 from heron_server.rounds.attempt import Attempt

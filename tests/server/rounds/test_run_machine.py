@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.ids import RoundReference
 from heron_common.protocol.messages import PeakMemory, UploadKey, UploadPurpose
 from heron_server.rounds.state import WithoutQuorum

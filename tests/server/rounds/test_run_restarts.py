@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_server.rounds.jobs import AbandonJob
 from heron_server.rounds.state import WithoutQuorum
 from tests.server.rounds.restartable_run import RunShape

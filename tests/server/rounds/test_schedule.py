@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heron_common.algorithm.plan import ServerSchedule
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_server.rounds.schedule import STEPS_AHEAD, TrainingOrder, UploadSlot
 
 CLIENTS = ("a", "b", "c")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heron_common.algorithm.aggregation_rule import AggregationRule
-from heron_common.algorithm.plan import Weighting
+from heron_common.algorithm.algorithm import Weighting
 from heron_common.numerics.tensors import Float32Array
 from heron_server.training import aggregation
 from heron_server.training.aggregation import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from heron_common.algorithm.plan import Alignment
+from heron_common.algorithm.algorithm import Alignment
 from heron_common.error_catalog import ErrorCode
 from heron_server.models.split_model import SplitModel, flat_parameters, load_flat_parameters
 from heron_server.training.alignment import ALIGNMENT_BATCH, HeadAlignment

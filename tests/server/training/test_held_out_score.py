@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from heron_common.algorithm.algorithm import ServerSchedule
 from heron_common.algorithm.payload_shapes import evaluation_specs
-from heron_common.algorithm.plan import ServerSchedule
 from heron_common.error_catalog import ErrorCode
 from heron_common.errors import RefusedError
 from heron_common.numerics.tensors import DType, TensorSpec, total_bytes

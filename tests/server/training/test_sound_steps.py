@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from heron_common.algorithm.plan import Alignment
+from heron_common.algorithm.algorithm import Alignment
 from heron_common.data.sources import parse_specification
 from heron_common.ids import RoundReference
 from heron_common.process.clock import ManualClock

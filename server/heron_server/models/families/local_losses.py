@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heron_common.algorithm.plan import LocalLosses
+from heron_common.algorithm.algorithm import LocalLosses
 from heron_common.errors import ConfigurationError
 from heron_common.specification.data_specification import Task
 from heron_server.models.block_heads import BlockHeads, blocks_apart
